@@ -1,0 +1,52 @@
+use std::fmt;
+
+/// What a caller can do about an [`ObjectStorageError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectStorageErrorKind {
+    /// The object or bucket does not exist.
+    NotFound,
+    /// A create-only write found an object, or a bucket of that name exists and belongs to somebody else.
+    AlreadyExists,
+    /// The credentials are wrong or do not reach that far. Repeating does not help.
+    PermissionDenied,
+    /// Unreachable, throttled, timed out, or a 5xx: worth another try later.
+    Retryable,
+    /// Everything else: repeating the same request gives the same answer.
+    Permanent,
+}
+
+/// A failed request to an object store, with the operation and what it was about.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {subject}: {message}")]
+pub struct ObjectStorageError {
+    kind: ObjectStorageErrorKind,
+    operation: &'static str,
+    subject: String,
+    message: String,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl ObjectStorageError {
+    /// `operation` is a verb (`"get"`), `subject` the key, prefix or bucket. `message` never holds a secret.
+    pub fn new(
+        kind: ObjectStorageErrorKind,
+        operation: &'static str,
+        subject: impl fmt::Display,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { kind, operation, subject: subject.to_string(), message: message.into(), source: None }
+    }
+
+    /// Attaches the error underneath.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What the caller can do about it.
+    pub fn kind(&self) -> ObjectStorageErrorKind {
+        self.kind
+    }
+}
