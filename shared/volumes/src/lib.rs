@@ -1,1 +1,57 @@
-//! volumes
+//! The files of projects on a project-host: volumes, snapshots, and replacing a tree without ever being between.
+//!
+//! A project is two trees, its files (`<host root>/projects/<project>/`) and its persist store
+//! (`<host root>/persist/<project>/`), and people work in them while this crate is at work. Two things go wrong
+//! in a plain implementation:
+//!
+//! - *A backup of a tree that changes while it is read* holds a state that never was. Where the host root is
+//!   on btrfs, [`HostRoot::snapshot`] freezes both trees first; elsewhere the live trees are read, and
+//!   [`BackupSource::kind`] says so.
+//! - *A restore into the live tree* leaves, after a crash, a mixture of old and new, or no home at all. Here a
+//!   restore is staged beside the live tree, and then exchanged with it by one rename. Two trees need two
+//!   renames, so a journal on disk says what is intended before it is done, and [`HostRoot::recover`] ends what a
+//!   crash has interrupted: fully old or fully new, never between.
+//!
+//! What a tenant can write is never trusted with a path: inside a project the crate walks with directory handles
+//! that follow no symbolic link, and its journals lie outside, in directories of the host's own.
+//!
+//! The layout of a host root:
+//!
+//! ```text
+//! projects/<project>/                  live files (a btrfs subvolume where possible)
+//! persist/<project>/                   live persist store (likewise)
+//! snapshots/<op>/{project,persist}     read-only snapshots of a running backup
+//! staging/<op>/journal.json            what a restore intends, and how far it is
+//! staging/<op>/{project,persist}       the trees of a whole restore (after the exchange: the old ones)
+//! projects/<project>/.longhaul-staging-<op>/   the content of a path restore (a rename cannot leave a subvolume)
+//! ```
+//!
+//! The API is synchronous; a caller in async code runs it on a thread for blocking work.
+
+mod btrfs;
+mod compare;
+mod deletion;
+mod error;
+mod exchange;
+mod host_root;
+mod journal;
+mod operation_directory;
+mod path_restore;
+mod project_path;
+mod recovery;
+mod rename;
+mod snapshot;
+mod steps;
+mod whole_restore;
+
+#[cfg(test)]
+mod test_support;
+
+pub use compare::{Difference, DifferenceKind, MAX_DIFFERENCES, compare_trees};
+pub use error::{VolumeError, VolumeErrorKind};
+pub use host_root::{Filesystem, HostRoot, Volume, VolumeOptions};
+pub use path_restore::{Conflict, PathOutcome, StagedPath};
+pub use project_path::{ProjectPath, ProjectPathError, STAGING_PREFIX, is_reserved_name};
+pub use recovery::RecoveryReport;
+pub use snapshot::{BackupSource, SourceKind};
+pub use whole_restore::Staged;

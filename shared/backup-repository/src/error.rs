@@ -1,0 +1,132 @@
+use std::fmt;
+
+use object_storage::{ObjectStorageError, ObjectStorageErrorKind};
+use rustic_core::RusticError;
+use serde::{Deserialize, Serialize};
+
+/// What a caller can do about a [`BackupRepositoryError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackupRepositoryErrorKind {
+    /// There is no such repository, snapshot or path in it.
+    NotFound,
+    /// The root carries another repository's marker, or none. Nothing was read or written beyond it.
+    IdentityMismatch,
+    /// The root holds objects that are not ours: nothing is initialised there.
+    Occupied,
+    /// The snapshot is not of layout 2, or belongs to another project.
+    UnsupportedLayout,
+    /// The key, the password or the object store's credentials are wrong.
+    WrongCredentials,
+    /// The request itself makes no sense: a bad tag, path or directory.
+    InvalidArgument,
+    /// Something in the source could not be read, so that a backup of it would not be whole.
+    SourceUnreadable,
+    /// The staging directory is not fresh, or refuses what has to be restored into it.
+    DestinationUnusable,
+    /// The repository misses data or holds data that does not match its hash.
+    Damaged,
+    /// What was restored is not what was backed up.
+    VerificationFailed,
+    /// The caller asked to stop.
+    Canceled,
+    /// Worth another attempt later.
+    Retryable,
+    /// Everything else: repeating the same request gives the same answer.
+    Permanent,
+}
+
+impl BackupRepositoryErrorKind {
+    /// Whether another attempt at the very same request can end better.
+    pub fn is_retryable(self) -> bool {
+        matches!(self, Self::Retryable | Self::VerificationFailed)
+    }
+}
+
+/// A failed operation on a repository, with what was attempted and on what.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {subject}: {message}")]
+pub struct BackupRepositoryError {
+    kind: BackupRepositoryErrorKind,
+    operation: &'static str,
+    subject: String,
+    message: String,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The result of everything in this crate.
+pub type Result<T, E = BackupRepositoryError> = std::result::Result<T, E>;
+
+impl BackupRepositoryError {
+    /// `operation` is a verb (`"restore"`), `subject` what it was about. `message` never holds a secret.
+    pub(crate) fn new(
+        kind: BackupRepositoryErrorKind,
+        operation: &'static str,
+        subject: impl fmt::Display,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { kind, operation, subject: subject.to_string(), message: message.into(), source: None }
+    }
+
+    /// Attaches the error underneath.
+    #[must_use]
+    pub(crate) fn with_source(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What the caller can do about it.
+    pub fn kind(&self) -> BackupRepositoryErrorKind {
+        self.kind
+    }
+
+    pub(crate) fn from_storage(operation: &'static str, error: ObjectStorageError) -> Self {
+        let kind = kind_of_storage_error(error.kind());
+        Self::new(kind, operation, "in the object store", "the request failed").with_source(error)
+    }
+
+    /// For errors of rustic_core that did not begin in our backend: its own text is the message.
+    pub(crate) fn from_rustic(
+        operation: &'static str,
+        subject: impl fmt::Display,
+        error: &RusticError,
+    ) -> Self {
+        let kind = if error.is_incorrect_password() || error.is_code("C001") {
+            BackupRepositoryErrorKind::WrongCredentials
+        } else {
+            BackupRepositoryErrorKind::Permanent
+        };
+        Self::new(kind, operation, subject, error.display_log())
+    }
+
+    pub(crate) fn canceled(operation: &'static str) -> Self {
+        Self::new(BackupRepositoryErrorKind::Canceled, operation, "on request", "canceled")
+    }
+
+    /// The error and all its causes in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}
+
+pub(crate) fn kind_of_storage_error(kind: ObjectStorageErrorKind) -> BackupRepositoryErrorKind {
+    match kind {
+        ObjectStorageErrorKind::NotFound => BackupRepositoryErrorKind::NotFound,
+        ObjectStorageErrorKind::PermissionDenied => BackupRepositoryErrorKind::WrongCredentials,
+        ObjectStorageErrorKind::Retryable => BackupRepositoryErrorKind::Retryable,
+        ObjectStorageErrorKind::AlreadyExists | ObjectStorageErrorKind::Permanent => {
+            BackupRepositoryErrorKind::Permanent
+        }
+    }
+}

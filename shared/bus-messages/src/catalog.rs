@@ -1,0 +1,316 @@
+//! Projects, hosts, buckets, backups and accounts, as the API shows them.
+
+use domain_model::{
+    AccountId, BackupId, BucketId, HostId, LayoutPath, OperationId, ProjectId, Tag, Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+/// A request without fields.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
+/// A project.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Project {
+    /// Its id.
+    pub id: ProjectId,
+    /// Its title.
+    pub title: String,
+    /// Whose it is.
+    pub account_id: Option<AccountId>,
+    /// The host that has its files.
+    pub host_id: HostId,
+    /// Where its backups are to be: wnam, enam, weur, eeur, apac or oc.
+    pub region: String,
+    /// `stopped`, `starting`, `running`, `stopping`.
+    pub state: String,
+    /// The bucket of its backups; set once, on the first backup.
+    pub backup_bucket_id: Option<BucketId>,
+    /// Who else may use it.
+    pub collaborators: Vec<AccountId>,
+    /// When its files may last have changed.
+    pub last_edited: Option<Timestamp>,
+    /// When its newest backup was taken.
+    pub last_backup_at: Option<Timestamp>,
+    /// Its newest backup.
+    pub last_backup_id: Option<BackupId>,
+    /// When one of its backups was last proven to restore.
+    pub last_verified_at: Option<Timestamp>,
+    /// When it was created.
+    pub created_at: Timestamp,
+}
+
+/// `api.v1.hub.project.create`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateProject {
+    /// 1–200 characters.
+    pub title: String,
+    /// The host that has its files.
+    pub host_id: HostId,
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account_id: Option<AccountId>,
+    /// Where its backups are to be; the host's region by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+}
+
+/// Reply that is one project.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProjectReply {
+    /// The project.
+    pub project: Project,
+}
+
+/// A page to ask for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListRequest {
+    /// At most so many, 1–200; 50 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// Reply to `project.list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProjectList {
+    /// The projects, newest first.
+    pub projects: Vec<Project>,
+    /// Where the next page starts; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// Reply to `project.status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProjectStatus {
+    /// The project.
+    pub project: Project,
+    /// When its newest backup was taken.
+    pub last_backup_at: Option<Timestamp>,
+    /// When one of its backups was last proven to restore.
+    pub last_verified_at: Option<Timestamp>,
+    /// Where its backups are.
+    pub region: String,
+    /// What is going on with it.
+    pub running_ops: Vec<OperationId>,
+}
+
+/// A project-host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    /// Its id.
+    pub id: HostId,
+    /// Its name, for people.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    /// `active`, `draining` or `off`.
+    pub status: String,
+    /// Whether it may have direct credentials of buckets.
+    pub trusted: bool,
+    /// When one of its services was last heard of.
+    pub last_seen: Option<Timestamp>,
+    /// When it was made known.
+    pub created_at: Timestamp,
+}
+
+/// `api.v1.hub.host.create`. Its credentials come from the installation, not from here.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateHost {
+    /// Chosen by the caller, so that asking twice makes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<HostId>,
+    /// 1–200 characters.
+    pub name: String,
+    /// wnam, enam, weur, eeur, apac or oc.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+}
+
+/// Reply that is one host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostReply {
+    /// The host.
+    pub host: Host,
+}
+
+/// Reply to `host.list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostList {
+    /// The hosts, oldest first.
+    pub hosts: Vec<Host>,
+}
+
+/// A bucket in the registry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bucket {
+    /// Its id.
+    pub id: BucketId,
+    /// `backups`, `artifacts`, `rootfs`, `logs`.
+    pub purpose: String,
+    /// `r2`, `s3` or `local`.
+    pub provider: String,
+    /// The account at the provider.
+    pub provider_account_id: Option<String>,
+    /// The region that it serves.
+    pub region: String,
+    /// Where the provider says that it is; null if it does not tell.
+    pub location: Option<String>,
+    /// Its name at the provider.
+    pub name: String,
+    /// The URL of the provider.
+    pub endpoint: Option<String>,
+    /// `active`, `mismatch`, `unknown` or `disabled`.
+    pub status: String,
+    /// When it was recorded.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}
+
+/// Reply to `bucket.list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BucketList {
+    /// The buckets, oldest first.
+    pub buckets: Vec<Bucket>,
+}
+
+/// `bucket.get`, `bucket.verify`, `bucket.disable`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetBucket {
+    /// Which bucket.
+    pub bucket_id: BucketId,
+}
+
+/// Reply that is one bucket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BucketReply {
+    /// The bucket.
+    pub bucket: Bucket,
+}
+
+/// A backup of a project.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Backup {
+    /// Its id: that of its snapshot in the repository.
+    pub backup_id: BackupId,
+    /// Whose backup.
+    pub project_id: ProjectId,
+    /// When the snapshot of the files was taken.
+    pub created_at: Timestamp,
+    /// How many files are in it.
+    pub files: u64,
+    /// How many bytes these have.
+    pub bytes: u64,
+    /// How many bytes it added to the repository.
+    pub bytes_added: u64,
+    /// The words that people put on it.
+    pub tags: Vec<Tag>,
+    /// `backup` or `copy`.
+    pub purpose: String,
+    /// Whether retention leaves it alone.
+    pub pinned: bool,
+    /// `btrfs-snapshot` or `live`.
+    pub source: String,
+    /// The digest of its tree, which a restore must arrive at.
+    pub tree: String,
+    /// The backup that it was compared with.
+    pub parent: Option<BackupId>,
+    /// The operation that made it.
+    pub op_id: OperationId,
+    /// When it was last proven to restore.
+    pub verified_at: Option<Timestamp>,
+}
+
+/// `backup.get`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetBackup {
+    /// Which backup.
+    pub backup_id: BackupId,
+}
+
+/// Reply to `backup.get`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackupReply {
+    /// The backup.
+    pub backup: Backup,
+}
+
+/// Reply to `backup.list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackupList {
+    /// The backups, newest first.
+    pub backups: Vec<Backup>,
+    /// Where the next page starts; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// `backup.ls`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListBackupEntries {
+    /// Which backup.
+    pub backup_id: BackupId,
+    /// A directory in it.
+    pub path: LayoutPath,
+}
+
+/// An account.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Account {
+    /// Its id.
+    pub id: AccountId,
+    /// Its name, for people.
+    pub name: String,
+    /// What the inboxes of its clients start with.
+    pub inbox_prefix: String,
+    /// When it was created.
+    pub created_at: Timestamp,
+}
+
+/// `api.v1.hub.account.create`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateAccount {
+    /// 1–200 characters.
+    pub name: String,
+}
+
+/// Reply to `account.create`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AccountReply {
+    /// The account.
+    pub account: Account,
+}
+
+/// `api.v1.account-<id>.account.create_token`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    /// Seconds that it is valid; a day by default, at most 90 days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u32>,
+}
+
+/// Reply to `create_token`: shown once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenReply {
+    /// The NATS `token` of that account's clients.
+    pub token: crate::SecretText,
+}
+
+/// `project.add_collaborator`, `project.remove_collaborator`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeCollaborator {
+    /// Whose right to the project changes.
+    pub account_id: AccountId,
+}

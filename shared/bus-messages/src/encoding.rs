@@ -1,0 +1,105 @@
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// How a body is written. JSON by default, so that `nats req` and `nats sub` are readable as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Encoding {
+    /// `application/json`.
+    #[default]
+    Json,
+    /// `application/msgpack`, with named fields.
+    MessagePack,
+}
+
+/// A body that cannot be read as what was expected.
+#[derive(Debug, thiserror::Error)]
+#[error("the body does not read as {encoding}: {message}")]
+pub struct DecodeError {
+    encoding: &'static str,
+    message: String,
+}
+
+impl Encoding {
+    /// The encoding that a `Content-Type` header names; JSON where there is none.
+    pub fn from_content_type(content_type: Option<&str>) -> Result<Self, DecodeError> {
+        match content_type.map(|value| value.split(';').next().unwrap_or_default().trim()) {
+            None | Some("" | "application/json") => Ok(Self::Json),
+            Some("application/msgpack" | "application/x-msgpack" | "application/vnd.msgpack") => {
+                Ok(Self::MessagePack)
+            }
+            Some(other) => Err(DecodeError {
+                encoding: "application/json or application/msgpack",
+                message: format!("its Content-Type is {:?}", other.chars().take(80).collect::<String>()),
+            }),
+        }
+    }
+
+    /// The value of the `Content-Type` header.
+    pub fn content_type(&self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::MessagePack => "application/msgpack",
+        }
+    }
+
+    /// Reads a body. An empty one reads as an object without fields.
+    pub fn decode<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, DecodeError> {
+        let error = |message: String| DecodeError { encoding: self.content_type(), message };
+        if body.is_empty() {
+            return serde_json::from_slice(b"{}").map_err(|cause| error(cause.to_string()));
+        }
+        match self {
+            Self::Json => serde_json::from_slice(body).map_err(|cause| error(cause.to_string())),
+            Self::MessagePack => {
+                let mut reader = rmp_serde::Deserializer::new(std::io::Cursor::new(body));
+                let value = T::deserialize(&mut reader).map_err(|cause| error(cause.to_string()))?;
+                if reader.get_ref().position() == body.len() as u64 {
+                    Ok(value)
+                } else {
+                    Err(error("bytes follow the value".to_owned()))
+                }
+            }
+        }
+    }
+
+    /// Writes a body.
+    ///
+    /// # Panics
+    /// Never for the types of this crate: all of their maps have text keys, and no number is out of range.
+    pub fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Vec<u8> {
+        match self {
+            Self::Json => serde_json::to_vec(value).expect("messages have text keys only"),
+            Self::MessagePack => rmp_serde::to_vec_named(value).expect("messages have text keys only"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{GetOperation, OperationReply};
+
+    #[test]
+    fn both_encodings_refuse_unknown_fields_and_trailing_bytes() {
+        let id = "0199c4a2-7c1e-7d6b-9d0c-6f2b8f0f4a11";
+        for encoding in [Encoding::Json, Encoding::MessagePack] {
+            let good = encoding.encode(&serde_json::json!({ "op_id": id }));
+            assert_eq!(encoding.decode::<GetOperation>(&good).unwrap().op_id.to_string(), id);
+            let unknown = encoding.encode(&serde_json::json!({ "op_id": id, "x": 1 }));
+            assert!(encoding.decode::<GetOperation>(&unknown).is_err());
+            let trailing = [good.as_slice(), b" 1"].concat();
+            assert!(encoding.decode::<GetOperation>(&trailing).is_err());
+            assert!(encoding.decode::<OperationReply>(b"").is_err());
+        }
+    }
+
+    #[test]
+    fn an_unknown_content_type_is_an_error() {
+        assert_eq!(Encoding::from_content_type(None).unwrap(), Encoding::Json);
+        assert_eq!(
+            Encoding::from_content_type(Some("application/json; charset=utf-8")).unwrap(),
+            Encoding::Json
+        );
+        assert!(Encoding::from_content_type(Some("text/xml")).is_err());
+    }
+}

@@ -1,0 +1,118 @@
+//! The kinds of operation: what goes in, what comes out, and the rules of each. One file a kind.
+
+mod project_backup;
+mod project_restore;
+mod test_sleep;
+
+use domain_model::{HostId, OperationKind, Phase, ScopeType};
+use schemars::{JsonSchema, Schema};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+pub use project_backup::{ProjectBackupInput, ProjectBackupResult, SourceKind};
+pub use project_restore::{BackupChoice, Conflict, ProjectRestoreInput, ProjectRestoreResult};
+pub use test_sleep::{TestSleepInput, TestSleepResult};
+
+use crate::ApiError;
+
+/// Which workers an operation of a kind goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoutingRule {
+    /// Those of the control plane.
+    Hub,
+    /// Those on the host that has the project's files, unless the input names another.
+    ProjectHost,
+}
+
+/// A kind of operation. Static: a service knows its kinds when it is built.
+#[derive(Debug)]
+pub struct KindDefinition {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does, for people.
+    pub description: &'static str,
+    /// What it may be about.
+    pub scope: ScopeType,
+    /// Which workers do it.
+    pub routing: RoutingRule,
+    /// Its phases, in order, with their weights.
+    pub phases: &'static [Phase],
+    /// How many attempts may fail.
+    pub max_attempts: u32,
+    /// Seconds until an operation expires, and after which it is deleted.
+    pub time_to_live_s: u32,
+    /// Whether only one such operation may run on its scope at a time.
+    pub exclusive: bool,
+    /// Whether it works on the project's repository.
+    pub uses_repository: bool,
+    /// Whether the kind exists for tests only.
+    pub for_tests: bool,
+    /// An example of its input.
+    pub example_input: &'static str,
+    /// Checks an input and writes it out in full, every default filled in.
+    pub normalise_input: fn(&Value) -> Result<Value, ApiError>,
+    /// The host that the input names, if any.
+    pub host_in_input: fn(&Value) -> Option<HostId>,
+    /// JSON Schema of the input.
+    pub input_schema: fn() -> Schema,
+    /// JSON Schema of the result.
+    pub result_schema: fn() -> Schema,
+}
+
+impl KindDefinition {
+    /// Its name.
+    pub fn kind(&self) -> OperationKind {
+        self.name.parse().expect("names of kinds are checked by a test")
+    }
+}
+
+/// Every kind there is.
+pub const ALL: [&KindDefinition; 3] =
+    [&project_backup::DEFINITION, &project_restore::DEFINITION, &test_sleep::DEFINITION];
+
+/// The kind with this name.
+pub fn find(kind: &OperationKind) -> Option<&'static KindDefinition> {
+    ALL.into_iter().find(|definition| definition.name == kind.as_str())
+}
+
+/// Reads an input as `T` and writes it out again, so that what is stored has every default filled in.
+fn normalise<T: DeserializeOwned + Serialize>(kind: &str, input: &Value) -> Result<Value, ApiError> {
+    let read = |value: &Value| serde_json::from_value::<T>(value.clone());
+    let parsed = read(input).map_err(|cause| {
+        ApiError::invalid_argument(format!(
+            "the input does not fit the kind {kind}: {cause}; its schema is shown by `nats micro info registry`"
+        ))
+    })?;
+    Ok(serde_json::to_value(parsed).expect("inputs have text keys only"))
+}
+
+fn no_host(_: &Value) -> Option<HostId> {
+    None
+}
+
+fn schema<T: JsonSchema>() -> Schema {
+    schemars::schema_for!(T)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_proper_name_distinct_phases_and_a_valid_example() {
+        for definition in ALL {
+            assert_eq!(definition.kind().as_str(), definition.name);
+            assert_eq!(find(&definition.kind()).unwrap().name, definition.name);
+            let mut names: Vec<_> = definition.phases.iter().map(|phase| phase.name).collect();
+            names.dedup();
+            assert_eq!(names.len(), definition.phases.len(), "{}", definition.name);
+            assert!(!names.contains(&crate::ProgressEvent::DONE));
+            let example = serde_json::from_str(definition.example_input).unwrap();
+            let normalised = (definition.normalise_input)(&example).unwrap();
+            assert_eq!((definition.normalise_input)(&normalised).unwrap(), normalised);
+            let unknown = serde_json::json!({ "no_such_field": 1 });
+            assert_eq!((definition.normalise_input)(&unknown).unwrap_err().status, 400);
+        }
+    }
+}

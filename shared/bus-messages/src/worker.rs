@@ -1,0 +1,212 @@
+use std::collections::BTreeMap;
+
+use domain_model::{LeaseId, OperationId, OperationKind, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Grant, Operation, ProgressEvent, ProgressSummary};
+
+/// `work.v1.<caller>.claim`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimRequest {
+    /// Names this process of the worker, for people and logs.
+    pub worker_id: String,
+    /// How many operations of each kind it could start now.
+    pub kinds: BTreeMap<OperationKind, u32>,
+    /// How many it could start in all.
+    pub max: u32,
+}
+
+/// Reply to `claim`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClaimReply {
+    /// What the worker may now work on.
+    pub leases: Vec<Lease>,
+}
+
+/// The right to work on an operation, until `lease_until`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The operation.
+    pub op: Operation,
+    /// The attempt: part of the fence of every write.
+    pub attempt: u32,
+    /// The lease: part of the fence of every write.
+    pub lease_id: LeaseId,
+    /// When the lease ends by the database's clock, unless renewed.
+    pub lease_until: Timestamp,
+    /// Seconds from the answer to that moment: clocks of hosts differ.
+    pub lease_s: f64,
+    /// What an earlier attempt left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Value>,
+    /// What the operation needs and no more; never stored, logged or put on a stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<Grant>,
+}
+
+/// `work.v1.<caller>.progress`: the heartbeats of all operations of a worker in one message.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProgressRequest {
+    /// Names the process of the worker.
+    pub worker_id: String,
+    /// One entry an operation.
+    pub ops: Vec<OperationProgress>,
+}
+
+/// The heartbeat of one operation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperationProgress {
+    /// Which operation.
+    pub op_id: OperationId,
+    /// The attempt of the lease.
+    pub attempt: u32,
+    /// The lease.
+    pub lease_id: LeaseId,
+    /// New events, in the order of `n`.
+    #[serde(default)]
+    pub events: Vec<ProgressEvent>,
+    /// The latest progress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<ProgressSummary>,
+    /// To be stored for a later attempt, at most 64 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Value>,
+}
+
+/// Reply to `progress`, one entry for each of the request's, in its order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProgressReply {
+    /// What became of each.
+    pub ops: Vec<OperationProgressReply>,
+}
+
+/// What became of one heartbeat.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OperationProgressReply {
+    /// Which operation.
+    pub op_id: OperationId,
+    /// The lease is renewed.
+    #[serde(default)]
+    pub ok: bool,
+    /// The worker has lost the operation and stops its work.
+    #[serde(default)]
+    pub lost: bool,
+    /// When the lease now ends, by the database's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_until: Option<Timestamp>,
+    /// Seconds from the answer to that moment.
+    #[serde(default)]
+    pub lease_s: f64,
+    /// The worker is to stop, clean up and finish as canceled.
+    #[serde(default)]
+    pub cancel_requested: bool,
+    /// The highest `n` of this attempt that is in the stream; later events are to be sent again.
+    #[serde(default)]
+    pub stored_n: u64,
+    /// Why a part of this entry was refused, for example a checkpoint that is too large.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The work is done.
+    Succeeded,
+    /// It is not; `error` says whether another attempt may help.
+    Failed,
+    /// Stopped on request, and cleaned up.
+    Canceled,
+    /// Handed back unfinished, because the worker is being stopped; does not count as a failure.
+    HandedBack,
+    /// Children are at work; to be queued again when the last of them ends.
+    WaitsForChildren,
+}
+
+/// `work.v1.<caller>.finish`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FinishRequest {
+    /// Which operation.
+    pub op_id: OperationId,
+    /// The attempt of the lease.
+    pub attempt: u32,
+    /// The lease.
+    pub lease_id: LeaseId,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The result, for `succeeded`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
+    /// Why, for `failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<FinishError>,
+    /// Operations to create as children, for `waits_for_children`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub children: Vec<ChildOperation>,
+    /// What the next attempt goes on from, stored with the outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Value>,
+}
+
+/// An operation that a parent wants done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChildOperation {
+    /// Names the child within its parent, so that asking twice makes one.
+    pub key: String,
+    /// What it is about.
+    pub scope: domain_model::Scope,
+    /// Its kind.
+    pub kind: OperationKind,
+    /// Its input.
+    pub input: Value,
+}
+
+/// Why an attempt failed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FinishError {
+    /// For programs.
+    pub code: String,
+    /// For people; no secrets.
+    pub message: String,
+    /// Whether another attempt may succeed.
+    pub retryable: bool,
+}
+
+/// Reply to `finish`. Repeating a finish that was recorded is `ok` again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FinishReply {
+    /// The outcome is recorded.
+    #[serde(default)]
+    pub ok: bool,
+    /// The worker had lost the operation; nothing was recorded.
+    #[serde(default)]
+    pub lost: bool,
+}
+
+/// `work.v1.<caller>.repository`: makes the repository of the project of a leased operation ready, on its
+/// first backup with a bucket and a key, and hands over what is needed to use it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryRequest {
+    /// Which operation.
+    pub op_id: OperationId,
+    /// The attempt of the lease.
+    pub attempt: u32,
+    /// The lease.
+    pub lease_id: LeaseId,
+}
+
+/// Reply to `repository`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RepositoryReply {
+    /// The grant, with a repository in it.
+    pub grant: Grant,
+}

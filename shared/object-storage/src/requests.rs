@@ -1,0 +1,143 @@
+//! What a provider implements: one request a call, no retries, nothing verified.
+//!
+//! Faults are injected and requests are counted at this seam. What makes the requests trustworthy stands
+//! above it, once, for all providers.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::stream::{BoxStream, StreamExt};
+use serde::{Deserialize, Serialize};
+
+use crate::{BucketLocation, ObjectKey, ObjectMetadata, ObjectStorageError, ObjectStorageErrorKind, PutMode};
+
+pub(crate) type Result<T> = std::result::Result<T, ObjectStorageError>;
+
+/// Keys in one deletion request, the limit of S3.
+pub(crate) const KEYS_PER_DELETION: usize = 1000;
+
+/// The kinds of request that a provider bills apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequestKind {
+    /// Store an object.
+    Put,
+    /// Read an object or a part of it.
+    Get,
+    /// Ask for the size of an object.
+    Head,
+    /// One page of a listing.
+    List,
+    /// Delete up to 1,000 objects.
+    Delete,
+    /// Create a bucket.
+    CreateBucket,
+    /// Ask where a bucket is.
+    BucketLocation,
+    /// Delete a bucket.
+    DeleteBucket,
+}
+
+/// An object on its way: its length as the provider announced it, and its bytes.
+pub(crate) struct ObjectBody {
+    pub(crate) length_bytes: u64,
+    pub(crate) stream: BoxStream<'static, Result<Bytes>>,
+}
+
+impl ObjectBody {
+    /// All bytes, or an error where there are fewer or more than announced.
+    pub(crate) async fn collect(mut self, operation: &'static str, key: &ObjectKey) -> Result<Bytes> {
+        /// The announcement is somebody else's: no more memory than this is reserved on its word.
+        const RESERVED_BYTES: u64 = 128 * 1024 * 1024;
+        let mut body = BytesMut::new();
+        while let Some(chunk) = self.stream.next().await {
+            let chunk = chunk?;
+            if body.is_empty() && chunk.len() as u64 == self.length_bytes {
+                return Ok(chunk);
+            }
+            if body.is_empty() {
+                body.reserve(self.length_bytes.min(RESERVED_BYTES) as usize);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        if body.len() as u64 != self.length_bytes {
+            let message = format!("{} of {} bytes arrived", body.len(), self.length_bytes);
+            return Err(ObjectStorageError::new(ObjectStorageErrorKind::Retryable, operation, key, message));
+        }
+        Ok(body.freeze())
+    }
+}
+
+/// One page of a listing.
+pub(crate) struct ListingPage {
+    pub(crate) objects: Vec<ObjectMetadata>,
+    /// What to ask the next page with; none after the last one.
+    pub(crate) next: Option<String>,
+}
+
+/// An object that a deletion request names as not deleted.
+pub(crate) struct DeletionFailure {
+    pub(crate) key: ObjectKey,
+    pub(crate) kind: ObjectStorageErrorKind,
+    pub(crate) message: String,
+}
+
+/// Requests to the objects of one bucket.
+#[async_trait]
+pub(crate) trait ObjectRequests: fmt::Debug + Send + Sync {
+    async fn put(&self, key: &ObjectKey, body: Bytes, mode: PutMode) -> Result<()>;
+    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>) -> Result<ObjectBody>;
+    async fn head(&self, key: &ObjectKey) -> Result<ObjectMetadata>;
+    async fn list_page(&self, prefix: &str, continuation: Option<&str>) -> Result<ListingPage>;
+    /// At most [`KEYS_PER_DELETION`] keys; answers with those that the provider says are not deleted.
+    async fn delete(&self, keys: &[ObjectKey]) -> Result<Vec<DeletionFailure>>;
+}
+
+/// Requests to the buckets of one account.
+#[async_trait]
+pub(crate) trait BucketRequests: fmt::Debug + Send + Sync {
+    async fn create_bucket(&self, bucket: &str, location_hint: Option<&str>) -> Result<()>;
+    async fn bucket_location(&self, bucket: &str) -> Result<BucketLocation>;
+    async fn delete_bucket(&self, bucket: &str) -> Result<()>;
+    fn open_bucket(&self, bucket: &str) -> Arc<dyn ObjectRequests>;
+}
+
+/// A bucket name that every provider takes and that cannot leave a directory: the rules of S3.
+pub(crate) fn check_bucket_name(operation: &'static str, bucket: &str) -> Result<()> {
+    let allowed = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    let outer = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let bytes = bucket.as_bytes();
+    if (3..=63).contains(&bytes.len())
+        && bytes.iter().all(|byte| allowed(byte))
+        && outer(bytes.first())
+        && outer(bytes.last())
+        && !bucket.contains("..")
+    {
+        return Ok(());
+    }
+    Err(ObjectStorageError::new(
+        ObjectStorageErrorKind::Permanent,
+        operation,
+        format!("{bucket:?}"),
+        "not a bucket name: 3 to 63 lower-case letters, digits, '-' and single '.', beginning and ending \
+         with a letter or digit",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bucket_names_follow_the_rules_of_s3() {
+        for good in ["abc", "lh-backups.weur-1", &"a".repeat(63)] {
+            assert!(check_bucket_name("create bucket", good).is_ok(), "{good}");
+        }
+        for bad in ["", "ab", "../x", "a..b", "a/b", "-ab", "ab.", "ABC", "a_b", ".incoming", &"a".repeat(64)] {
+            assert!(check_bucket_name("create bucket", bad).is_err(), "{bad}");
+        }
+    }
+}

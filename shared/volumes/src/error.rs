@@ -1,0 +1,151 @@
+//! What can go wrong with a volume, and what a caller may do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+/// An operation on volumes that failed. Each variant names the operation and its subject; the cause, where there
+/// is one, is the `source` and is not repeated in the message.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// A call to the operating system failed.
+    #[error("could not {operation} {}", path.display())]
+    Io {
+        /// What was tried, as a verb phrase ("create the directory").
+        operation: &'static str,
+        /// What it was tried on.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The `btrfs` program failed.
+    #[error("could not {operation} {} with btrfs: {message}", path.display())]
+    Btrfs {
+        /// What was tried, as a verb phrase.
+        operation: &'static str,
+        /// What it was tried on.
+        path: PathBuf,
+        /// What the program wrote to its standard error, on one line.
+        message: String,
+    },
+    /// The project has no files on this host.
+    #[error("project {project} has no directory {} on this host", path.display())]
+    ProjectNotFound {
+        /// The project.
+        project: Uuid,
+        /// The directory that was looked for.
+        path: PathBuf,
+    },
+    /// Nothing is staged for this operation (it was discarded, or recovery has ended it).
+    #[error("nothing is staged for operation {op_id} at {}", path.display())]
+    NotStaged {
+        /// The operation.
+        op_id: Uuid,
+        /// What is missing.
+        path: PathBuf,
+    },
+    /// Another holder of the same operation (an earlier attempt, or another process) is still at work.
+    #[error("operation {op_id} is in use by another holder of {}", path.display())]
+    InUse {
+        /// The operation.
+        op_id: Uuid,
+        /// The directory that is locked.
+        path: PathBuf,
+    },
+    /// The target of a path restore exists, and the caller asked to fail then.
+    #[error("{} exists already", path.display())]
+    TargetExists {
+        /// The target.
+        path: PathBuf,
+    },
+    /// A component of a target path is a symbolic link or not a directory, so it may lead out of the project.
+    #[error("{} is {found}, so a restore through it could leave the project", path.display())]
+    NotADirectory {
+        /// The component.
+        path: PathBuf,
+        /// What it is: "a symbolic link" or "not a directory".
+        found: &'static str,
+    },
+    /// The target lies on another volume than the project (a nested subvolume or a mount), where no rename reaches.
+    #[error("{} lies on another volume than its project, so nothing can be renamed into it", path.display())]
+    OtherVolume {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The directories of a host root are not all on one filesystem.
+    #[error("{} and {} are on different filesystems; a host root needs one", first.display(), second.display())]
+    DifferentFilesystems {
+        /// One directory.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+    /// A journal cannot be read. Nothing that it may describe is touched.
+    #[error("the journal {} is unreadable; its trees are left as they are", path.display())]
+    UnreadableJournal {
+        /// The journal file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A journal describes a tree that is not where an interrupted exchange can have left it.
+    #[error("the staged tree {} is gone, and {} is not it", staged.display(), live.display())]
+    StagedTreeLost {
+        /// Where the staged tree should be.
+        staged: PathBuf,
+        /// The live tree.
+        live: PathBuf,
+    },
+}
+
+/// What a caller branches on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumeErrorKind {
+    /// The project, or what should be staged, does not exist.
+    NotFound,
+    /// The target exists already.
+    AlreadyExists,
+    /// The path cannot be used as asked: a symbolic link, a file where a directory must be, another volume.
+    InvalidPath,
+    /// Another holder is at work; a later attempt may succeed.
+    InUse,
+    /// The disk or a quota is full; a later attempt may succeed.
+    NoSpace,
+    /// The process may not do this.
+    PermissionDenied,
+    /// State on disk that this crate has not written so: a person has to look.
+    Damaged,
+    /// Anything else; a later attempt may succeed.
+    Other,
+}
+
+impl VolumeError {
+    /// What a caller branches on.
+    pub fn kind(&self) -> VolumeErrorKind {
+        match self {
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => VolumeErrorKind::NotFound,
+                io::ErrorKind::AlreadyExists => VolumeErrorKind::AlreadyExists,
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    VolumeErrorKind::PermissionDenied
+                }
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => VolumeErrorKind::NoSpace,
+                _ => VolumeErrorKind::Other,
+            },
+            Self::Btrfs { .. } => VolumeErrorKind::Other,
+            Self::ProjectNotFound { .. } | Self::NotStaged { .. } => VolumeErrorKind::NotFound,
+            Self::InUse { .. } => VolumeErrorKind::InUse,
+            Self::TargetExists { .. } => VolumeErrorKind::AlreadyExists,
+            Self::NotADirectory { .. } | Self::OtherVolume { .. } => VolumeErrorKind::InvalidPath,
+            Self::DifferentFilesystems { .. }
+            | Self::UnreadableJournal { .. }
+            | Self::StagedTreeLost { .. } => VolumeErrorKind::Damaged,
+        }
+    }
+
+    /// For `map_err`: wraps the system's answer with what was tried and on what.
+    pub(crate) fn io<E: Into<io::Error>>(operation: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        move |source| Self::Io { operation, path: path.to_owned(), source: source.into() }
+    }
+}
