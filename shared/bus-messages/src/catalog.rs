@@ -157,7 +157,7 @@ pub struct Bucket {
     /// `r2`, `s3` or `local`.
     pub provider: String,
     /// The account at the provider.
-    pub provider_account_id: Option<String>,
+    pub account_id: Option<String>,
     /// The region that it serves.
     pub region: String,
     /// Where the provider says that it is; null if it does not tell.

@@ -88,8 +88,9 @@ pub enum ObjectStoreGrant {
     },
     /// An S3 server.
     S3 {
-        /// Its URL.
-        endpoint: String,
+        /// Its URL; absent for AWS's own of the region.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        endpoint: Option<String>,
         /// The region to sign for.
         region: String,
         /// The name of the key.

@@ -1,1 +1,28 @@
-//! catalog-database
+//! Every SQL statement of Longhaul; one file a table. Postgres is the truth about projects and operations.
+//!
+//! Rows are private to this crate; what comes out is the domain's. Constraints that guard something are
+//! named for it, and reach the caller as [`DatabaseErrorKind::Constraint`].
+
+mod accounts;
+mod backups;
+mod buckets;
+mod database;
+mod error;
+mod hosts;
+mod operations;
+mod outbox;
+mod project_secrets;
+mod projects;
+
+pub use accounts::AccountRights;
+pub use backups::{BackupPlace, NewBackup};
+pub use buckets::{BucketPlacement, NewBucket};
+pub use database::Database;
+pub use error::{DatabaseError, DatabaseErrorKind};
+pub use operations::{
+    CancelOutcome, ClaimWanted, CreateOutcome, Ended, FinishOutcome, Finished, Heartbeat, HeartbeatOutcome,
+    LeaseFence, LeasedOperation, ListFilter, NewOperation, Swept,
+};
+pub use outbox::{OutboxEntry, OutboxEvent};
+pub use project_secrets::ProjectSecret;
+pub use projects::{NewProject, ProjectLock, ProjectPlace};

@@ -27,9 +27,7 @@ use crate::provider::LocalSettings;
 use crate::requests::{
     BucketRequests, DeletionFailure, ListingPage, ObjectBody, ObjectRequests, Result, check_bucket_name,
 };
-use crate::{
-    BucketLocation, ObjectKey, ObjectMetadata, ObjectStorageError, ObjectStorageErrorKind, PutMode,
-};
+use crate::{BucketLocation, ObjectKey, ObjectMetadata, ObjectStorageError, ObjectStorageErrorKind, PutMode};
 
 /// Directory of unfinished writes. No bucket name begins with a dot.
 const INCOMING: &str = ".incoming";
@@ -149,7 +147,12 @@ impl LocalBucket {
     }
 
     /// An error of reading: what lies below a file, and a directory, are no objects.
-    fn read_error(&self, operation: &'static str, key: &ObjectKey, error: std::io::Error) -> ObjectStorageError {
+    fn read_error(
+        &self,
+        operation: &'static str,
+        key: &ObjectKey,
+        error: std::io::Error,
+    ) -> ObjectStorageError {
         let error = match error.kind() {
             ErrorKind::NotADirectory | ErrorKind::IsADirectory => ErrorKind::NotFound.into(),
             _ => error,
@@ -181,10 +184,8 @@ impl ObjectRequests for LocalBucket {
         let path = directory.join(key.as_str());
         let (file, size_bytes) = {
             let (bucket, key) = (bucket.clone(), key.clone());
-            blocking(move || {
-                local_files::open(&path).map_err(|error| bucket.read_error("get", &key, error))
-            })
-            .await?
+            blocking(move || local_files::open(&path).map_err(|error| bucket.read_error("get", &key, error)))
+                .await?
         };
         let range = range.unwrap_or(0..size_bytes);
         if range.end > size_bytes {
@@ -274,7 +275,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 }
 
 /// An error of the file system in the words of this crate.
-fn error_of(root: &Path, operation: &'static str, subject: &str, error: std::io::Error) -> ObjectStorageError {
+fn error_of(
+    root: &Path,
+    operation: &'static str,
+    subject: &str,
+    error: std::io::Error,
+) -> ObjectStorageError {
     let (kind, message) = match error.kind() {
         ErrorKind::NotFound if !root.is_dir() => {
             (ObjectStorageErrorKind::Retryable, "the root directory is missing: is it mounted?")
@@ -300,4 +306,3 @@ fn error_of(root: &Path, operation: &'static str, subject: &str, error: std::io:
     };
     ObjectStorageError::new(kind, operation, subject, message).with_source(error)
 }
-

@@ -45,16 +45,20 @@ pub(crate) fn write(
     let mut attempt = 1;
     loop {
         let placed = create_directories(directory, relative_parent)
-            .and_then(|()| File::open(&parent))
-            .and_then(|opened| place(&temporary.path, &target, placement).map(|()| opened));
+            .and_then(|()| place(&temporary.path, &target, placement));
         match placed {
-            Ok(opened) => return opened.sync_all(),
+            Ok(()) => break,
             Err(error) if error.kind() == ErrorKind::NotFound && attempt < PLACEMENTS => {
                 require_directory(directory)?;
                 attempt += 1;
             }
             Err(error) => return Err(error),
         }
+    }
+    match sync_directory(&parent) {
+        // Deleted since, with the object in it.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        synced => synced,
     }
 }
 

@@ -85,7 +85,8 @@ pub trait ObjectStore: fmt::Debug + Send + Sync {
     async fn get(&self, key: &ObjectKey) -> Result<Bytes, ObjectStorageError>;
 
     /// Exactly `length` bytes from `offset`; a shorter answer is an error.
-    async fn get_range(&self, key: &ObjectKey, offset: u64, length: u64) -> Result<Bytes, ObjectStorageError>;
+    async fn get_range(&self, key: &ObjectKey, offset: u64, length: u64)
+    -> Result<Bytes, ObjectStorageError>;
 
     /// Size of an object, without its bytes.
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMetadata, ObjectStorageError>;
@@ -110,7 +111,11 @@ pub enum BucketLocation {
 #[async_trait]
 pub trait BucketControl: fmt::Debug + Send + Sync {
     /// Creates a bucket with a location hint; one that exists already and is ours counts as created.
-    async fn create_bucket(&self, bucket: &str, location_hint: Option<&str>) -> Result<(), ObjectStorageError>;
+    async fn create_bucket(
+        &self,
+        bucket: &str,
+        location_hint: Option<&str>,
+    ) -> Result<(), ObjectStorageError>;
 
     /// Reads back where the bucket is. `NotFound` where there is none.
     async fn bucket_location(&self, bucket: &str) -> Result<BucketLocation, ObjectStorageError>;

@@ -138,9 +138,7 @@ impl BucketControl for ReliableBuckets {
         let objects = self.requests.open_bucket(bucket);
         let page = self
             .attempts
-            .run(OPERATION, 0, |_| {
-                self.attempts.timed(OPERATION, bucket, 0, objects.list_page("", None))
-            })
+            .run(OPERATION, 0, |_| self.attempts.timed(OPERATION, bucket, 0, objects.list_page("", None)))
             .await?;
         if !page.objects.is_empty() || page.next.is_some() {
             let kind = ObjectStorageErrorKind::Permanent;
@@ -213,17 +211,15 @@ impl ReliableObjects {
             let listed: HashSet<ObjectKey> = listed.into_iter().map(|object| object.key).collect();
             return Ok(keys.iter().filter(|key| listed.contains(key)).cloned().collect());
         }
-        let checks = keys.iter().map(|key| async move {
-            match self.head(key).await {
-                Ok(_) => Ok(Some(key.clone())),
+        let check = |key: ObjectKey| async move {
+            match self.head(&key).await {
+                Ok(_) => Ok(Some(key)),
                 Err(error) if error.kind() == ObjectStorageErrorKind::NotFound => Ok(None),
                 Err(error) => Err(error),
             }
-        });
-        // Boxed, because the compiler cannot prove a buffered stream of borrowing futures to be `Send`.
-        let checks: Vec<futures::future::BoxFuture<'_, _>> =
-            checks.map(|check| Box::pin(check) as futures::future::BoxFuture<'_, _>).collect();
-        stream::iter(checks)
+        };
+        stream::iter(keys.to_vec())
+            .map(check)
             .buffered(VERIFICATIONS_AT_ONCE)
             .try_filter_map(|found| async move { Ok(found) })
             .try_collect()
@@ -280,18 +276,14 @@ impl ObjectStore for ReliableObjects {
             let size = self.head(key).await?.size_bytes;
             return if offset <= size { Ok(Bytes::new()) } else { Err(past_the_end(size)) };
         }
-        self.attempts
-            .run(OPERATION, length, |_| self.get_once(OPERATION, key, Some((offset, length))))
-            .await
+        self.attempts.run(OPERATION, length, |_| self.get_once(OPERATION, key, Some((offset, length)))).await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMetadata> {
         const OPERATION: &str = "head";
         check_bucket_name(OPERATION, &self.bucket)?;
         self.attempts
-            .run(OPERATION, 0, |_| {
-                self.attempts.timed(OPERATION, key.as_str(), 0, self.requests.head(key))
-            })
+            .run(OPERATION, 0, |_| self.attempts.timed(OPERATION, key.as_str(), 0, self.requests.head(key)))
             .await
     }
 

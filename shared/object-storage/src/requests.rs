@@ -52,16 +52,23 @@ impl ObjectBody {
     pub(crate) async fn collect(mut self, operation: &'static str, key: &ObjectKey) -> Result<Bytes> {
         /// The announcement is somebody else's: no more memory than this is reserved on its word.
         const RESERVED_BYTES: u64 = 128 * 1024 * 1024;
+        let mut whole = None;
         let mut body = BytesMut::new();
+        // Read to its end even where the first chunk is all: only then is the connection free again.
         while let Some(chunk) = self.stream.next().await {
             let chunk = chunk?;
-            if body.is_empty() && chunk.len() as u64 == self.length_bytes {
-                return Ok(chunk);
+            if whole.is_none() && body.is_empty() && chunk.len() as u64 == self.length_bytes {
+                whole = Some(chunk);
+                continue;
             }
             if body.is_empty() {
                 body.reserve(self.length_bytes.min(RESERVED_BYTES) as usize);
+                body.extend(whole.take());
             }
             body.extend_from_slice(&chunk);
+        }
+        if let Some(whole) = whole {
+            return Ok(whole);
         }
         if body.len() as u64 != self.length_bytes {
             let message = format!("{} of {} bytes arrived", body.len(), self.length_bytes);
@@ -107,11 +114,13 @@ pub(crate) trait BucketRequests: fmt::Debug + Send + Sync {
 
 /// A bucket name that every provider takes and that cannot leave a directory: the rules of S3.
 pub(crate) fn check_bucket_name(operation: &'static str, bucket: &str) -> Result<()> {
-    let allowed = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-    let outer = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let allowed =
+        |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    let outer =
+        |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     let bytes = bucket.as_bytes();
     if (3..=63).contains(&bytes.len())
-        && bytes.iter().all(|byte| allowed(byte))
+        && bytes.iter().all(allowed)
         && outer(bytes.first())
         && outer(bytes.last())
         && !bucket.contains("..")
@@ -136,7 +145,8 @@ mod tests {
         for good in ["abc", "lh-backups.weur-1", &"a".repeat(63)] {
             assert!(check_bucket_name("create bucket", good).is_ok(), "{good}");
         }
-        for bad in ["", "ab", "../x", "a..b", "a/b", "-ab", "ab.", "ABC", "a_b", ".incoming", &"a".repeat(64)] {
+        for bad in ["", "ab", "../x", "a..b", "a/b", "-ab", "ab.", "ABC", "a_b", ".incoming", &"a".repeat(64)]
+        {
             assert!(check_bucket_name("create bucket", bad).is_err(), "{bad}");
         }
     }

@@ -70,8 +70,12 @@ impl Btrfs {
     }
 
     pub(crate) fn create_subvolume(&self, path: &Path) -> Result<(), VolumeError> {
-        self.run("create the subvolume", path, Command::new(&self.program).args(["subvolume", "create"]).arg(path))
-            .map(drop)
+        self.run(
+            "create the subvolume",
+            path,
+            Command::new(&self.program).args(["subvolume", "create"]).arg(path),
+        )
+        .map(drop)
     }
 
     pub(crate) fn snapshot_read_only(&self, source: &Path, snapshot: &Path) -> Result<(), VolumeError> {
@@ -82,14 +86,21 @@ impl Btrfs {
 
     /// Deletes a subvolume that holds no other. `path` must lie in a directory that only the host can write.
     pub(crate) fn delete_subvolume(&self, path: &Path) -> Result<(), VolumeError> {
-        self.run("delete the subvolume", path, Command::new(&self.program).args(["subvolume", "delete"]).arg(path))
-            .map(drop)
+        self.run(
+            "delete the subvolume",
+            path,
+            Command::new(&self.program).args(["subvolume", "delete"]).arg(path),
+        )
+        .map(drop)
     }
 
     /// Makes a read-only subvolume writable, so that it can be emptied.
     pub(crate) fn make_writable(&self, subvolume: impl AsFd, path: &Path) -> Result<(), VolumeError> {
         let mut command = Command::new(&self.program);
-        command.args(["property", "set", "-f", "-t", "subvol"]).arg(handle_path(subvolume)).args(["ro", "false"]);
+        command
+            .args(["property", "set", "-f", "-t", "subvol"])
+            .arg(handle_path(subvolume))
+            .args(["ro", "false"]);
         self.run("make writable the subvolume", path, &mut command).map(drop)
     }
 
@@ -105,7 +116,12 @@ impl Btrfs {
         })
     }
 
-    fn run(&self, operation: &'static str, path: &Path, command: &mut Command) -> Result<String, VolumeError> {
+    fn run(
+        &self,
+        operation: &'static str,
+        path: &Path,
+        command: &mut Command,
+    ) -> Result<String, VolumeError> {
         let output = command
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
@@ -116,7 +132,11 @@ impl Btrfs {
         }
         let message = String::from_utf8_lossy(&output.stderr);
         let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-        Err(VolumeError::Btrfs { operation, path: path.to_owned(), message: format!("{message} ({})", output.status) })
+        Err(VolumeError::Btrfs {
+            operation,
+            path: path.to_owned(),
+            message: format!("{message} ({})", output.status),
+        })
     }
 }
 

@@ -28,7 +28,9 @@ pub(crate) fn delete_tree(btrfs: &Btrfs, path: &Path) -> Result<(), VolumeError>
         match btrfs.delete_subvolume(path) {
             Ok(()) => return Ok(()),
             // It holds other subvolumes, or the program is not allowed to: emptying it works in both cases.
-            Err(error) => tracing::debug!(path = %path.display(), %error, "emptying a subvolume before its deletion"),
+            Err(error) => {
+                tracing::debug!(path = %path.display(), %error, "emptying a subvolume before its deletion")
+            }
         }
     }
     let name = CString::new(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()))
@@ -54,29 +56,52 @@ pub(crate) fn delete_at(
         Err(Errno::NOENT) => return Ok(()),
         other => other.map_err(failed)?,
     };
-    for _ in 0..MAX_ROUNDS {
+    let mut rounds = 0;
+    while rounds < MAX_ROUNDS {
+        let moved_up_before = deletion.moved_up;
         deletion.empty(top.as_fd(), top.as_fd(), 0)?;
         match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             // Directories from far below were moved up, or somebody has added one.
-            Err(Errno::NOTEMPTY) => {}
+            Err(Errno::NOTEMPTY) if deletion.moved_up > moved_up_before => {}
+            Err(Errno::NOTEMPTY) => rounds += 1,
             Err(errno) => return Err(failed(errno)),
         }
     }
     Err(failed(Errno::NOTEMPTY))
 }
 
-/// Opens a directory for reading and makes sure that its owner may empty it.
+/// Opens a directory for reading and makes sure that its owner may empty it (a subvolume may be read-only yet).
 fn open_directory(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match rustix::fs::openat(parent, name, flags | OFlags::RDONLY, Mode::empty()) {
+    let directory = match rustix::fs::openat(parent, name, flags | OFlags::RDONLY, Mode::empty()) {
         Err(Errno::ACCESS) => {
             let handle = rustix::fs::openat(parent, name, flags | OFlags::PATH, Mode::empty())?;
             rustix::fs::chmodat(CWD, handle_path(&handle), Mode::RWXU, AtFlags::empty())?;
-            rustix::fs::openat(parent, name, flags | OFlags::RDONLY, Mode::empty())
+            rustix::fs::openat(parent, name, flags | OFlags::RDONLY, Mode::empty())?
         }
-        other => other,
+        other => other?,
+    };
+    if btrfs::is_subvolume_handle(&directory) {
+        return Ok(directory);
     }
+    if !Mode::from_raw_mode(rustix::fs::fstat(&directory)?.st_mode).contains(Mode::RWXU) {
+        rustix::fs::fchmod(&directory, Mode::RWXU)?;
+    }
+    Ok(directory)
+}
+
+/// The names in an open directory, without `.` and `..`.
+pub(crate) fn names_in(directory: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
 }
 
 struct Deletion<'a> {
@@ -95,27 +120,20 @@ impl Deletion<'_> {
         let failed = |errno: Errno| VolumeError::io("delete what is in", self.shown)(errno);
         if btrfs::is_subvolume_handle(directory) {
             self.btrfs.make_writable(directory, self.shown)?;
-        }
-        let stat = rustix::fs::fstat(directory).map_err(failed)?;
-        if !Mode::from_raw_mode(stat.st_mode).contains(Mode::RWXU) {
             rustix::fs::fchmod(directory, Mode::RWXU).map_err(failed)?;
         }
-        let names = Dir::read_from(directory)
-            .map_err(failed)?
-            .map(|entry| entry.map(|entry| entry.file_name().to_owned()))
-            .filter(|name| name.as_ref().map_or(true, |name| name.as_bytes() != b"." && name.as_bytes() != b".."))
-            .collect::<Result<Vec<CString>, Errno>>()
-            .map_err(failed)?;
+        let names = names_in(directory).map_err(failed)?;
         for name in names {
             match rustix::fs::unlinkat(directory, &name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::ISDIR) if depth >= MAX_DEPTH => {
-                    self.moved_up += 1;
-                    let up = format!(".longhaul-deleting-{}", self.moved_up);
-                    rustix::fs::renameat(directory, &name, top, up).map_err(failed)?;
-                }
                 Err(Errno::ISDIR) => {
                     let child = open_directory(directory, &name).map_err(failed)?;
+                    if depth >= MAX_DEPTH {
+                        self.moved_up += 1;
+                        let up = format!(".longhaul-deleting-{}", self.moved_up);
+                        rustix::fs::renameat(directory, &name, top, up).map_err(failed)?;
+                        continue;
+                    }
                     self.empty(top, child.as_fd(), depth + 1)?;
                     match rustix::fs::unlinkat(directory, &name, AtFlags::REMOVEDIR) {
                         // Not empty: somebody has added to it. The next round gets it.

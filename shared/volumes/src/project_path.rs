@@ -103,7 +103,8 @@ impl FromStr for ProjectPath {
             return Err(ProjectPathError::ParentComponent);
         }
         let normalised = components.join("/");
-        if normalised.len() > MAX_PATH_BYTES || components.iter().any(|part| part.len() > MAX_COMPONENT_BYTES) {
+        if normalised.len() > MAX_PATH_BYTES || components.iter().any(|part| part.len() > MAX_COMPONENT_BYTES)
+        {
             return Err(ProjectPathError::TooLong);
         }
         Ok(Self(normalised))
@@ -136,7 +137,13 @@ mod tests {
 
     #[test]
     fn a_relative_path_is_taken_and_normalised() {
-        for (text, normal) in [("a", "a"), ("a/b.txt", "a/b.txt"), ("./a//b/.", "a/b"), ("..a/b..", "..a/b.."), ("ü/\n", "ü/\n")] {
+        for (text, normal) in [
+            ("a", "a"),
+            ("a/b.txt", "a/b.txt"),
+            ("./a//b/.", "a/b"),
+            ("..a/b..", "..a/b.."),
+            ("ü/\n", "ü/\n"),
+        ] {
             assert_eq!(text.parse::<ProjectPath>().map(String::from), Ok(normal.to_owned()), "{text:?}");
         }
     }

@@ -1,0 +1,353 @@
+//! `lro.*`: long-running operations.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use bus_client::{IncomingRequest, Reply};
+use bus_messages::kinds::{self, BackupChoice, KindDefinition, ProjectRestoreInput, RoutingRule};
+use bus_messages::{
+    ApiError, CreateOperation, CreatedOperation, ErrorCode, EventList, GetOperation, ListEvents,
+    ListOperations, Operation, OperationList, OperationReply, ProgressEvent, RetryOperation, WaitOperation,
+    WaitReply,
+};
+use bus_subjects::OperationSubject;
+use catalog_database::{CancelOutcome, CreateOutcome, ListFilter, NewOperation};
+use domain_model::{OperationId, OperationStatus, Routing, Scope};
+use futures::StreamExt;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{Caller, page_size, subject};
+use crate::errors::from_database;
+use crate::metrics::KindLabel;
+use crate::registry::Registry;
+use crate::repositories::no_such_backup;
+
+const MOST_TIME_TO_LIVE_S: u32 = 90 * 24 * 3600;
+const MOST_WAIT_S: f64 = 30.0;
+const MOST_INPUT_BYTES: usize = 32 * 1024;
+/// How long after the last word of the stream a waiting request looks into the database by itself.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let scope = subject(&request)?.scope;
+    let caller = Caller::of(&request)?;
+    let create: CreateOperation = request.decode()?;
+    let kind = kinds::find(&create.kind).filter(|kind| !kind.for_tests || registry.settings.test_kinds);
+    let kind = kind.ok_or_else(|| {
+        ApiError::invalid_argument(format!(
+            "there is no kind {}; `nats micro info registry` shows the kinds with their schemas",
+            create.kind
+        ))
+    })?;
+    check(&create)?;
+    let input = (kind.normalise_input)(&create.input)?;
+    if let (Caller::Account(_), Some(_)) = (&caller, (kind.host_in_input)(&input)) {
+        return Err(ApiError::new(ErrorCode::PermissionDenied, "only an operator may name a host; leave host_id out"));
+    }
+    let routing = routing_of(&registry, kind, scope, &input).await?;
+    if let Some(wanted) = create.routing.filter(|wanted| *wanted != routing) {
+        return Err(ApiError::invalid_argument(format!(
+            "operations of the kind {} go to {routing} here, not to {wanted}; leave routing out",
+            kind.name
+        )));
+    }
+    check_backup(&registry, kind, scope, &input).await?;
+    let new = NewOperation {
+        id: OperationId::from(Uuid::now_v7()),
+        kind: create.kind,
+        scope,
+        created_by: caller.name(),
+        routing,
+        input_hash: input_hash(&input),
+        input,
+        max_attempts: kind.max_attempts,
+        priority: create.priority.unwrap_or(0),
+        not_before: create.not_before,
+        time_to_live_s: create.ttl_s.unwrap_or(kind.time_to_live_s),
+        dedupe_key: create.dedupe_key,
+        exclusive_key: kind.exclusive.then(|| exclusive_key(scope)),
+        parent: None,
+        retry_of: None,
+        checkpoint: None,
+    };
+    created(&registry, &request, &new, create.force).await
+}
+
+fn exclusive_key(scope: Scope) -> String {
+    match scope {
+        Scope::Project(id) => format!("project:{id}"),
+        other => other.to_string(),
+    }
+}
+
+async fn created(
+    registry: &Registry,
+    request: &IncomingRequest,
+    new: &NewOperation,
+    force: bool,
+) -> Result<Reply, ApiError> {
+    let (op, created) = match registry.database.create_operation(new, force).await.map_err(from_database)? {
+        CreateOutcome::Created { op, replaced } => {
+            if let Some(replaced) = replaced {
+                registry.changed(&replaced).await;
+            }
+            registry.streams.tell(op.op_id);
+            registry.wake_when_due(&op).await;
+            registry.metrics.created.get_or_create(&KindLabel { kind: op.kind.to_string() }).inc();
+            (*op, true)
+        }
+        CreateOutcome::Active(op) => (*op, false),
+        CreateOutcome::DedupeMismatch(op) => {
+            let message = format!(
+                "the dedupe key {:?} is in use by the active operation {} with another input; wait for it, cancel it, or use force",
+                new.dedupe_key.as_deref().unwrap_or_default(),
+                op.op_id
+            );
+            let error = ApiError::new(ErrorCode::DedupeMismatch, message);
+            return Err(error.with_detail("op_id", op.op_id.to_string()));
+        }
+    };
+    let subject = OperationSubject { scope: op.scope, op_id: op.op_id }.to_string();
+    Ok(request.reply(&CreatedOperation { op, subject, created }))
+}
+
+fn check(create: &CreateOperation) -> Result<(), ApiError> {
+    let wrong = |message: String| Err(ApiError::invalid_argument(message));
+    if let Some(key) = &create.dedupe_key
+        && !(1..=200).contains(&key.chars().count())
+    {
+        return wrong("dedupe_key is to have 1 to 200 characters".to_owned());
+    }
+    if create.force && create.dedupe_key.is_none() {
+        return wrong("force takes the dedupe_key of an active operation; give one".to_owned());
+    }
+    if let Some(priority) = create.priority.filter(|priority| !(-100..=100).contains(priority)) {
+        return wrong(format!("priority is to be from -100 to 100, not {priority}"));
+    }
+    if let Some(ttl_s) = create.ttl_s.filter(|ttl_s| !(1..=MOST_TIME_TO_LIVE_S).contains(ttl_s)) {
+        return wrong(format!("ttl_s is to be from 1 to {MOST_TIME_TO_LIVE_S}, not {ttl_s}"));
+    }
+    let bytes = create.input.to_string().len();
+    if bytes > MOST_INPUT_BYTES {
+        return wrong(format!("the input has {bytes} bytes; at most {MOST_INPUT_BYTES}: put data into the project instead"));
+    }
+    Ok(())
+}
+
+/// SHA-256 of an input with every default filled in.
+pub(crate) fn input_hash(input: &Value) -> Vec<u8> {
+    digest::digest(&digest::SHA256, input.to_string().as_bytes()).as_ref().to_vec()
+}
+
+/// Which workers do an operation of this kind on this scope. 404 where the scope does not exist.
+pub(crate) async fn routing_of(
+    registry: &Registry,
+    kind: &KindDefinition,
+    scope: Scope,
+    input: &Value,
+) -> Result<Routing, ApiError> {
+    if scope.scope_type() != kind.scope {
+        return Err(ApiError::invalid_argument(format!(
+            "operations of the kind {} are about a {}, and the subject names {scope}",
+            kind.name, kind.scope
+        )));
+    }
+    let place = match scope {
+        Scope::Project(id) => {
+            let place = registry.database.project_place(id).await.map_err(from_database)?;
+            Some(place.ok_or_else(|| {
+                ApiError::not_found(format!("there is no project {id}; api.v1.hub.project.list shows those there are"))
+            })?)
+        }
+        Scope::Host(id) => {
+            let host = registry.database.host(id).await.map_err(from_database)?;
+            host.ok_or_else(|| ApiError::not_found(format!("there is no host {id}")))?;
+            None
+        }
+        Scope::Account(_) | Scope::Hub => None,
+    };
+    match (kind.routing, place) {
+        (RoutingRule::Hub, _) | (RoutingRule::ProjectHost, None) => Ok(Routing::Hub),
+        (RoutingRule::ProjectHost, Some(place)) => {
+            let Some(host) = (kind.host_in_input)(input) else { return Ok(Routing::Host(place.host_id)) };
+            let known = registry.database.host(host).await.map_err(from_database)?;
+            known.ok_or_else(|| {
+                ApiError::not_found(format!("there is no host {host}; api.v1.hub.host.list shows those there are"))
+            })?;
+            Ok(Routing::Host(host))
+        }
+    }
+}
+
+/// A restore names a backup that there is.
+async fn check_backup(
+    registry: &Registry,
+    kind: &KindDefinition,
+    scope: Scope,
+    input: &Value,
+) -> Result<(), ApiError> {
+    let (Scope::Project(project), "project-restore") = (scope, kind.name) else { return Ok(()) };
+    let input: ProjectRestoreInput =
+        serde_json::from_value(input.clone()).map_err(ApiError::invalid_argument)?;
+    let wanted = match &input.backup_id {
+        BackupChoice::Latest => None,
+        BackupChoice::Id(id) => Some(id),
+    };
+    let place = registry.database.backup_place(project, wanted).await.map_err(from_database)?;
+    match (place, wanted) {
+        (Some(_), _) => Ok(()),
+        // One may be on its way: whether there is a latest backup is seen when the restore starts.
+        (None, None) if !registry.database.active_operations_of_project(project).await.map_err(from_database)?.is_empty() => Ok(()),
+        (None, wanted) => Err(no_such_backup(project, wanted)),
+    }
+}
+
+async fn known(registry: &Registry, scope: Scope, op_id: OperationId) -> Result<Operation, ApiError> {
+    let op = registry.database.operation(scope, op_id).await.map_err(from_database)?;
+    op.ok_or_else(|| not_found(scope, op_id))
+}
+
+fn not_found(scope: Scope, op_id: OperationId) -> ApiError {
+    ApiError::not_found(format!("there is no operation {op_id} of {scope}; api.v1.{scope}.lro.list shows those there are"))
+}
+
+pub(super) async fn get(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let scope = subject(&request)?.scope;
+    let wanted: GetOperation = request.decode()?;
+    let op = known(&registry, scope, wanted.op_id).await?;
+    Ok(request.reply(&OperationReply { op }))
+}
+
+pub(super) async fn list(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let scope = subject(&request)?.scope;
+    let list: ListOperations = request.decode()?;
+    let limit = page_size(list.limit)?;
+    let before = list.cursor.as_deref().map(str::parse).transpose().map_err(|_| super::bad_cursor())?;
+    let filter = ListFilter { kind: list.kind, status: list.status, parent_id: list.parent_id, before, limit };
+    let ops = registry.database.list_operations(scope, &filter).await.map_err(from_database)?;
+    let more = ops.len() == limit as usize;
+    let next_cursor = ops.last().filter(|_| more).map(|op| op.op_id.to_string());
+    Ok(request.reply(&OperationList { ops, next_cursor }))
+}
+
+/// Waits for the end of an operation. The summaries on the stream say when to look; the database says what is.
+pub(super) async fn wait(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let scope = subject(&request)?.scope;
+    let wanted: WaitOperation = request.decode()?;
+    if !(0.0..=MOST_WAIT_S).contains(&wanted.timeout_s) {
+        return Err(ApiError::invalid_argument(format!(
+            "timeout_s is to be from 0 to {MOST_WAIT_S}, not {}; ask again to wait for longer",
+            wanted.timeout_s
+        )));
+    }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs_f64(wanted.timeout_s);
+    let state = OperationSubject { scope, op_id: wanted.op_id }.state();
+    let mut op = known(&registry, scope, wanted.op_id).await?;
+    if !op.status.is_terminal() && wanted.timeout_s > 0.0 {
+        // Without the subscription it takes the database's word every two seconds.
+        let mut summaries = registry.front.subscribe(state).await.ok();
+        op = known(&registry, scope, wanted.op_id).await?;
+        while !op.status.is_terminal() && tokio::time::Instant::now() < deadline {
+            let look = (tokio::time::Instant::now() + LOOK_EVERY).min(deadline);
+            let news = async {
+                match &mut summaries {
+                    Some(summaries) => summaries.next().await.is_some(),
+                    None => false,
+                }
+            };
+            if let Ok(false) = tokio::time::timeout_at(look, news).await {
+                summaries = None;
+                tokio::time::sleep_until(look).await;
+            }
+            op = known(&registry, scope, wanted.op_id).await?;
+        }
+    }
+    let done = op.status.is_terminal();
+    Ok(request.reply(&WaitReply { op, done }))
+}
+
+pub(super) async fn cancel(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let scope = subject(&request)?.scope;
+    let wanted: GetOperation = request.decode()?;
+    let outcome = registry.database.cancel_operation(scope, wanted.op_id).await.map_err(from_database)?;
+    let op = match outcome {
+        CancelOutcome::Asked(ended) => {
+            registry.changed(&ended).await;
+            ended.op
+        }
+        CancelOutcome::Unchanged(op) => *op,
+        CancelOutcome::NotFound => return Err(not_found(scope, wanted.op_id)),
+    };
+    Ok(request.reply(&OperationReply { op }))
+}
+
+pub(super) async fn retry(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let scope = subject(&request)?.scope;
+    let caller = Caller::of(&request)?;
+    let wanted: RetryOperation = request.decode()?;
+    let op = known(&registry, scope, wanted.op_id).await?;
+    let ended_badly =
+        matches!(op.status, OperationStatus::Failed | OperationStatus::Canceled | OperationStatus::Expired);
+    if !ended_badly {
+        return Err(ApiError::new(
+            ErrorCode::FailedPrecondition,
+            format!("only a failed, canceled or expired operation is retried; this one is {}", op.status),
+        ));
+    }
+    let kind = kinds::find(&op.kind).ok_or_else(|| ApiError::not_found(format!("there is no kind {} any more", op.kind)))?;
+    let input = (kind.normalise_input)(&op.input)?;
+    let checkpoint = match wanted.from_start {
+        true => None,
+        false => registry.database.checkpoint(op.op_id).await.map_err(from_database)?,
+    };
+    let new = NewOperation {
+        id: OperationId::from(Uuid::now_v7()),
+        kind: op.kind.clone(),
+        scope,
+        created_by: caller.name(),
+        routing: routing_of(&registry, kind, scope, &input).await?,
+        input_hash: input_hash(&input),
+        input,
+        max_attempts: kind.max_attempts,
+        priority: op.priority,
+        not_before: None,
+        time_to_live_s: kind.time_to_live_s,
+        // Retrying twice makes one.
+        dedupe_key: Some(op.dedupe_key.unwrap_or_else(|| format!("retry-of-{}", op.op_id))),
+        exclusive_key: kind.exclusive.then(|| exclusive_key(scope)),
+        parent: None,
+        retry_of: Some(op.op_id),
+        checkpoint,
+    };
+    created(&registry, &request, &new, false).await
+}
+
+pub(super) async fn events(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let scope = subject(&request)?.scope;
+    let wanted: ListEvents = request.decode()?;
+    let state = known(&registry, scope, wanted.op_id).await?;
+    let subject = OperationSubject { scope, op_id: wanted.op_id };
+    let ring = registry.streams.stream().ring(&subject.events()).await.map_err(|error| {
+        tracing::warn!(op.id = %wanted.op_id, error = crate::errors::chain(&error), "the ring cannot be read");
+        ApiError::new(ErrorCode::Unavailable, "the stream of events does not answer now; lro.get has the state")
+    })?;
+    let mut events: Vec<ProgressEvent> =
+        ring.iter().filter_map(|message| serde_json::from_slice(&message.payload).ok()).collect();
+    if let Some(after) = wanted.after_n {
+        let latest = events.last().map_or(0, |event| event.attempt);
+        events.retain(|event| event.attempt == latest && event.n > after);
+    }
+    // The reply has to fit into one message: the newest events, as many as do.
+    let mut room = registry.front.max_payload() / 2;
+    let fitting = events.iter().rev().take_while(|event| {
+        let bytes = serde_json::to_vec(event).map_or(0, |text| text.len());
+        let fits = bytes <= room;
+        room = room.saturating_sub(bytes);
+        fits
+    });
+    let surplus = events.len() - fitting.count();
+    events.drain(..surplus);
+    Ok(request.reply(&EventList { events, state }))
+}

@@ -1,0 +1,287 @@
+//! The repository of a project: which bucket, which secrets, made ready once, and the way into it for the
+//! worker that holds a lease.
+//!
+//! What a crash leaves, in the order of the steps, and who goes on:
+//!
+//! | after | there is | the next call |
+//! |---|---|---|
+//! | the row of the bucket | a name with status `unknown` | makes the bucket of that name |
+//! | the bucket is made | the same | makes it again, which changes nothing |
+//! | its location is read | an `active` bucket, or a `mismatch`, which is never used | takes it, or a new name |
+//! | the project is bound | a project with a bucket for good | finds it bound |
+//! | the secrets are kept | a password without a repository | initialises with that password |
+//! | the repository is initialised | a repository without a key here | finds it whole, keeps its key |
+
+use std::sync::Arc;
+
+use backup_repository::{RepositoryIdentity, RepositoryPassword, initialise, repository_root};
+use bus_messages::kinds::{BackupChoice, ProjectRestoreInput};
+use bus_messages::{
+    ApiError, Bucket, ErrorCode, Grant, ObjectStoreGrant, Operation, RepositoryGrant, SecretText,
+};
+use catalog_database::{BucketPlacement, Database, NewBucket, ProjectSecret};
+use domain_model::{BackupId, BucketId, ProjectId, RepositoryId, Scope, Timestamp};
+use object_storage::{BucketControl, BucketLocation, ProviderSettings};
+use uuid::Uuid;
+
+use crate::errors::{chain, from_database, from_object_storage, from_repository};
+use crate::secrets::MasterKey;
+use crate::settings::ObjectStoreSettings;
+
+const PURPOSE: &str = "backups";
+/// So many buckets of a region may turn out to be elsewhere before somebody has to look.
+const MOST_MISMATCHES: i64 = 3;
+
+/// Makes repositories ready and hands them over.
+pub(crate) struct Repositories {
+    database: Database,
+    buckets: Arc<dyn BucketControl>,
+    settings: ObjectStoreSettings,
+    master_key: MasterKey,
+}
+
+impl Repositories {
+    pub(crate) fn new(
+        database: Database,
+        buckets: Arc<dyn BucketControl>,
+        settings: ObjectStoreSettings,
+        master_key: MasterKey,
+    ) -> Self {
+        Self { database, buckets, settings, master_key }
+    }
+
+    /// The grant for a lease, if nothing has to be made ready first. Reaches for the database alone.
+    pub(crate) async fn grant_if_ready(&self, op: &Operation, until: Timestamp) -> Result<Option<Grant>, ApiError> {
+        let project = project_of(op)?;
+        let place = self.database.project_place(project).await.map_err(from_database)?;
+        let Some(bucket) = place.and_then(|place| place.backup_bucket_id) else { return Ok(None) };
+        let Some(secret) = self.database.project_secret(project).await.map_err(from_database)? else {
+            return Ok(None);
+        };
+        if secret.wrapped_repository_key.is_none() {
+            return Ok(None);
+        }
+        self.grant(op, project, bucket, &secret, until).await.map(Some)
+    }
+
+    /// The grant for a lease, after making ready what is not: the bucket of the region, the binding of the
+    /// project, its secrets, its repository.
+    pub(crate) async fn prepare(&self, op: &Operation, until: Timestamp) -> Result<Grant, ApiError> {
+        let project = project_of(op)?;
+        let _lock = self.database.lock_project(project).await.map_err(from_database)?;
+        let place = self.database.project_place(project).await.map_err(from_database)?;
+        let place = place.ok_or_else(|| ApiError::not_found(format!("there is no project {project}")))?;
+        let bucket = match place.backup_bucket_id {
+            Some(id) => id,
+            None => {
+                let bucket = self.bucket_for(&place.region).await?;
+                let bound = self.database.bind_backup_bucket(project, bucket.id).await.map_err(from_database)?;
+                bound.ok_or_else(|| ApiError::not_found(format!("there is no project {project}")))?
+            }
+        };
+        let secret = self.initialised(project, bucket).await?;
+        self.grant(op, project, bucket, &secret, until).await
+    }
+
+    /// The bucket in use for the backups of a region, made where there is none.
+    async fn bucket_for(&self, region: &str) -> Result<Bucket, ApiError> {
+        loop {
+            let mismatches = self.database.mismatched_buckets(PURPOSE, region).await.map_err(from_database)?;
+            let bucket = self.database.bucket_in_use(&self.new_bucket(region)).await.map_err(from_database)?;
+            if bucket.status == "active" {
+                return Ok(bucket);
+            }
+            if mismatches >= MOST_MISMATCHES {
+                return Err(ApiError::new(
+                    ErrorCode::FailedPrecondition,
+                    format!(
+                        "{mismatches} buckets for the region {region} turned out to be elsewhere; \
+                         look at api.v1.hub.bucket.list and the provider's locations"
+                    ),
+                ));
+            }
+            let placed = self.place(&bucket).await?;
+            if placed.status == "active" {
+                return Ok(placed);
+            }
+            tracing::warn!(
+                bucket.name = placed.name,
+                bucket.region = region,
+                bucket.location = placed.location,
+                "a bucket is not where it should be, and is not used"
+            );
+        }
+    }
+
+    /// Makes a bucket that is written down, reads its location back and records it.
+    async fn place(&self, bucket: &Bucket) -> Result<Bucket, ApiError> {
+        let failed = |error| from_object_storage(&bucket.name, &error);
+        let hint = self.settings.location_hints.get(&bucket.region);
+        self.buckets.create_bucket(&bucket.name, hint.map(String::as_str)).await.map_err(failed)?;
+        let placement = match (self.buckets.bucket_location(&bucket.name).await.map_err(failed)?, hint) {
+            (BucketLocation::NotReported, _) => BucketPlacement::Active(None),
+            (BucketLocation::Reported(location), Some(hint)) if !location.eq_ignore_ascii_case(hint) => {
+                BucketPlacement::Mismatch(location)
+            }
+            (BucketLocation::Reported(location), _) => BucketPlacement::Active(Some(location)),
+        };
+        self.database.bucket_placed(bucket.id, &placement).await.map_err(from_database)
+    }
+
+    fn new_bucket(&self, region: &str) -> NewBucket {
+        let id = Uuid::now_v7();
+        // A provider may remember where a name was, so each bucket has a name that was never used.
+        let unique = &Uuid::new_v4().simple().to_string()[..10];
+        let endpoint = match &self.settings.connection {
+            ProviderSettings::S3(settings) => settings.endpoint.clone(),
+            ProviderSettings::Local(settings) => Some(settings.root.display().to_string()),
+        };
+        NewBucket {
+            id: id.into(),
+            purpose: PURPOSE,
+            provider: self.settings.provider.clone(),
+            account_id: self.settings.account_id.clone(),
+            region: region.to_owned(),
+            name: format!("{}-{PURPOSE}-{region}-{unique}", self.settings.bucket_prefix),
+            endpoint,
+        }
+    }
+
+    /// The secrets of a project whose repository is initialised. The caller holds the project's lock.
+    async fn initialised(&self, project: ProjectId, bucket: BucketId) -> Result<ProjectSecret, ApiError> {
+        let owner = project.to_string();
+        let secret = match self.database.project_secret(project).await.map_err(from_database)? {
+            Some(secret) => secret,
+            None => {
+                let password = RepositoryPassword::generate();
+                let wrapped = self.master_key.wrap(&owner, password.expose().as_bytes()).map_err(internal)?;
+                let new = ProjectSecret {
+                    repository_id: RepositoryId::from(Uuid::new_v4()),
+                    wrapped_password: wrapped,
+                    wrapped_repository_key: None,
+                    master_key_id: self.master_key.id().to_owned(),
+                };
+                self.database.keep_project_secret(project, &new).await.map_err(from_database)?
+            }
+        };
+        if secret.wrapped_repository_key.is_some() {
+            return Ok(secret);
+        }
+        let password = self.unwrap(&owner, &secret, &secret.wrapped_password)?;
+        let identity = RepositoryIdentity::new(secret.repository_id.as_uuid(), project.as_uuid());
+        let bucket = self.known_bucket(bucket).await?;
+        let store = self.buckets.open_bucket(&bucket.name);
+        let root = repository_root(project.as_uuid());
+        let key = initialise(store, &root, &identity, &RepositoryPassword::from(password))
+            .await
+            .map_err(|error| from_repository(&bucket.name, &error))?;
+        let key = serde_json::to_vec(&key).map_err(internal)?;
+        let wrapped = self.master_key.wrap(&owner, &key).map_err(internal)?;
+        self.database.repository_initialised(project, &wrapped).await.map_err(from_database)?;
+        Ok(ProjectSecret { wrapped_repository_key: Some(wrapped), ..secret })
+    }
+
+    async fn grant(
+        &self,
+        op: &Operation,
+        project: ProjectId,
+        bucket: BucketId,
+        secret: &ProjectSecret,
+        until: Timestamp,
+    ) -> Result<Grant, ApiError> {
+        let (backup, tree, bucket) = self.backup_of(op, project, bucket).await?;
+        let bucket = self.known_bucket(bucket).await?;
+        if bucket.status == "mismatch" || bucket.status == "disabled" {
+            return Err(ApiError::new(
+                ErrorCode::FailedPrecondition,
+                format!("the bucket {} is {}; see api.v1.hub.bucket.list", bucket.name, bucket.status),
+            ));
+        }
+        let wrapped = secret.wrapped_repository_key.as_deref().unwrap_or_default();
+        let key = self.unwrap(&project.to_string(), secret, wrapped)?;
+        let repository = RepositoryGrant {
+            project_id: project,
+            repository_id: secret.repository_id,
+            object_store: object_store_grant(&self.settings.connection),
+            bucket: bucket.name,
+            root: repository_root(project.as_uuid()),
+            master_key: SecretText::new(key),
+            backup,
+            tree,
+            expires_at: until,
+        };
+        Ok(Grant { repository: Some(repository) })
+    }
+
+    /// Which backup an operation is about: the one to compare with, or the one to restore, and where that is.
+    async fn backup_of(
+        &self,
+        op: &Operation,
+        project: ProjectId,
+        bound: BucketId,
+    ) -> Result<(Option<BackupId>, Option<String>, BucketId), ApiError> {
+        if op.kind.as_str() != "project-restore" {
+            let newest = self.database.backup_place(project, None).await.map_err(from_database)?;
+            // A parent in another bucket is none.
+            let parent = newest.filter(|place| place.bucket_id == bound).map(|place| place.backup_id);
+            return Ok((parent, None, bound));
+        }
+        let input: ProjectRestoreInput = serde_json::from_value(op.input.clone()).map_err(internal)?;
+        let wanted = match &input.backup_id {
+            BackupChoice::Latest => None,
+            BackupChoice::Id(id) => Some(id),
+        };
+        let place = self.database.backup_place(project, wanted).await.map_err(from_database)?;
+        let place = place.ok_or_else(|| no_such_backup(project, wanted))?;
+        Ok((Some(place.backup_id), Some(place.tree), place.bucket_id))
+    }
+
+    async fn known_bucket(&self, id: BucketId) -> Result<Bucket, ApiError> {
+        let bucket = self.database.bucket(id).await.map_err(from_database)?;
+        bucket.ok_or_else(|| ApiError::not_found(format!("there is no bucket {id}")))
+    }
+
+    fn unwrap(&self, owner: &str, secret: &ProjectSecret, wrapped: &[u8]) -> Result<String, ApiError> {
+        let opened = self.master_key.unwrap(owner, &secret.master_key_id, wrapped).map_err(internal)?;
+        String::from_utf8(opened).map_err(internal)
+    }
+}
+
+/// What to say where a project has no such backup.
+pub(crate) fn no_such_backup(project: ProjectId, wanted: Option<&BackupId>) -> ApiError {
+    match wanted {
+        Some(id) => ApiError::not_found(format!(
+            "the project {project} has no backup {id}; api.v1.project-{project}.backup.list shows those it has"
+        )),
+        None => ApiError::new(
+            ErrorCode::FailedPrecondition,
+            format!("the project {project} has no backup yet; create a project-backup first"),
+        ),
+    }
+}
+
+fn project_of(op: &Operation) -> Result<ProjectId, ApiError> {
+    match op.scope {
+        Scope::Project(project) => Ok(project),
+        other => Err(ApiError::invalid_argument(format!("{other} has no repository: only projects have"))),
+    }
+}
+
+fn internal(error: impl std::error::Error) -> ApiError {
+    tracing::error!(error = chain(&error), "a project's secrets cannot be used");
+    ApiError::new(ErrorCode::Internal, "a project's secrets cannot be used; it is in the registry's log")
+}
+
+fn object_store_grant(settings: &ProviderSettings) -> ObjectStoreGrant {
+    match settings {
+        ProviderSettings::Local(local) => ObjectStoreGrant::Local { root: local.root.display().to_string() },
+        ProviderSettings::S3(s3) => ObjectStoreGrant::S3 {
+            endpoint: s3.endpoint.clone(),
+            region: s3.region.clone(),
+            access_key_id: s3.access_key_id.clone(),
+            secret_access_key: SecretText::new(s3.secret_access_key.expose()),
+            session_token: s3.session_token.as_ref().map(|token| SecretText::new(token.expose())),
+            path_style: s3.path_style,
+        },
+    }
+}

@@ -1,0 +1,346 @@
+//! The writer's side of the streams. The stream is a replayable copy of what Postgres decided.
+//!
+//! Two things could spoil it: a writer that was paused and goes on with what has been overtaken (an event of
+//! an attempt that is over, a summary older than the one there), and one that repeats itself after an unclear
+//! time-out. Both are prevented in the same way: read the last message of the subject, decide from it, and
+//! publish only if it is still the last (`Nats-Expected-Last-Subject-Sequence`); otherwise look again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bus_client::{FencedPublish, OperationStream, PublishErrorKind, StoredMessage};
+use bus_messages::{Encoding, Operation, ProgressEvent};
+use bus_subjects::OperationSubject;
+use bytes::Bytes;
+use catalog_database::{Database, OutboxEntry, OutboxEvent};
+use domain_model::OperationId;
+use futures::StreamExt;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::errors::chain;
+use crate::metrics::RegistryMetrics;
+
+/// A message may be read, decided upon and overtaken this often before it is left to the next relay.
+const TURNS: usize = 8;
+/// Relays under way at the same time.
+const RELAYS: usize = 32;
+/// Operations whose last messages are remembered, so that a running one costs no look-up a heartbeat.
+const REMEMBERED: usize = 4096;
+
+/// What could not be told now. The outbox, or the worker, tells it again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StreamError {
+    #[error("could not read the stream")]
+    Read(#[source] bus_client::BusError),
+    #[error("could not write to the stream")]
+    Write(#[source] bus_client::PublishError),
+    #[error("other writers are always faster")]
+    Overtaken,
+    #[error("could not read what is to be told")]
+    Database(#[source] catalog_database::DatabaseError),
+}
+
+/// The last message on a subject: what the next one is decided from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Position {
+    sequence: u64,
+    attempt: u32,
+    n: u64,
+    rev: u64,
+    outbox_id: i64,
+}
+
+impl Position {
+    fn of(message: &StoredMessage) -> Self {
+        fn number<T: std::str::FromStr + Default>(message: &StoredMessage, header: &str) -> T {
+            message.headers.get(header).and_then(|text| text.parse().ok()).unwrap_or_default()
+        }
+        Self {
+            sequence: message.sequence,
+            attempt: number(message, ATTEMPT),
+            n: number(message, "Lro-N"),
+            rev: number(message, "Lro-Rev"),
+            outbox_id: number(message, "Lro-Outbox-Id"),
+        }
+    }
+}
+
+const ATTEMPT: &str = "Lro-Attempt";
+
+/// The writer of the stream. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Streams {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    stream: OperationStream,
+    database: Database,
+    metrics: RegistryMetrics,
+    nudges: mpsc::UnboundedSender<OperationId>,
+    positions: Mutex<HashMap<String, Position>>,
+}
+
+impl Streams {
+    /// The writer, and the task that relays the outbox until `stopping`.
+    pub(crate) fn new(
+        stream: OperationStream,
+        database: Database,
+        metrics: RegistryMetrics,
+    ) -> (Self, impl FnOnce(CancellationToken) -> futures::future::BoxFuture<'static, ()>) {
+        let (nudges, mut nudged) = mpsc::unbounded_channel();
+        let inner = Inner { stream, database, metrics, nudges, positions: Mutex::new(HashMap::new()) };
+        let streams = Self { inner: Arc::new(inner) };
+        let relay = streams.clone();
+        let run = move |stopping: CancellationToken| {
+            let task = async move {
+                let ids = futures::stream::poll_fn(move |context| nudged.poll_recv(context));
+                ids.take_until(stopping.cancelled_owned())
+                    .for_each_concurrent(RELAYS, |id| {
+                        let relay = relay.clone();
+                        async move { relay.relay_or_log(id).await }
+                    })
+                    .await;
+            };
+            Box::pin(task) as futures::future::BoxFuture<'static, ()>
+        };
+        (streams, run)
+    }
+
+    pub(crate) fn stream(&self) -> &OperationStream {
+        &self.inner.stream
+    }
+
+    /// Has the outbox entries of an operation relayed soon.
+    pub(crate) fn tell(&self, op_id: OperationId) {
+        // Fails only while the registry stops; then the entries wait in the outbox.
+        let _stopping = self.inner.nudges.send(op_id);
+    }
+
+    async fn relay_or_log(&self, op_id: OperationId) {
+        if let Err(error) = self.relay(op_id).await {
+            self.inner.metrics.relay_failures.inc();
+            tracing::debug!(op.id = %op_id, error = chain(&error), "told later: the stream does not answer");
+        }
+    }
+
+    /// Tells the stream what the outbox has about an operation.
+    pub(crate) async fn relay(&self, op_id: OperationId) -> Result<(), StreamError> {
+        let database = &self.inner.database;
+        let entries = database.outbox_of(op_id).await.map_err(StreamError::Database)?;
+        let Some(last) = entries.last() else { return Ok(()) };
+        if entries.iter().any(|entry| entry.purge) {
+            self.inner.stream.purge(&format!("{}.*", last.subject)).await.map_err(StreamError::Read)?;
+            self.forget(&last.subject);
+        } else if let Some(op) = database.operation_by_id(op_id).await.map_err(StreamError::Database)? {
+            for entry in &entries {
+                if let Some(event) = &entry.event {
+                    self.tell_event(&op, entry, event).await?;
+                }
+            }
+            self.tell_state(&op).await?;
+            if op.status.is_terminal() {
+                self.forget(&last.subject);
+            }
+        }
+        let ids: Vec<i64> = entries.iter().map(|entry| entry.id).collect();
+        database.outbox_told(&ids).await.map_err(StreamError::Database)
+    }
+
+    /// Adds an event of the registry's own at the end of its attempt.
+    async fn tell_event(&self, op: &Operation, entry: &OutboxEntry, event: &OutboxEvent) -> Result<(), StreamError> {
+        let subject = format!("{}.evt", entry.subject);
+        for turn in 0..TURNS {
+            let last = self.position(&subject, turn > 0).await?;
+            let told = last.outbox_id >= entry.id && last.attempt >= event.attempt;
+            if told || last.attempt > event.attempt {
+                return Ok(());
+            }
+            let n = if last.attempt == event.attempt { last.n + 1 } else { 1 };
+            let message = ProgressEvent {
+                op_id: op.op_id,
+                attempt: event.attempt,
+                n,
+                ts: entry.created_at,
+                phase: event.phase.clone(),
+                message: event.message.clone(),
+                level: Some(event.level),
+                progress: None,
+                detail: event.detail.clone(),
+                status: event.status,
+            };
+            let status = event.status.unwrap_or(op.status).to_string();
+            if self.publish_event(op, &subject, last, &message, &status, entry.id).await?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(StreamError::Overtaken)
+    }
+
+    /// Adds the events of a worker that holds the operation. Returns the highest `n` of its attempt that is
+    /// stored: the worker sends those behind it again.
+    pub(crate) async fn tell_worker_events(
+        &self,
+        op: &Operation,
+        subject: OperationSubject,
+        events: &[ProgressEvent],
+    ) -> Result<u64, StreamError> {
+        let subject = subject.events();
+        let mut last = self.position(&subject, false).await?;
+        let stored = |last: Position| if last.attempt == op.attempt { last.n } else { 0 };
+        for event in events {
+            let mut turn = 0;
+            loop {
+                // An attempt that has been overtaken writes no more; what is stored already is not stored twice;
+                // and behind a hole nothing is stored until it is filled.
+                let overtaken = last.attempt > op.attempt;
+                let hole = last.attempt == op.attempt && event.n > last.n + 1;
+                if overtaken || hole {
+                    return Ok(stored(last));
+                }
+                if last.attempt == op.attempt && event.n <= last.n {
+                    break;
+                }
+                match self.publish_event(op, &subject, last, event, op.status.as_str(), 0).await? {
+                    Some(position) => {
+                        last = position;
+                        break;
+                    }
+                    None if turn + 1 < TURNS => {
+                        turn += 1;
+                        last = self.position(&subject, true).await?;
+                    }
+                    None => return Err(StreamError::Overtaken),
+                }
+            }
+        }
+        Ok(stored(last))
+    }
+
+    async fn publish_event(
+        &self,
+        op: &Operation,
+        subject: &str,
+        last: Position,
+        event: &ProgressEvent,
+        status: &str,
+        outbox_id: i64,
+    ) -> Result<Option<Position>, StreamError> {
+        let mut headers = headers(op, &event.phase, event.attempt, status);
+        headers.push(("Lro-N", event.n.to_string()));
+        if outbox_id > 0 {
+            headers.push(("Lro-Outbox-Id", outbox_id.to_string()));
+        }
+        let payload = Encoding::Json.encode(event).into();
+        let sequence = self.publish_if_last(subject, headers, payload, last.sequence, false).await?;
+        self.inner.metrics.events.inc();
+        Ok(sequence.map(|sequence| {
+            let position = Position { sequence, attempt: event.attempt, n: event.n, rev: 0, outbox_id };
+            self.remember(subject, position);
+            position
+        }))
+    }
+
+    /// Replaces the summary, unless a newer one is there.
+    pub(crate) async fn tell_state(&self, op: &Operation) -> Result<(), StreamError> {
+        let subject = OperationSubject { scope: op.scope, op_id: op.op_id }.state();
+        for turn in 0..TURNS {
+            let last = self.position(&subject, turn > 0).await?;
+            if last.rev >= op.rev {
+                return Ok(());
+            }
+            let mut headers = headers(op, op.phase.as_deref().unwrap_or("queued"), op.attempt, op.status.as_str());
+            headers.push(("Lro-Rev", op.rev.to_string()));
+            let payload = Encoding::Json.encode(op).into();
+            if let Some(sequence) = self.publish_if_last(&subject, headers, payload, last.sequence, true).await? {
+                self.remember(&subject, Position { sequence, attempt: op.attempt, n: 0, rev: op.rev, outbox_id: 0 });
+                return Ok(());
+            }
+        }
+        Err(StreamError::Overtaken)
+    }
+
+    /// `None` where another message has come in between.
+    async fn publish_if_last(
+        &self,
+        subject: &str,
+        headers: Vec<(&'static str, String)>,
+        payload: Bytes,
+        last_sequence: u64,
+        rollup: bool,
+    ) -> Result<Option<u64>, StreamError> {
+        let message = FencedPublish {
+            subject: subject.to_owned(),
+            headers,
+            payload,
+            expected_last_subject_sequence: Some(last_sequence),
+            rollup,
+        };
+        match self.inner.stream.publish(message).await {
+            Ok(sequence) => Ok(Some(sequence)),
+            Err(error) if error.kind() == PublishErrorKind::SequenceMismatch => Ok(None),
+            Err(error) => {
+                // It may be stored or not: the next look decides.
+                self.positions().remove(subject);
+                Err(StreamError::Write(error))
+            }
+        }
+    }
+
+    async fn position(&self, subject: &str, afresh: bool) -> Result<Position, StreamError> {
+        if !afresh && let Some(position) = self.positions().get(subject) {
+            return Ok(*position);
+        }
+        let last = self.inner.stream.last(subject).await.map_err(StreamError::Read)?;
+        let position = last.as_ref().map(Position::of).unwrap_or_default();
+        self.remember(subject, position);
+        Ok(position)
+    }
+
+    fn remember(&self, subject: &str, position: Position) {
+        let mut positions = self.positions();
+        if positions.len() >= REMEMBERED {
+            positions.clear();
+        }
+        positions.insert(subject.to_owned(), position);
+    }
+
+    fn forget(&self, subject: &str) {
+        let mut positions = self.positions();
+        positions.remove(&format!("{subject}.evt"));
+        positions.remove(&format!("{subject}.state"));
+    }
+
+    /// Forgets every position, after the stream may have changed behind our back.
+    pub(crate) fn forget_all(&self) {
+        self.positions().clear();
+    }
+
+    fn positions(&self) -> std::sync::MutexGuard<'_, HashMap<String, Position>> {
+        self.inner.positions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has what others failed to relay relayed, again and again until `stopping`.
+    pub(crate) async fn relay_left_over(self, every: Duration, stopping: CancellationToken) {
+        let mut ticks = tokio::time::interval(every);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+            match self.inner.database.outbox_left_over(every.as_secs_f64(), 1000).await {
+                Ok(ids) => ids.into_iter().for_each(|id| self.tell(id)),
+                Err(error) => tracing::warn!(error = chain(&error), "could not look for left-over outbox entries"),
+            }
+        }
+    }
+}
+
+fn headers(op: &Operation, phase: &str, attempt: u32, status: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("Content-Type", Encoding::Json.content_type().to_owned()),
+        ("Lro-Kind", op.kind.to_string()),
+        ("Lro-Status", status.to_owned()),
+        ("Lro-Phase", phase.to_owned()),
+        (ATTEMPT, attempt.to_string()),
+    ]
+}

@@ -1,0 +1,87 @@
+//! What has to happen though nobody asks: leases end, operations expire, the stream loses what it had.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus_client::ReconcileOutcome;
+use tokio_util::sync::CancellationToken;
+
+use crate::errors::chain;
+use crate::metrics::QueueLabel;
+use crate::registry::Registry;
+
+/// The stream as it is to be; the same file that operators read.
+const DECLARATION: &str = include_str!("../../../nats-config/streams/LRO.json");
+
+/// At most so many rows a sweep.
+const SWEEP: i64 = 500;
+
+/// Looks for operations whose time has come, every `sweep_s` seconds.
+pub(crate) async fn sweep(registry: Arc<Registry>, stopping: CancellationToken) {
+    let mut ticks = tokio::time::interval(Duration::from_secs_f64(registry.settings.sweep_s));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+        let swept = match registry.database.sweep_operations(SWEEP, rand::random()).await {
+            Ok(swept) => swept,
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "could not look for operations whose time has come");
+                continue;
+            }
+        };
+        for lost in &swept.leases_lost {
+            registry.metrics.lease_losses.inc();
+            tracing::warn!(
+                op.id = %lost.op.op_id, op.kind = %lost.op.kind, op.attempt = lost.op.attempt,
+                op.status = %lost.op.status, worker = lost.op.owner, "a worker did not renew its lease"
+            );
+            registry.changed(lost).await;
+        }
+        for expired in &swept.expired {
+            tracing::warn!(op.id = %expired.op.op_id, op.kind = %expired.op.kind, "an operation has expired");
+            registry.changed(expired).await;
+        }
+        for deleted in &swept.deleted {
+            registry.streams.tell(*deleted);
+        }
+    }
+}
+
+/// Makes the stream as declared. One that was just made has lost every summary: they are written anew.
+pub(crate) async fn reconcile_stream(registry: &Registry) -> anyhow::Result<()> {
+    match registry.streams.stream().reconcile(DECLARATION).await? {
+        ReconcileOutcome::Created => {
+            registry.streams.forget_all();
+            let rebuilt = registry.database.outbox_rebuild().await?;
+            tracing::info!(summaries = rebuilt, "the stream is made; its summaries are rebuilt from the database");
+        }
+        ReconcileOutcome::Updated { fields } => tracing::info!(?fields, "the stream is changed to what is declared"),
+        ReconcileOutcome::Unchanged => {}
+    }
+    Ok(())
+}
+
+/// Looks every ten seconds whether the stream is still there, and measures what waits.
+pub(crate) async fn look_after_stream(registry: Arc<Registry>, stopping: CancellationToken) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(10));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+        match registry.streams.stream().exists().await {
+            Ok(true) => {}
+            Ok(false) => {
+                if let Err(error) = reconcile_stream(&registry).await {
+                    tracing::warn!(error = format!("{error:#}"), "could not make the stream");
+                }
+            }
+            Err(error) => tracing::debug!(error = chain(&error), "the stream does not answer"),
+        }
+        if let Ok((entries, _)) = registry.database.outbox_lag().await {
+            registry.metrics.outbox_entries.set(entries);
+        }
+        if let Ok(counts) = registry.database.operation_counts().await {
+            registry.metrics.operations.clear();
+            for (kind, routing, status, count, _) in counts {
+                registry.metrics.operations.get_or_create(&QueueLabel { kind, routing, status }).set(count);
+            }
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The worker protocol, `work.v1.<caller>.<verb>`. Who calls is the token in the subject, which the
+//! caller's credentials pin.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bus_client::{IncomingRequest, Reply};
+use bus_messages::kinds::{self, ProjectBackupInput, ProjectBackupResult, SourceKind};
+use bus_messages::{
+    ApiError, ChildOperation, ClaimReply, ClaimRequest, ErrorCode, FinishReply, FinishRequest, Grant, Lease,
+    Operation, OperationProgress, OperationProgressReply, Outcome, ProgressReply, ProgressRequest,
+    RepositoryReply, RepositoryRequest,
+};
+use bus_subjects::{OperationSubject, WorkSubject};
+use catalog_database::{ClaimWanted, FinishOutcome, Finished, Heartbeat, LeaseFence, NewBackup};
+use domain_model::{OperationId, Routing, Scope};
+use futures::future::join_all;
+use uuid::Uuid;
+
+use crate::api::operations::{input_hash, routing_of};
+use crate::errors::{chain, from_database};
+use crate::metrics::KindLabel;
+use crate::registry::Registry;
+
+/// A worker may hold so many operations, and ask for so many at once.
+const MOST_OPERATIONS: usize = 1000;
+const MOST_KINDS: usize = 64;
+const MOST_CHECKPOINT_BYTES: usize = 64 * 1024;
+const MOST_EVENT_BYTES: usize = 60 * 1024;
+/// Telling the stream may take so long before the heartbeat is answered without it.
+const PATIENCE_WITH_THE_STREAM: Duration = Duration::from_secs(2);
+
+fn caller(request: &IncomingRequest) -> Result<Routing, ApiError> {
+    let subject: WorkSubject = request.subject().parse().map_err(ApiError::invalid_argument)?;
+    Ok(subject.caller)
+}
+
+pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let began = Instant::now();
+    let caller = caller(&request)?;
+    let claim: ClaimRequest = request.decode()?;
+    if claim.worker_id.is_empty() || claim.worker_id.len() > 200 {
+        return Err(ApiError::invalid_argument("worker_id is to have 1 to 200 characters"));
+    }
+    if claim.kinds.len() > MOST_KINDS {
+        return Err(ApiError::invalid_argument(format!("at most {MOST_KINDS} kinds in one claim")));
+    }
+    if let Routing::Host(host) = caller {
+        registry.database.host_seen(host).await.map_err(from_database)?;
+    }
+    let wanted = ClaimWanted {
+        caller,
+        worker_id: claim.worker_id,
+        kinds: claim.kinds.into_iter().collect(),
+        max: claim.max.min(MOST_OPERATIONS as u32),
+        lease_s: registry.settings.lease_s,
+    };
+    let leased = registry.database.claim_operations(&wanted).await.map_err(from_database)?;
+    let leases = leased.into_iter().map(|leased| {
+        let registry = &registry;
+        async move {
+            registry.streams.tell(leased.op.op_id);
+            let label = KindLabel { kind: leased.op.kind.to_string() };
+            registry.metrics.claimed.get_or_create(&label).inc();
+            let grant = match kinds::find(&leased.op.kind) {
+                Some(kind) if kind.uses_repository => Some(
+                    // What is not ready, or cannot be granted now, the worker asks `repository` for: that
+                    // answers with the reason.
+                    match registry.repositories.grant_if_ready(&leased.op, leased.lease_until).await {
+                        Ok(Some(grant)) => grant,
+                        Ok(None) | Err(_) => Grant::default(),
+                    },
+                ),
+                _ => None,
+            };
+            Lease {
+                attempt: leased.op.attempt,
+                op: leased.op,
+                lease_id: leased.lease_id,
+                lease_until: leased.lease_until,
+                lease_s: registry.settings.lease_s,
+                checkpoint: leased.checkpoint,
+                grant,
+            }
+        }
+    });
+    let leases = join_all(leases).await;
+    if !leases.is_empty() {
+        registry.metrics.claim_seconds.observe(began.elapsed().as_secs_f64());
+    }
+    Ok(request.reply(&ClaimReply { leases }))
+}
+
+fn fence_of(progress: &OperationProgress) -> LeaseFence {
+    LeaseFence { op_id: progress.op_id, attempt: progress.attempt, lease_id: progress.lease_id }
+}
+
+fn json_length(value: &impl serde::Serialize) -> usize {
+    serde_json::to_vec(value).map_or(usize::MAX, |text| text.len())
+}
+
+/// What of an operation's progress cannot be taken. The lease is renewed all the same.
+fn refusal(progress: &mut OperationProgress) -> Option<String> {
+    let mut refused = None;
+    if let Some(bytes) = progress.checkpoint.as_ref().map(json_length).filter(|bytes| *bytes > MOST_CHECKPOINT_BYTES) {
+        progress.checkpoint = None;
+        refused = Some(format!("the checkpoint has {bytes} bytes; at most {MOST_CHECKPOINT_BYTES} are stored"));
+    }
+    let (op_id, attempt) = (progress.op_id, progress.attempt);
+    let known = progress.events.len();
+    progress.events.retain(|event| {
+        event.op_id == op_id && event.attempt == attempt && json_length(event) <= MOST_EVENT_BYTES && event.status.is_none()
+    });
+    if progress.events.len() < known {
+        refused = Some("an event is of another operation or attempt, too large, or says that it is the last".to_owned());
+    }
+    if let Some(summary) = &mut progress.summary {
+        summary.progress = if summary.progress.is_finite() { summary.progress.clamp(0.0, 100.0) } else { 0.0 };
+        summary.message.truncate(summary.message.floor_char_boundary(2000));
+        summary.phase.truncate(summary.phase.floor_char_boundary(63));
+    }
+    refused
+}
+
+pub(crate) async fn progress(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let mut progress: ProgressRequest = request.decode()?;
+    if progress.ops.len() > MOST_OPERATIONS {
+        return Err(ApiError::invalid_argument(format!("at most {MOST_OPERATIONS} operations in one message")));
+    }
+    let refused: Vec<Option<String>> = progress.ops.iter_mut().map(refusal).collect();
+    let heartbeats: Vec<Heartbeat> = progress
+        .ops
+        .iter()
+        .map(|op| Heartbeat { fence: fence_of(op), summary: op.summary.clone(), checkpoint: op.checkpoint.clone() })
+        .collect();
+    let outcomes = registry
+        .database
+        .heartbeat_operations(&heartbeats, registry.settings.lease_s)
+        .await
+        .map_err(from_database)?;
+    let held: HashMap<OperationId, _> = outcomes.into_iter().map(|outcome| (outcome.op.op_id, outcome)).collect();
+    let replies = progress.ops.iter().zip(refused).map(|(entry, refused)| {
+        let (registry, held) = (&registry, &held);
+        async move {
+            let Some(outcome) = held.get(&entry.op_id) else {
+                registry.metrics.refused_writes.inc();
+                return lost(entry.op_id);
+            };
+            let stored_n = tell(registry, &outcome.op, entry, outcome.changed).await;
+            OperationProgressReply {
+                op_id: entry.op_id,
+                ok: true,
+                lost: false,
+                lease_until: outcome.op.lease_until,
+                lease_s: registry.settings.lease_s,
+                cancel_requested: outcome.op.cancel_requested_at.is_some(),
+                stored_n,
+                refused,
+            }
+        }
+    });
+    let ops = join_all(replies).await;
+    Ok(request.reply(&ProgressReply { ops }))
+}
+
+fn lost(op_id: OperationId) -> OperationProgressReply {
+    OperationProgressReply {
+        op_id,
+        ok: false,
+        lost: true,
+        lease_until: None,
+        lease_s: 0.0,
+        cancel_requested: false,
+        stored_n: 0,
+        refused: None,
+    }
+}
+
+/// Tells the stream, as far as it listens: no operation fails because its progress cannot be published.
+async fn tell(registry: &Registry, op: &Operation, entry: &OperationProgress, changed: bool) -> u64 {
+    let telling = async {
+        let subject = OperationSubject { scope: op.scope, op_id: op.op_id };
+        let stored = match entry.events.is_empty() {
+            true => 0,
+            false => registry.streams.tell_worker_events(op, subject, &entry.events).await?,
+        };
+        if changed {
+            registry.streams.tell_state(op).await?;
+        }
+        Ok::<u64, crate::streams::StreamError>(stored)
+    };
+    match tokio::time::timeout(PATIENCE_WITH_THE_STREAM, telling).await {
+        Ok(Ok(stored)) => stored,
+        Ok(Err(error)) => {
+            tracing::debug!(op.id = %op.op_id, error = chain(&error), "progress is not in the stream yet");
+            0
+        }
+        Err(_) => 0,
+    }
+}
+
+pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let finish: FinishRequest = request.decode()?;
+    let fence = LeaseFence { op_id: finish.op_id, attempt: finish.attempt, lease_id: finish.lease_id };
+    if json_length(&finish.checkpoint) > MOST_CHECKPOINT_BYTES {
+        return Err(ApiError::invalid_argument(format!("a checkpoint has at most {MOST_CHECKPOINT_BYTES} bytes")));
+    }
+    // Only the holder's word counts, so that the rest is not even looked at for anybody else.
+    let op = registry.database.operation_by_id(finish.op_id).await.map_err(from_database)?;
+    let Some(op) = op else { return Ok(request.reply(&FinishReply { ok: false, lost: true })) };
+    let backup = match (op.kind.as_str(), finish.outcome) {
+        ("project-backup", Outcome::Succeeded) => Some(backup_of(&registry, &op, &finish).await?),
+        _ => None,
+    };
+    let children = finish.children.iter().map(|child| child_of(&registry, &op, child));
+    let children = join_all(children).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let finished = Finished {
+        fence,
+        outcome: finish.outcome,
+        result: finish.result,
+        error: finish.error,
+        checkpoint: finish.checkpoint,
+        children,
+        backup,
+        jitter: rand::random(),
+    };
+    let outcome = registry.database.finish_operation(&finished).await.map_err(from_database)?;
+    let reply = match outcome {
+        FinishOutcome::Recorded(ended) => {
+            registry.changed(&ended).await;
+            FinishReply { ok: true, lost: false }
+        }
+        FinishOutcome::Repeated => FinishReply { ok: true, lost: false },
+        FinishOutcome::Lost => {
+            registry.metrics.refused_writes.inc();
+            FinishReply { ok: false, lost: true }
+        }
+    };
+    Ok(request.reply(&reply))
+}
+
+/// The backup that a successful `project-backup` made, to be recorded with the success.
+async fn backup_of(registry: &Registry, op: &Operation, finish: &FinishRequest) -> Result<NewBackup, ApiError> {
+    let Scope::Project(project_id) = op.scope else {
+        return Err(ApiError::invalid_argument("a project-backup is of a project"));
+    };
+    let wrong = |error| ApiError::invalid_argument(format!("the result of a project-backup does not read: {error}"));
+    let result: ProjectBackupResult =
+        serde_json::from_value(finish.result.clone().unwrap_or_default()).map_err(wrong)?;
+    let input: ProjectBackupInput = serde_json::from_value(op.input.clone()).map_err(wrong)?;
+    let bucket = registry.database.backup_bucket_of(project_id).await.map_err(from_database)?;
+    let bucket_id = bucket.ok_or_else(|| {
+        ApiError::new(ErrorCode::FailedPrecondition, "the project has no bucket, so there can be no backup")
+    })?;
+    Ok(NewBackup {
+        backup_id: result.backup_id,
+        project_id,
+        bucket_id,
+        op_id: op.op_id,
+        created_at: result.snapshot_at,
+        files: result.files,
+        bytes: result.bytes,
+        bytes_added: result.bytes_added,
+        tags: input.tags,
+        pinned: input.pinned,
+        source: match result.source {
+            SourceKind::BtrfsSnapshot => "btrfs-snapshot",
+            SourceKind::Live => "live",
+        },
+        tree: result.tree,
+        parent: result.parent,
+    })
+}
+
+async fn child_of(
+    registry: &Registry,
+    parent: &Operation,
+    child: &ChildOperation,
+) -> Result<catalog_database::NewOperation, ApiError> {
+    let kind = kinds::find(&child.kind)
+        .ok_or_else(|| ApiError::invalid_argument(format!("there is no kind {}", child.kind)))?;
+    let input = (kind.normalise_input)(&child.input)?;
+    let routing = routing_of(registry, kind, child.scope, &input).await?;
+    Ok(catalog_database::NewOperation {
+        id: OperationId::from(Uuid::now_v7()),
+        kind: child.kind.clone(),
+        scope: child.scope,
+        created_by: parent.created_by.clone(),
+        routing,
+        input_hash: input_hash(&input),
+        input,
+        max_attempts: kind.max_attempts,
+        priority: parent.priority,
+        not_before: None,
+        time_to_live_s: kind.time_to_live_s,
+        dedupe_key: None,
+        exclusive_key: None,
+        parent: Some((parent.op_id, child.key.clone())),
+        retry_of: None,
+        checkpoint: None,
+    })
+}
+
+pub(crate) async fn repository(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let wanted: RepositoryRequest = request.decode()?;
+    let fence = LeaseFence { op_id: wanted.op_id, attempt: wanted.attempt, lease_id: wanted.lease_id };
+    let op = registry.database.leased_operation(&fence).await.map_err(from_database)?;
+    let op = op.ok_or_else(|| {
+        registry.metrics.refused_writes.inc();
+        ApiError::new(ErrorCode::Conflict, "this lease is over: stop the work on the operation")
+    })?;
+    let until = op.lease_until.unwrap_or(op.updated_at);
+    let grant = registry.repositories.prepare(&op, until).await?;
+    Ok(request.reply(&RepositoryReply { grant }))
+}

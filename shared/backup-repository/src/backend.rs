@@ -1,0 +1,597 @@
+//! The storage of one repository: rustic_core's backend traits on an [`ObjectStore`], in restic's layout.
+//!
+//! What could go wrong with a plain backend, and does not here:
+//! - A listing that drops errors makes prune delete live packs: a listing here is whole or an error.
+//! - A deletion that is only acknowledged may not have happened: the object store verifies it.
+//! - A source that ends early (cancel, failure) makes rustic save a cut snapshot as a success: once the
+//!   [`WriteGuard`] is closed every write is refused, and the snapshot that rustic saves at the end of a
+//!   backup is held back in any case; the real one is written last, after all checks ([`SnapshotWrites`]).
+//! - Uploads one after another leave the line idle: packs go up side by side, and no index is written
+//!   before all packs it may name are acknowledged.
+//! - rustic_core turns errors into text (or panics on them): the first failure is kept here with its kind.
+//!
+//! All methods block on the runtime handle that was passed in: never call them from an async task.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use object_storage::{ObjectKey, ObjectStorageError, ObjectStorageErrorKind, ObjectStore, PutMode};
+use rustic_core::{BytesList, ErrorKind, FileType, Id, ReadBackend, RusticError, RusticResult, WriteBackend};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::error::{
+    BackupRepositoryError, BackupRepositoryErrorKind, Result, kind_of_storage_error,
+};
+use crate::metadata_cache::{CacheSettings, MetadataCache, hash};
+
+/// Packs that go up at the same time. Each holds one pack (16 MiB) in memory.
+const PARALLEL_UPLOADS: usize = 4;
+
+/// Closed once, when a job is canceled or has failed; from then on nothing is written any more.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct WriteGuard(Arc<AtomicBool>);
+
+impl WriteGuard {
+    pub(crate) fn close(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// What the owner of a backend may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    ReadWrite,
+}
+
+/// What happens to a snapshot file that rustic writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SnapshotWrites {
+    /// Acknowledged and dropped: it is not yet known whether the backup is whole.
+    HeldBack,
+    /// Stored.
+    Stored,
+}
+
+/// Requests to the object store: they are billed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RequestCounts {
+    /// Whole objects and ranges read.
+    pub get: u64,
+    /// Objects written.
+    pub put: u64,
+    /// Listings (a long one may be several requests at the provider).
+    pub list: u64,
+    /// Deletions (each is verified by the provider's layer).
+    pub delete: u64,
+}
+
+impl RequestCounts {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.get + self.put + self.list + self.delete
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    get: AtomicU64,
+    put: AtomicU64,
+    list: AtomicU64,
+    delete: AtomicU64,
+}
+
+/// The first request that failed.
+#[derive(Debug, Clone)]
+struct Failure {
+    kind: BackupRepositoryErrorKind,
+    subject: String,
+    message: String,
+}
+
+type Upload = std::result::Result<(), (String, ObjectStorageError)>;
+
+pub(crate) struct RepositoryBackend {
+    store: Arc<dyn ObjectStore>,
+    root: String,
+    runtime: Handle,
+    access: Access,
+    cache: MetadataCache,
+    guard: WriteGuard,
+    snapshot_writes: Mutex<SnapshotWrites>,
+    last_snapshot: Mutex<Option<Id>>,
+    index_writes: AtomicU64,
+    uploads: Mutex<JoinSet<Upload>>,
+    upload_permits: Arc<Semaphore>,
+    upload_barrier: Mutex<()>,
+    windows: Mutex<HashMap<Id, Vec<(u32, Bytes)>>>,
+    config: Mutex<Option<Bytes>>,
+    only_key: Mutex<Option<Id>>,
+    failure: Mutex<Option<Failure>>,
+    counters: Counters,
+}
+
+impl fmt::Debug for RepositoryBackend {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("RepositoryBackend").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl RepositoryBackend {
+    pub(crate) fn new(
+        store: Arc<dyn ObjectStore>,
+        root: &str,
+        runtime: Handle,
+        access: Access,
+        cache: Option<CacheSettings>,
+    ) -> Self {
+        Self {
+            store,
+            root: root.to_owned(),
+            runtime,
+            access,
+            cache: MetadataCache::new(cache),
+            guard: WriteGuard::default(),
+            snapshot_writes: Mutex::new(SnapshotWrites::Stored),
+            last_snapshot: Mutex::default(),
+            index_writes: AtomicU64::new(0),
+            uploads: Mutex::new(JoinSet::new()),
+            upload_permits: Arc::new(Semaphore::new(PARALLEL_UPLOADS)),
+            upload_barrier: Mutex::new(()),
+            windows: Mutex::default(),
+            config: Mutex::default(),
+            only_key: Mutex::default(),
+            failure: Mutex::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    pub(crate) fn guard(&self) -> &WriteGuard {
+        &self.guard
+    }
+
+    pub(crate) fn cache(&self) -> &MetadataCache {
+        &self.cache
+    }
+
+    pub(crate) fn root(&self) -> &str {
+        &self.root
+    }
+
+    pub(crate) fn requests(&self) -> RequestCounts {
+        RequestCounts {
+            get: self.counters.get.load(Ordering::Relaxed),
+            put: self.counters.put.load(Ordering::Relaxed),
+            list: self.counters.list.load(Ordering::Relaxed),
+            delete: self.counters.delete.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(crate) fn set_snapshot_writes(&self, writes: SnapshotWrites) {
+        *lock(&self.snapshot_writes) = writes;
+    }
+
+    /// The id of the snapshot file stored last: rustic does not tell it.
+    pub(crate) fn last_snapshot(&self) -> Option<Id> {
+        *lock(&self.last_snapshot)
+    }
+
+    /// How many index files were written: after that an index in memory is out of date.
+    pub(crate) fn index_writes(&self) -> u64 {
+        self.index_writes.load(Ordering::SeqCst)
+    }
+
+    /// Turns an error of rustic_core into ours: the request that failed first, where there was one.
+    pub(crate) fn error(
+        &self,
+        operation: &'static str,
+        subject: impl fmt::Display,
+        error: &RusticError,
+    ) -> BackupRepositoryError {
+        self.take_failure(operation)
+            .unwrap_or_else(|| BackupRepositoryError::from_rustic(operation, subject, error))
+    }
+
+    /// The first failed request since the last call, if any failed.
+    pub(crate) fn take_failure(&self, operation: &'static str) -> Option<BackupRepositoryError> {
+        lock(&self.failure)
+            .take()
+            .map(|failure| BackupRepositoryError::new(failure.kind, operation, failure.subject, failure.message))
+    }
+
+    /// Reads an object beside rustic's own files, `None` where there is none, and the config with it, which
+    /// is wanted next.
+    pub(crate) fn get_with_config(&self, name: &str) -> Result<Option<Bytes>> {
+        let key = self.key(name).map_err(|error| self.error("read", name, &error))?;
+        let config_key = self.key("config").map_err(|error| self.error("read", name, &error))?;
+        self.counters.get.fetch_add(2, Ordering::Relaxed);
+        let (beside, config) = self.runtime.block_on(async {
+            tokio::join!(self.store.get(&key), self.store.get(&config_key))
+        });
+        *lock(&self.config) = absent_as_none(config)?;
+        absent_as_none(beside)
+    }
+
+    /// Shows only this one of the keys to rustic, or all.
+    pub(crate) fn show_only_key(&self, id: Option<Id>) {
+        *lock(&self.only_key) = id;
+    }
+
+    /// Fetches a part of a pack, which serves every later read inside it until [`Self::drop_window`]:
+    /// many small files are restored with one request.
+    pub(crate) fn fetch_window(&self, pack: &Id, offset: u32, length: u32) -> Result<()> {
+        let bytes = self
+            .get_range(FileType::Pack, pack, offset, length)
+            .map_err(|error| self.error("read pack", pack.to_hex().as_str(), &error))?;
+        lock(&self.windows).entry(*pack).or_default().push((offset, bytes));
+        Ok(())
+    }
+
+    pub(crate) fn drop_window(&self, pack: &Id, offset: u32) {
+        let mut windows = lock(&self.windows);
+        if let Some(parts) = windows.get_mut(pack) {
+            parts.retain(|(start, _)| *start != offset);
+            if parts.is_empty() {
+                windows.remove(pack);
+            }
+        }
+    }
+
+    /// Waits until every pack is acknowledged.
+    pub(crate) fn finish_uploads(&self) -> RusticResult<()> {
+        // One at a time: a second caller must not find the set empty while the first still waits for it.
+        let _barrier = lock(&self.upload_barrier);
+        let mut uploads = std::mem::take(&mut *lock(&self.uploads));
+        self.runtime.block_on(async {
+            let mut first = Ok(());
+            while let Some(upload) = uploads.join_next().await {
+                if let Err(error) = self.uploaded(upload)
+                    && first.is_ok()
+                {
+                    first = Err(error);
+                }
+            }
+            first
+        })
+    }
+
+    fn uploaded(&self, upload: std::result::Result<Upload, tokio::task::JoinError>) -> RusticResult<()> {
+        match upload {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err((key, error))) => {
+                // Nothing that names the lost pack may be written now.
+                self.guard.close();
+                Err(self.failed("write", &key, error))
+            }
+            Err(error) => {
+                self.guard.close();
+                Err(RusticError::with_source(ErrorKind::Backend, "an upload did not end", error))
+            }
+        }
+    }
+
+    fn from_windows(&self, pack: &Id, offset: u32, length: u32) -> Option<Bytes> {
+        let windows = lock(&self.windows);
+        windows.get(pack)?.iter().find_map(|(start, bytes)| {
+            let from = offset.checked_sub(*start)? as usize;
+            let to = from + length as usize;
+            (to <= bytes.len()).then(|| bytes.slice(from..to))
+        })
+    }
+
+    fn key(&self, name: &str) -> RusticResult<ObjectKey> {
+        format!("{}/{name}", self.root).parse().map_err(|error: object_storage::ObjectKeyError| {
+            RusticError::with_source(ErrorKind::Backend, "not an object key", error)
+        })
+    }
+
+    fn file_key(&self, file_type: FileType, id: &Id) -> RusticResult<ObjectKey> {
+        self.key(&file_name(file_type, id))
+    }
+
+    /// Keeps a failed request with its kind, and wraps it for rustic.
+    fn failed(&self, operation: &str, subject: &str, error: ObjectStorageError) -> Box<RusticError> {
+        let mut message = format!("{operation}: {error}");
+        let mut cause = std::error::Error::source(&error);
+        while let Some(inner) = cause {
+            message.push_str(&format!(": {inner}"));
+            cause = inner.source();
+        }
+        let kind = kind_of_storage_error(error.kind());
+        lock(&self.failure).get_or_insert_with(|| Failure { kind, subject: subject.to_owned(), message });
+        RusticError::with_source(ErrorKind::Backend, "the object store failed", error)
+    }
+
+    fn damaged(&self, file_type: FileType, id: &Id) -> Box<RusticError> {
+        let subject = file_name(file_type, id);
+        lock(&self.failure).get_or_insert_with(|| Failure {
+            kind: BackupRepositoryErrorKind::Damaged,
+            subject: subject.clone(),
+            message: "its content does not match its name (SHA-256)".to_owned(),
+        });
+        RusticError::new(ErrorKind::Verification, format!("{subject} does not match its hash"))
+    }
+
+    fn get(&self, file_type: FileType, id: &Id) -> RusticResult<Bytes> {
+        let key = self.file_key(file_type, id)?;
+        self.counters.get.fetch_add(1, Ordering::Relaxed);
+        let bytes = self
+            .runtime
+            .block_on(self.store.get(&key))
+            .map_err(|error| self.failed("read", key.as_str(), error))?;
+        // The name of every file but the config is the hash of its content.
+        if file_type != FileType::Config && hash(&bytes) != *id {
+            return Err(self.damaged(file_type, id));
+        }
+        Ok(bytes)
+    }
+
+    fn get_cached(&self, file_type: FileType, id: &Id) -> RusticResult<Bytes> {
+        if let Some(bytes) = self.cache.get(id) {
+            return Ok(bytes);
+        }
+        let bytes = self.get(file_type, id)?;
+        self.cache.put(id, &bytes);
+        Ok(bytes)
+    }
+
+    fn get_range(&self, file_type: FileType, id: &Id, offset: u32, length: u32) -> RusticResult<Bytes> {
+        let key = self.file_key(file_type, id)?;
+        self.counters.get.fetch_add(1, Ordering::Relaxed);
+        self.runtime
+            .block_on(self.store.get_range(&key, offset.into(), length.into()))
+            .map_err(|error| self.failed("read", key.as_str(), error))
+    }
+
+    fn check_may_write(&self, subject: &str) -> RusticResult<()> {
+        let refused = if self.guard.is_closed() {
+            "the job was stopped: nothing is written any more"
+        } else if self.access != Access::ReadWrite {
+            "the repository was opened for reading only"
+        } else {
+            return Ok(());
+        };
+        Err(RusticError::new(ErrorKind::Backend, format!("{subject}: {refused}")))
+    }
+
+    fn put(&self, key: &ObjectKey, body: Bytes, mode: PutMode) -> RusticResult<()> {
+        self.counters.put.fetch_add(1, Ordering::Relaxed);
+        self.runtime
+            .block_on(self.store.put(key, body, mode))
+            .map_err(|error| self.failed("write", key.as_str(), error))
+    }
+
+    fn upload(&self, key: ObjectKey, body: Bytes) -> RusticResult<()> {
+        let permit = self
+            .runtime
+            .block_on(Arc::clone(&self.upload_permits).acquire_owned())
+            .map_err(|error| RusticError::with_source(ErrorKind::Backend, "uploads have ended", error))?;
+        // The guard may have been closed during the wait.
+        self.check_may_write(key.as_str())?;
+        self.counters.put.fetch_add(1, Ordering::Relaxed);
+        let store = Arc::clone(&self.store);
+        let mut uploads = lock(&self.uploads);
+        uploads.spawn_on(
+            async move {
+                let result = store.put(&key, body, PutMode::Overwrite).await;
+                drop(permit);
+                result.map_err(|error| (key.as_str().to_owned(), error))
+            },
+            &self.runtime,
+        );
+        // Failures show as early as possible.
+        while let Some(upload) = uploads.try_join_next() {
+            self.uploaded(upload)?;
+        }
+        Ok(())
+    }
+}
+
+impl ReadBackend for RepositoryBackend {
+    fn location(&self) -> String {
+        self.root.clone()
+    }
+
+    fn list_with_size(&self, file_type: FileType) -> RusticResult<Vec<(Id, u32)>> {
+        if file_type == FileType::Config {
+            // One read instead of a listing and a read: rustic asks for the content right afterwards.
+            if let Some(bytes) = &*lock(&self.config) {
+                return Ok(vec![(Id::default(), u32::try_from(bytes.len()).unwrap_or(u32::MAX))]);
+            }
+            let key = self.key("config")?;
+            self.counters.get.fetch_add(1, Ordering::Relaxed);
+            return match self.runtime.block_on(self.store.get(&key)) {
+                Ok(bytes) => {
+                    let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                    *lock(&self.config) = Some(bytes);
+                    Ok(vec![(Id::default(), size)])
+                }
+                Err(error) if error.kind() == ObjectStorageErrorKind::NotFound => Ok(Vec::new()),
+                Err(error) => Err(self.failed("read", key.as_str(), error)),
+            };
+        }
+        let prefix = format!("{}/{}/", self.root, file_type.dirname());
+        self.counters.list.fetch_add(1, Ordering::Relaxed);
+        let objects = self
+            .runtime
+            .block_on(self.store.list(&prefix))
+            .map_err(|error| self.failed("list", &prefix, error))?;
+        let mut files = Vec::with_capacity(objects.len());
+        for object in objects {
+            let name = object.key.as_str().strip_prefix(&prefix).unwrap_or_default();
+            let Some(id) = id_of_name(file_type, name) else {
+                tracing::warn!(object.key = %object.key, "passed over an object that is no repository file");
+                continue;
+            };
+            let size = u32::try_from(object.size_bytes).map_err(|error| {
+                RusticError::with_source(ErrorKind::Backend, format!("{} is over 4 GiB", object.key), error)
+            })?;
+            files.push((id, size));
+        }
+        if file_type == FileType::Key
+            && let Some(only) = *lock(&self.only_key)
+        {
+            files.retain(|(id, _)| *id == only);
+        }
+        Ok(files)
+    }
+
+    fn read_full(&self, file_type: FileType, id: &Id) -> RusticResult<Bytes> {
+        match file_type {
+            FileType::Config => {
+                if let Some(bytes) = lock(&self.config).take() {
+                    return Ok(bytes);
+                }
+                self.get(file_type, id)
+            }
+            FileType::Snapshot | FileType::Index => self.get_cached(file_type, id),
+            FileType::Key | FileType::Pack => self.get(file_type, id),
+        }
+    }
+
+    fn read_partial(
+        &self,
+        file_type: FileType,
+        id: &Id,
+        cacheable: bool,
+        offset: u32,
+        length: u32,
+    ) -> RusticResult<Bytes> {
+        if cacheable {
+            // A pack of trees: its neighbours are wanted next, so it is fetched whole.
+            let bytes = self.get_cached(file_type, id)?;
+            let from = offset as usize;
+            let to = from + length as usize;
+            return if to <= bytes.len() { Ok(bytes.slice(from..to)) } else { Err(self.damaged(file_type, id)) };
+        }
+        match self.from_windows(id, offset, length) {
+            Some(bytes) => Ok(bytes),
+            None => self.get_range(file_type, id, offset, length),
+        }
+    }
+
+    fn warmup_path(&self, file_type: FileType, id: &Id) -> String {
+        file_name(file_type, id)
+    }
+}
+
+impl WriteBackend for RepositoryBackend {
+    fn write_bytes(&self, file_type: FileType, id: &Id, cacheable: bool, content: BytesList) -> RusticResult<()> {
+        let key = self.file_key(file_type, id)?;
+        self.check_may_write(key.as_str())?;
+        let body = joined(content);
+        match file_type {
+            FileType::Pack => {
+                if cacheable {
+                    self.cache.put(id, &body);
+                }
+                self.upload(key, body)
+            }
+            FileType::Index => {
+                self.finish_uploads()?;
+                self.check_may_write(key.as_str())?;
+                self.put(&key, body.clone(), PutMode::Overwrite)?;
+                self.index_writes.fetch_add(1, Ordering::SeqCst);
+                self.cache.put(id, &body);
+                Ok(())
+            }
+            FileType::Snapshot => {
+                self.finish_uploads()?;
+                if *lock(&self.snapshot_writes) == SnapshotWrites::HeldBack {
+                    return Ok(());
+                }
+                self.check_may_write(key.as_str())?;
+                self.put(&key, body.clone(), PutMode::Overwrite)?;
+                *lock(&self.last_snapshot) = Some(*id);
+                self.cache.put(id, &body);
+                Ok(())
+            }
+            FileType::Key => self.put(&key, body, PutMode::Overwrite),
+            // Two that initialise at once must not both believe that their config is the one.
+            FileType::Config => self.put(&key, body, PutMode::CreateOnly),
+        }
+    }
+
+    fn remove(&self, file_type: FileType, id: &Id, _cacheable: bool) -> RusticResult<()> {
+        let key = self.file_key(file_type, id)?;
+        self.check_may_write(key.as_str())?;
+        self.counters.delete.fetch_add(1, Ordering::Relaxed);
+        self.runtime
+            .block_on(self.store.delete(std::slice::from_ref(&key)))
+            .map_err(|error| self.failed("delete", key.as_str(), error))
+    }
+}
+
+fn absent_as_none(answer: std::result::Result<Bytes, ObjectStorageError>) -> Result<Option<Bytes>> {
+    match answer {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ObjectStorageErrorKind::NotFound => Ok(None),
+        Err(error) => Err(BackupRepositoryError::from_storage("read", error)),
+    }
+}
+
+/// The name of a file below the root, in restic's default layout.
+fn file_name(file_type: FileType, id: &Id) -> String {
+    let hex = id.to_hex();
+    match file_type {
+        FileType::Config => "config".to_owned(),
+        FileType::Pack => format!("data/{}/{}", &hex.as_str()[..2], hex.as_str()),
+        FileType::Key | FileType::Snapshot | FileType::Index => {
+            format!("{}/{}", file_type.dirname(), hex.as_str())
+        }
+    }
+}
+
+fn id_of_name(file_type: FileType, name: &str) -> Option<Id> {
+    let hex = match file_type {
+        FileType::Pack => name.split_once('/').filter(|(shelf, hex)| hex.get(..2) == Some(shelf))?.1,
+        _ => name,
+    };
+    (hex.len() == 64).then(|| hex.parse().ok())?
+}
+
+fn joined(content: BytesList) -> Bytes {
+    let size = content.size();
+    let mut parts = content.into_vec();
+    if parts.len() == 1 {
+        return parts.remove(0);
+    }
+    let mut body = BytesMut::with_capacity(size);
+    for part in parts {
+        body.extend_from_slice(&part);
+    }
+    body.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+    use super::*;
+
+    #[test]
+    fn names_follow_the_default_layout_of_restic_and_are_read_back() {
+        let id = hash(b"x");
+        let hex = id.to_hex().as_str().to_owned();
+        assert_eq!(file_name(FileType::Pack, &id), format!("data/{}/{hex}", &hex[..2]));
+        assert_eq!(file_name(FileType::Key, &id), format!("keys/{hex}"));
+        assert_eq!(file_name(FileType::Config, &id), "config");
+        assert_eq!(id_of_name(FileType::Pack, &format!("{}/{hex}", &hex[..2])), Some(id));
+        assert_eq!(id_of_name(FileType::Pack, &format!("zz/{hex}")), None);
+        assert_eq!(id_of_name(FileType::Index, &hex[..60]), None);
+    }
+}

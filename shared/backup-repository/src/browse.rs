@@ -1,0 +1,251 @@
+//! Looking into a repository without restoring: its snapshots, their directories, its health.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rustic_core::repofile::{Node, NodeType, SnapshotFile};
+use rustic_core::{CheckOptions, IndexedFullStatus};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::backend::{RepositoryBackend, RequestCounts};
+use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
+use crate::initialise::RepositoryIdentity;
+use crate::node_metadata::permissions;
+use crate::repository::{Repository, read_snapshot};
+use crate::snapshot::{Purpose, SnapshotId, SnapshotTags};
+use crate::snapshot_tree::{SnapshotPath, SnapshotTrees};
+
+/// A snapshot as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotSummary {
+    /// Its id.
+    pub id: SnapshotId,
+    /// The time that its content is of.
+    pub time: Timestamp,
+    /// Why it was made.
+    pub purpose: Purpose,
+    /// The operation that made it.
+    pub op_id: Uuid,
+    /// Digest of its tree, 64 hexadecimal digits.
+    pub tree: Option<String>,
+    /// Tags that people chose.
+    pub tags: Vec<String>,
+    /// Entries that are not directories.
+    pub files: u64,
+    /// Bytes of the regular files.
+    pub bytes: u64,
+    /// Bytes that were new to the repository.
+    pub bytes_added: u64,
+    /// The snapshot that it was compared with.
+    pub parent: Option<SnapshotId>,
+}
+
+/// What kind of thing an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symbolic link.
+    Symlink,
+    /// A device, pipe or socket.
+    Other,
+}
+
+/// One entry of a directory in a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectoryEntry {
+    /// Its path in the snapshot.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Size in bytes; 0 for everything but files.
+    pub size_bytes: u64,
+    /// When it was last modified.
+    pub mtime: Timestamp,
+    /// The twelve permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Where a symbolic link leads.
+    pub link_target: Option<PathBuf>,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// What is wrong; empty for a sound repository.
+    pub errors: Vec<String>,
+    /// What is strange and harmless, for example packs that no index names after a killed backup.
+    pub warnings: Vec<String>,
+    /// Whether every pack was read and compared with its hashes.
+    pub read_data: bool,
+    /// Requests to the object store.
+    pub requests: RequestCounts,
+}
+
+impl CheckReport {
+    /// Whether there is no error.
+    pub fn is_sound(&self) -> bool {
+        self.errors.is_empty()
+    }
+}
+
+impl Repository {
+    /// All snapshots of layout 2 of this project, oldest first; others are passed over. Blocks.
+    pub fn snapshots(&self) -> Result<Vec<SnapshotSummary>> {
+        let snapshots =
+            self.rustic.get_all_snapshots().map_err(|error| self.error("list snapshots of", &error))?;
+        let mut summaries = Vec::new();
+        for snapshot in snapshots {
+            match SnapshotTags::of(&snapshot) {
+                Ok(tags) if tags.project_id == self.identity.project_id => {
+                    summaries.push(summary(&snapshot, tags)?);
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "passed over a snapshot"),
+            }
+        }
+        summaries.sort_by_key(|summary| (summary.time, summary.id));
+        Ok(summaries)
+    }
+
+    /// Deletes snapshots; deleted ones count as success. Their space comes back with a prune. Blocks.
+    pub fn forget(&self, ids: &[SnapshotId]) -> Result<()> {
+        let ids: Vec<_> = ids.iter().map(|id| id.to_rustic()).collect();
+        self.rustic.delete_snapshots(&ids).map_err(|error| self.error("delete snapshots of", &error))
+    }
+
+    /// Checks that everything a snapshot names is there; with `read_data`, reads every pack as well. The
+    /// report says what is wrong with the repository; an error, that it could not be checked. Blocks.
+    pub fn check(&self, read_data: bool) -> Result<CheckReport> {
+        let mut options = CheckOptions::default();
+        options.read_data = read_data;
+        options.trust_cache = true;
+        let results = self.rustic.check(options).map_err(|error| self.error("check", &error))?;
+        // A request that failed is no finding about the repository.
+        if let Some(failure) = self.backend.take_failure("check")
+            && !matches!(failure.kind(), Kind::NotFound | Kind::Damaged)
+        {
+            return Err(failure);
+        }
+        let severe = results.is_ok().is_err();
+        let mut report =
+            CheckReport { errors: Vec::new(), warnings: Vec::new(), read_data, requests: self.requests() };
+        for (level, finding) in results.0 {
+            // The type of the level is not exported.
+            if severe && format!("{level:?}") == "Error" {
+                report.errors.push(finding.to_string());
+            } else {
+                report.warnings.push(finding.to_string());
+            }
+        }
+        if severe && report.errors.is_empty() {
+            report.errors.push("the check found errors".to_owned());
+        }
+        Ok(report)
+    }
+
+    /// Reads the index, after which directories can be listed fast and by many at a time. Blocks.
+    pub fn into_browser(self) -> Result<Browser> {
+        let Self { rustic, backend, identity, .. } = self;
+        let rustic = rustic
+            .to_indexed()
+            .map_err(|error| backend.error("read index of", backend.root(), &error))?;
+        Ok(Browser { rustic, backend, identity })
+    }
+}
+
+/// A repository as it was when it was opened, for listing directories. Snapshots made later may not be
+/// readable: open it again for those.
+#[derive(Debug)]
+pub struct Browser {
+    rustic: rustic_core::Repository<IndexedFullStatus>,
+    backend: std::sync::Arc<RepositoryBackend>,
+    identity: RepositoryIdentity,
+}
+
+impl Browser {
+    /// What is in a directory of a snapshot, `depth` levels down (1: its entries); for a file, the file
+    /// itself. Without a path, the two roots. Blocks.
+    pub fn list(
+        &self,
+        snapshot: SnapshotId,
+        path: Option<&SnapshotPath>,
+        depth: u32,
+    ) -> Result<Vec<DirectoryEntry>> {
+        let (file, _) = read_snapshot(&self.rustic, &self.backend, &self.identity, snapshot)?;
+        let trees = SnapshotTrees { rustic: &self.rustic, backend: &self.backend };
+        let mut listed = Vec::new();
+        let (base, tree) = match path {
+            None => (Path::new(""), file.tree),
+            Some(path) => {
+                let node = trees.find(snapshot, &file, path)?;
+                match node.subtree {
+                    Some(subtree) => (path.as_path(), subtree),
+                    None => return Ok(vec![directory_entry(path.as_path().to_owned(), &node)]),
+                }
+            }
+        };
+        let mut directories = vec![(base.to_owned(), tree, 1)];
+        while let Some((directory, tree, level)) = directories.pop() {
+            for (name, node) in trees.directory(&directory, tree)? {
+                let path = directory.join(name);
+                if let Some(subtree) = node.subtree
+                    && level < depth
+                {
+                    directories.push((path.clone(), subtree, level + 1));
+                }
+                listed.push(directory_entry(path, &node));
+            }
+        }
+        listed.sort_by(|one, other| one.path.cmp(&other.path));
+        Ok(listed)
+    }
+
+    /// Requests to the object store since the opening.
+    pub fn requests(&self) -> RequestCounts {
+        self.backend.requests()
+    }
+}
+
+fn summary(snapshot: &SnapshotFile, tags: SnapshotTags) -> Result<SnapshotSummary> {
+    let counts = snapshot.summary.clone().unwrap_or_default();
+    Ok(SnapshotSummary {
+        id: SnapshotId::from_rustic(snapshot.id.into_inner())?,
+        time: snapshot.time.timestamp(),
+        purpose: tags.purpose,
+        op_id: tags.op_id,
+        tree: tags.tree,
+        tags: tags.user,
+        files: counts.total_files_processed,
+        bytes: counts.total_bytes_processed,
+        bytes_added: counts.data_added,
+        parent: snapshot.parent.map(|id| SnapshotId::from_rustic(id.into_inner())).transpose()?,
+    })
+}
+
+fn directory_entry(path: PathBuf, node: &Node) -> DirectoryEntry {
+    DirectoryEntry {
+        path,
+        kind: match node.node_type {
+            NodeType::File => EntryKind::File,
+            NodeType::Dir => EntryKind::Dir,
+            NodeType::Symlink { .. } => EntryKind::Symlink,
+            NodeType::Dev { .. } | NodeType::Chardev { .. } | NodeType::Fifo | NodeType::Socket => {
+                EntryKind::Other
+            }
+        },
+        size_bytes: node.meta.size,
+        mtime: node.meta.mtime.unwrap_or_default(),
+        mode: permissions(node.meta.mode.unwrap_or_default()),
+        uid: node.meta.uid.unwrap_or_default(),
+        gid: node.meta.gid.unwrap_or_default(),
+        link_target: node.is_symlink().then(|| node.node_type.to_link().to_owned()),
+    }
+}

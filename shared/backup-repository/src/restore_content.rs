@@ -1,0 +1,212 @@
+//! The bytes of a restore: which parts of which packs hold them, fetched side by side, each written to every
+//! place that it belongs to.
+//!
+//! Many small files share a pack, so a request per file would be a request too many: blobs that lie close
+//! together are fetched as one part. Memory is bounded: at most `READERS` parts of `LARGEST_PART_BYTES`, and
+//! one blob of at most 8 MiB, opened up, for each.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustic_core::repofile::BlobType;
+use rustic_core::{DataId, Id};
+
+use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
+use crate::restore::RestoreJob;
+
+/// Parts of packs that are fetched at the same time.
+const READERS: usize = 6;
+
+/// The most that is fetched by one request, unless a single blob is larger.
+const LARGEST_PART_BYTES: u32 = 8 * 1024 * 1024;
+
+/// Blobs with a gap of no more than this between them are fetched together.
+const LARGEST_GAP_BYTES: u32 = 256 * 1024;
+
+/// Zeros of this length become a hole in the file.
+const HOLE_BYTES: usize = 64 * 1024;
+
+#[derive(Debug)]
+struct Blob {
+    id: DataId,
+    offset: u32,
+    length: u32,
+    data_length: u32,
+    /// File (by number) and position in it.
+    targets: Vec<(usize, u64)>,
+}
+
+#[derive(Debug)]
+struct Part {
+    pack: Id,
+    offset: u32,
+    length: u32,
+    blobs: Vec<Blob>,
+}
+
+/// A file being written.
+#[derive(Debug)]
+struct TargetFile {
+    entry: usize,
+    length: u64,
+    missing_chunks: AtomicU32,
+}
+
+/// Length of a chunk of content, from the index.
+pub(crate) fn chunk_length(job: &RestoreJob, id: &DataId) -> Result<u32> {
+    Ok(job.rustic.get_index_entry(id).map_err(|_| missing(id))?.data_length())
+}
+
+fn missing(id: &DataId) -> BackupRepositoryError {
+    let hex = id.to_hex();
+    BackupRepositoryError::new(Kind::Damaged, "find blob", hex.as_str(), "the repository does not have it")
+}
+
+/// Writes the content of all files.
+pub(crate) fn restore_content(job: &RestoreJob) -> Result<()> {
+    let (files, parts) = plan(job)?;
+    let done = Done::default();
+    for file in files.iter().filter(|file| file.length == 0) {
+        let entry = &job.entries[file.entry];
+        job.staging[entry.staging]
+            .open_for_writing(job.below(entry))
+            .map_err(|error| job.failed(entry, error))?;
+        done.files.fetch_add(1, Ordering::Relaxed);
+    }
+    let next = AtomicUsize::new(0);
+    let stop = AtomicBool::new(false);
+    let failure = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..READERS.min(parts.len()) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                        break;
+                    };
+                    if let Err(error) = restore_part(job, &files, part, &done) {
+                        stop.store(true, Ordering::Relaxed);
+                        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    }
+                }
+            });
+        }
+    });
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+#[derive(Debug, Default)]
+struct Done {
+    files: AtomicU64,
+    bytes: AtomicU64,
+}
+
+fn plan(job: &RestoreJob) -> Result<(Vec<TargetFile>, Vec<Part>)> {
+    let mut files = Vec::new();
+    let mut blobs: BTreeMap<(Id, u32), Blob> = BTreeMap::new();
+    for entry in job.files() {
+        let mut position = 0;
+        let content = job.entries[entry].node.content.as_deref().unwrap_or_default();
+        for id in content {
+            let found = job.rustic.get_index_entry(id).map_err(|_| missing(id))?;
+            let data_length = found.data_length();
+            blobs
+                .entry((found.pack.into_inner(), found.location.offset))
+                .or_insert_with(|| Blob {
+                    id: *id,
+                    offset: found.location.offset,
+                    length: found.location.length,
+                    data_length,
+                    targets: Vec::new(),
+                })
+                .targets
+                .push((files.len(), position));
+            position += u64::from(data_length);
+        }
+        let chunks = u32::try_from(content.len()).unwrap_or(u32::MAX);
+        files.push(TargetFile { entry, length: position, missing_chunks: AtomicU32::new(chunks) });
+    }
+    let mut parts: Vec<Part> = Vec::new();
+    for ((pack, offset), blob) in blobs {
+        let end = offset.saturating_add(blob.length);
+        if let Some(part) = parts.last_mut()
+            && part.pack == pack
+            && offset <= (part.offset + part.length).saturating_add(LARGEST_GAP_BYTES)
+            && end - part.offset <= LARGEST_PART_BYTES
+        {
+            part.length = end - part.offset;
+            part.blobs.push(blob);
+        } else {
+            parts.push(Part { pack, offset, length: blob.length, blobs: vec![blob] });
+        }
+    }
+    Ok((files, parts))
+}
+
+fn restore_part(job: &RestoreJob, files: &[TargetFile], part: &Part, done: &Done) -> Result<()> {
+    job.check_canceled()?;
+    job.backend.fetch_window(&part.pack, part.offset, part.length).map_err(|error| {
+        if error.kind() == Kind::NotFound {
+            let pack = part.pack.to_hex();
+            let message = "the pack is missing";
+            return BackupRepositoryError::new(Kind::Damaged, "read pack", pack.as_str(), message)
+                .with_source(error);
+        }
+        error
+    })?;
+    let written = part.blobs.iter().try_for_each(|blob| restore_blob(job, files, blob, done));
+    job.backend.drop_window(&part.pack, part.offset);
+    written
+}
+
+fn restore_blob(job: &RestoreJob, files: &[TargetFile], blob: &Blob, done: &Done) -> Result<()> {
+    job.check_canceled()?;
+    let data = job.rustic.cat_blob(BlobType::Data, blob.id.to_hex().as_str()).map_err(|error| {
+        job.backend.take_failure("read blob").unwrap_or_else(|| {
+            let hex = blob.id.to_hex();
+            BackupRepositoryError::new(Kind::Damaged, "read blob", hex.as_str(), error.display_log())
+        })
+    })?;
+    if data.len() != blob.data_length as usize {
+        let hex = blob.id.to_hex();
+        let message = "it has not the length that the index gives";
+        return Err(BackupRepositoryError::new(Kind::Damaged, "read blob", hex.as_str(), message));
+    }
+    for (file, position) in &blob.targets {
+        let file = &files[*file];
+        let entry = &job.entries[file.entry];
+        job.staging[entry.staging]
+            .open_for_writing(job.below(entry))
+            .and_then(|opened| write_chunk(&opened, file.length, *position, &data))
+            .map_err(|error| job.failed(entry, error))?;
+        if file.missing_chunks.fetch_sub(1, Ordering::Relaxed) == 1 {
+            done.files.fetch_add(1, Ordering::Relaxed);
+        }
+        let bytes = done.bytes.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
+        job.progress.stored(done.files.load(Ordering::Relaxed), bytes);
+    }
+    Ok(())
+}
+
+/// Writes a chunk at its place, leaving long runs of zeros as holes.
+fn write_chunk(file: &File, file_length: u64, position: u64, data: &[u8]) -> io::Result<()> {
+    if file_length < HOLE_BYTES as u64 {
+        return file.write_all_at(data, position);
+    }
+    // Needed for a hole at the end; a chunk that another thread wrote stays as it is.
+    file.set_len(file_length)?;
+    let mut from = 0;
+    let mut at = 0;
+    while at < data.len() {
+        let end = data.len().min(at + HOLE_BYTES);
+        if data[at..end].iter().all(|byte| *byte == 0) {
+            file.write_all_at(&data[from..at], position + from as u64)?;
+            from = end;
+        }
+        at = end;
+    }
+    file.write_all_at(&data[from..], position + from as u64)
+}

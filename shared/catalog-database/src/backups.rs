@@ -1,0 +1,201 @@
+use bus_messages::Backup;
+use domain_model::{BackupId, BucketId, OperationId, ProjectId, Tag, Timestamp};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::error::During;
+use crate::{Database, DatabaseError};
+
+/// A backup to be recorded, together with the success of the operation that made it.
+#[derive(Debug, Clone)]
+pub struct NewBackup {
+    /// Its id.
+    pub backup_id: BackupId,
+    /// Whose.
+    pub project_id: ProjectId,
+    /// Where it is.
+    pub bucket_id: BucketId,
+    /// The operation that made it.
+    pub op_id: OperationId,
+    /// When the files were frozen.
+    pub created_at: Timestamp,
+    /// How many files.
+    pub files: u64,
+    /// How many bytes these have.
+    pub bytes: u64,
+    /// How many bytes it added to the repository.
+    pub bytes_added: u64,
+    /// Words to find it by.
+    pub tags: Vec<Tag>,
+    /// Whether retention leaves it alone.
+    pub pinned: bool,
+    /// `btrfs-snapshot` or `live`.
+    pub source: &'static str,
+    /// The digest of its tree.
+    pub tree: String,
+    /// The backup that it was compared with.
+    pub parent: Option<BackupId>,
+}
+
+/// Where a backup is, and what a restore of it must arrive at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackupPlace {
+    /// Its id.
+    pub backup_id: BackupId,
+    /// The bucket that it is in.
+    pub bucket_id: BucketId,
+    /// The digest of its tree.
+    pub tree: String,
+}
+
+struct Row {
+    project_id: Uuid,
+    backup_id: String,
+    op_id: Uuid,
+    created_at: OffsetDateTime,
+    files: i64,
+    bytes: i64,
+    bytes_added: i64,
+    tags: Vec<String>,
+    purpose: String,
+    pinned: bool,
+    source: String,
+    tree: String,
+    parent: Option<String>,
+    verified_at: Option<OffsetDateTime>,
+}
+
+impl TryFrom<Row> for Backup {
+    type Error = DatabaseError;
+
+    fn try_from(row: Row) -> Result<Self, DatabaseError> {
+        let id = |text: String| {
+            text.parse::<BackupId>().map_err(|error| DatabaseError::row("backups.backup_id", error))
+        };
+        let tag =
+            |text: &String| text.parse::<Tag>().map_err(|error| DatabaseError::row("backups.tags", error));
+        let count = |value: i64| u64::try_from(value).unwrap_or(0);
+        Ok(Self {
+            backup_id: id(row.backup_id)?,
+            project_id: row.project_id.into(),
+            created_at: row.created_at.into(),
+            files: count(row.files),
+            bytes: count(row.bytes),
+            bytes_added: count(row.bytes_added),
+            tags: row.tags.iter().map(tag).collect::<Result<_, _>>()?,
+            purpose: row.purpose,
+            pinned: row.pinned,
+            source: row.source,
+            tree: row.tree,
+            parent: row.parent.map(id).transpose()?,
+            op_id: row.op_id.into(),
+            verified_at: row.verified_at.map(Timestamp::from),
+        })
+    }
+}
+
+/// Records a backup and what it says about its project, in the transaction that ends its operation.
+/// Recording it again changes nothing.
+pub(crate) async fn record(connection: &mut PgConnection, backup: &NewBackup) -> Result<(), DatabaseError> {
+    let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let tags: Vec<String> = backup.tags.iter().map(Tag::to_string).collect();
+    sqlx::query!(
+        "INSERT INTO backups (project_id, backup_id, bucket_id, op_id, created_at, files, bytes, bytes_added, tags,
+            pinned, source, tree, parent)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT DO NOTHING",
+        backup.project_id.as_uuid(),
+        backup.backup_id.as_str(),
+        backup.bucket_id.as_uuid(),
+        backup.op_id.as_uuid(),
+        backup.created_at.as_date_time(),
+        count(backup.files),
+        count(backup.bytes),
+        count(backup.bytes_added),
+        &tags,
+        backup.pinned,
+        backup.source,
+        backup.tree,
+        backup.parent.as_ref().map(BackupId::as_str),
+    )
+    .execute(&mut *connection)
+    .await
+    .during("record a backup")?;
+    sqlx::query!(
+        "UPDATE projects SET last_backup_at = $2, last_backup_id = $3, updated_at = now()
+         WHERE id = $1 AND (last_backup_at IS NULL OR last_backup_at <= $2)",
+        backup.project_id.as_uuid(),
+        backup.created_at.as_date_time(),
+        backup.backup_id.as_str()
+    )
+    .execute(connection)
+    .await
+    .during("record the newest backup of a project")
+    .map(drop)
+}
+
+impl Database {
+    /// Backups of a project, newest first, from after `cursor` (time and id of the last one seen).
+    pub async fn list_backups(
+        &self,
+        project: ProjectId,
+        cursor: Option<(Timestamp, BackupId)>,
+        limit: u32,
+    ) -> Result<Vec<Backup>, DatabaseError> {
+        let rows = sqlx::query_as!(
+            Row,
+            "SELECT project_id, backup_id, op_id, created_at, files, bytes, bytes_added, tags, purpose, pinned, source,
+                tree, parent, verified_at
+             FROM backups
+             WHERE project_id = $1 AND ($2::timestamptz IS NULL OR (created_at, backup_id) < ($2, $3::text))
+             ORDER BY created_at DESC, backup_id DESC LIMIT $4",
+            project.as_uuid(),
+            cursor.as_ref().map(|(at, _)| at.as_date_time()),
+            cursor.as_ref().map(|(_, id)| id.as_str()),
+            i64::from(limit),
+        )
+        .fetch_all(&self.pool)
+        .await
+        .during("list backups")?;
+        rows.into_iter().map(Backup::try_from).collect()
+    }
+
+    /// A backup of a project.
+    pub async fn backup(&self, project: ProjectId, id: &BackupId) -> Result<Option<Backup>, DatabaseError> {
+        let row = sqlx::query_as!(
+            Row,
+            "SELECT project_id, backup_id, op_id, created_at, files, bytes, bytes_added, tags, purpose, pinned, source,
+                tree, parent, verified_at
+             FROM backups WHERE project_id = $1 AND backup_id = $2",
+            project.as_uuid(),
+            id.as_str()
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .during("read a backup")?;
+        row.map(Backup::try_from).transpose()
+    }
+
+    /// Where a backup is; the newest one where `id` is `None`.
+    pub async fn backup_place(
+        &self,
+        project: ProjectId,
+        id: Option<&BackupId>,
+    ) -> Result<Option<BackupPlace>, DatabaseError> {
+        let row = sqlx::query!(
+            "SELECT backup_id, bucket_id, tree FROM backups
+             WHERE project_id = $1 AND ($2::text IS NULL OR backup_id = $2)
+             ORDER BY created_at DESC, backup_id DESC LIMIT 1",
+            project.as_uuid(),
+            id.map(BackupId::as_str)
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .during("find a backup")?;
+        row.map(|row| {
+            let id = row.backup_id.parse().map_err(|error| DatabaseError::row("backups.backup_id", error))?;
+            Ok(BackupPlace { backup_id: id, bucket_id: row.bucket_id.into(), tree: row.tree })
+        })
+        .transpose()
+    }
+}

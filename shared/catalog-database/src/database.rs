@@ -1,0 +1,46 @@
+use std::str::FromStr;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+use crate::DatabaseError;
+use crate::error::During;
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../../migrations");
+
+/// A pool of connections to the catalog. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pub(crate) pool: PgPool,
+}
+
+impl Database {
+    /// Connects with at most `connections` connections; a caller waits up to 5 s for a free one.
+    pub async fn connect(url: &SecretString, connections: u32) -> Result<Self, DatabaseError> {
+        let options = PgConnectOptions::from_str(url.expose_secret()).map_err(DatabaseError::Url)?;
+        let pool = PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_with(options.application_name("longhaul"))
+            .await
+            .during("connect to the database")?;
+        Ok(Self { pool })
+    }
+
+    /// Brings the schema up to date. Under an advisory lock: several registries may start at once.
+    pub async fn migrate(&self) -> Result<(), DatabaseError> {
+        MIGRATIONS.run(&self.pool).await.map_err(DatabaseError::Migration)
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<(), DatabaseError> {
+        sqlx::query!("SELECT 1 AS one").fetch_one(&self.pool).await.during("reach the database").map(drop)
+    }
+
+    /// Closes all connections.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}

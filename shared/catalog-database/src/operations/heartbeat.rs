@@ -1,0 +1,79 @@
+use bus_messages::{Operation, ProgressSummary};
+use serde_json::Value;
+
+use super::LeaseFence;
+use super::row::OperationRow;
+use crate::error::During;
+use crate::{Database, DatabaseError};
+
+/// The heartbeat of one operation.
+#[derive(Debug, Clone)]
+pub struct Heartbeat {
+    /// Whose.
+    pub fence: LeaseFence,
+    /// The latest progress, if there is news.
+    pub summary: Option<ProgressSummary>,
+    /// What a later attempt goes on from, at most 64 KiB.
+    pub checkpoint: Option<Value>,
+}
+
+/// What became of a heartbeat; none is returned for a lost operation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeartbeatOutcome {
+    /// The operation as it is now.
+    pub op: Operation,
+    /// Whether anything but the lease changed, so that the summary is to be published.
+    pub changed: bool,
+}
+
+impl Database {
+    /// Renews the leases of a worker's operations in one statement, for `lease_s` seconds from now by the
+    /// database's clock. What is missing from the answer is lost.
+    pub async fn heartbeat_operations(
+        &self,
+        heartbeats: &[Heartbeat],
+        lease_s: f64,
+    ) -> Result<Vec<HeartbeatOutcome>, DatabaseError> {
+        let ids: Vec<_> = heartbeats.iter().map(|beat| beat.fence.op_id.as_uuid()).collect();
+        let attempts: Vec<_> =
+            heartbeats.iter().map(|beat| i32::try_from(beat.fence.attempt).unwrap_or(-1)).collect();
+        let leases: Vec<_> = heartbeats.iter().map(|beat| beat.fence.lease_id.as_uuid()).collect();
+        let to_json = |summary: &ProgressSummary| serde_json::to_value(summary).unwrap_or(Value::Null);
+        let summaries: Vec<Option<Value>> =
+            heartbeats.iter().map(|beat| beat.summary.as_ref().map(to_json)).collect();
+        let checkpoints: Vec<Option<Value>> = heartbeats.iter().map(|beat| beat.checkpoint.clone()).collect();
+        let changed: std::collections::HashSet<_> =
+            heartbeats.iter().filter(|beat| beat.summary.is_some()).map(|beat| beat.fence.op_id).collect();
+        let rows = sqlx::query_as!(
+            OperationRow,
+            "UPDATE long_running_operations AS operation SET
+                heartbeat_at = now(),
+                lease_until = now() + make_interval(secs => $6),
+                progress_summary = coalesce(beat.summary, operation.progress_summary),
+                checkpoint = coalesce(beat.checkpoint, operation.checkpoint),
+                updated_at = CASE WHEN beat.summary IS NULL THEN operation.updated_at ELSE now() END,
+                rev = operation.rev + CASE WHEN beat.summary IS NULL THEN 0 ELSE 1 END
+             FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::jsonb[], $5::jsonb[])
+                AS beat (id, attempt, lease_id, summary, checkpoint)
+             WHERE operation.id = beat.id AND operation.attempt = beat.attempt
+                AND operation.lease_id = beat.lease_id AND operation.status = 'running'
+             RETURNING operation.*",
+            &ids,
+            &attempts,
+            &leases,
+            &summaries as &[Option<Value>],
+            &checkpoints as &[Option<Value>],
+            lease_s,
+        )
+        .fetch_all(&self.pool)
+        .await
+        .during("renew leases")?;
+        rows.into_iter()
+            .map(|row| {
+                let op = Operation::try_from(row)?;
+                let changed = changed.contains(&op.op_id);
+                Ok(HeartbeatOutcome { op, changed })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,122 @@
+use bus_messages::Operation;
+use domain_model::{OperationId, OperationKind, OperationStatus, Scope};
+use serde_json::Value;
+
+use super::LeaseFence;
+use super::row::OperationRow;
+use crate::error::During;
+use crate::{Database, DatabaseError};
+
+/// Which operations to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListFilter {
+    /// Only this kind.
+    pub kind: Option<OperationKind>,
+    /// Only this status.
+    pub status: Option<OperationStatus>,
+    /// Only the children of this one.
+    pub parent_id: Option<OperationId>,
+    /// Only those created before this one.
+    pub before: Option<OperationId>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+impl Database {
+    /// An operation of this scope.
+    pub async fn operation(&self, scope: Scope, id: OperationId) -> Result<Option<Operation>, DatabaseError> {
+        let row = sqlx::query_as!(
+            OperationRow,
+            "SELECT * FROM long_running_operations WHERE id = $1",
+            id.as_uuid()
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .during("read an operation")?;
+        match row {
+            Some(row) if row.scope()? == scope => Ok(Some(row.try_into()?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// An operation, whatever its scope.
+    pub async fn operation_by_id(&self, id: OperationId) -> Result<Option<Operation>, DatabaseError> {
+        let row = sqlx::query_as!(
+            OperationRow,
+            "SELECT * FROM long_running_operations WHERE id = $1",
+            id.as_uuid()
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .during("read an operation")?;
+        row.map(Operation::try_from).transpose()
+    }
+
+    /// The operation that a worker holds, and `None` if it has lost it.
+    pub async fn leased_operation(&self, fence: &LeaseFence) -> Result<Option<Operation>, DatabaseError> {
+        let row = sqlx::query_as!(
+            OperationRow,
+            "SELECT * FROM long_running_operations
+             WHERE id = $1 AND attempt = $2 AND lease_id = $3 AND status = 'running'",
+            fence.op_id.as_uuid(),
+            i32::try_from(fence.attempt).unwrap_or(-1),
+            fence.lease_id.as_uuid()
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .during("read a leased operation")?;
+        row.map(Operation::try_from).transpose()
+    }
+
+    /// What an operation left for a later attempt.
+    pub async fn checkpoint(&self, id: OperationId) -> Result<Option<Value>, DatabaseError> {
+        let checkpoint =
+            sqlx::query_scalar!("SELECT checkpoint FROM long_running_operations WHERE id = $1", id.as_uuid())
+                .fetch_optional(&self.pool)
+                .await
+                .during("read a checkpoint")?;
+        Ok(checkpoint.flatten())
+    }
+
+    /// Operations of a scope, newest first.
+    pub async fn list_operations(
+        &self,
+        scope: Scope,
+        filter: &ListFilter,
+    ) -> Result<Vec<Operation>, DatabaseError> {
+        let rows = sqlx::query_as!(
+            OperationRow,
+            "SELECT * FROM long_running_operations
+             WHERE scope_type = $1 AND scope_id IS NOT DISTINCT FROM $2
+                AND ($3::text IS NULL OR kind = $3)
+                AND ($4::text IS NULL OR status = $4)
+                AND ($5::uuid IS NULL OR parent_id = $5)
+                AND ($6::uuid IS NULL OR id < $6)
+             ORDER BY id DESC LIMIT $7",
+            scope.scope_type().as_str(),
+            scope.uuid(),
+            filter.kind.as_ref().map(OperationKind::as_str),
+            filter.status.map(|status| status.as_str()),
+            filter.parent_id.map(|id| id.as_uuid()),
+            filter.before.map(|id| id.as_uuid()),
+            i64::from(filter.limit),
+        )
+        .fetch_all(&self.pool)
+        .await
+        .during("list operations")?;
+        rows.into_iter().map(Operation::try_from).collect()
+    }
+
+    /// How many operations are queued and running, by kind and routing, and how long the oldest has waited, in seconds.
+    pub async fn operation_counts(&self) -> Result<Vec<(String, String, String, i64, f64)>, DatabaseError> {
+        let rows = sqlx::query!(
+            r#"SELECT kind, routing, status, count(*) AS "count!",
+                coalesce(max(extract(epoch FROM now() - not_before)), 0)::float8 AS "age_s!"
+             FROM long_running_operations WHERE status IN ('queued', 'running') GROUP BY kind, routing, status"#
+        )
+        .fetch_all(&self.pool)
+        .await
+        .during("count operations")?;
+        Ok(rows.into_iter().map(|row| (row.kind, row.routing, row.status, row.count, row.age_s)).collect())
+    }
+}

@@ -1,0 +1,138 @@
+//! What time does to operations: leases end, operations expire, old ones are deleted. Several registries
+//! may sweep at once; `SKIP LOCKED` gives each row to one of them.
+
+use bus_messages::FinishError;
+use domain_model::{BackOff, OperationEvent};
+
+use super::row::OperationRow;
+use super::transition::{self, Change, Ended};
+use crate::error::During;
+use crate::{Database, DatabaseError, outbox};
+
+/// How often a lease may be lost before the operation is given up: what kills its workers each time is
+/// not to go on doing so.
+const MOST_LEASE_LOSSES: i32 = 10;
+
+/// What a sweep did.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Operations whose lease had ended.
+    pub leases_lost: Vec<Ended>,
+    /// Operations whose time was over.
+    pub expired: Vec<Ended>,
+    /// How many ended operations were deleted.
+    pub deleted: Vec<domain_model::OperationId>,
+}
+
+impl Database {
+    /// Does what is due, at most `limit` of each. `jitter` is a random share in 0.0..=1.0.
+    pub async fn sweep_operations(&self, limit: i64, jitter: f64) -> Result<Swept, DatabaseError> {
+        Ok(Swept {
+            leases_lost: self.take_lost_leases(limit, jitter).await?,
+            expired: self.expire(limit).await?,
+            deleted: self.delete_retained(limit).await?,
+        })
+    }
+
+    async fn take_lost_leases(&self, limit: i64, jitter: f64) -> Result<Vec<Ended>, DatabaseError> {
+        const DURING: &str = "take back lost leases";
+        let mut transaction = self.pool.begin().await.during(DURING)?;
+        let rows = sqlx::query_as!(
+            OperationRow,
+            "SELECT * FROM long_running_operations WHERE status = 'running' AND lease_until < now()
+             ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED",
+            limit
+        )
+        .fetch_all(&mut *transaction)
+        .await
+        .during(DURING)?;
+        let mut lost = Vec::with_capacity(rows.len());
+        for row in rows {
+            let losses = row.lease_losses + 1;
+            let attempts_left = losses < MOST_LEASE_LOSSES;
+            let cancel_requested = row.cancel_requested_at.is_some();
+            let worker = row.owner.as_deref().unwrap_or("its worker");
+            let error = FinishError {
+                code: "lease_lost".to_owned(),
+                message: format!("{worker} did not renew its lease"),
+                retryable: attempts_left,
+            };
+            // The first loss is most often a restart: go on at once. Then with back-off.
+            let wait_s = match u32::try_from(losses - 1) {
+                Ok(earlier) if earlier > 0 => BackOff::OPERATION.wait(earlier, jitter).as_secs_f64(),
+                _ => 0.0,
+            };
+            let change = Change {
+                event: OperationEvent::LeaseLost { attempts_left, cancel_requested },
+                result: None,
+                message: error.message.clone(),
+                error: Some(&error),
+                checkpoint: None,
+                wait_s,
+            };
+            lost.push(transition::apply(&mut transaction, &row, change).await?);
+        }
+        transaction.commit().await.during(DURING)?;
+        Ok(lost)
+    }
+
+    async fn expire(&self, limit: i64) -> Result<Vec<Ended>, DatabaseError> {
+        const DURING: &str = "expire operations";
+        let mut transaction = self.pool.begin().await.during(DURING)?;
+        let rows = sqlx::query_as!(
+            OperationRow,
+            "SELECT * FROM long_running_operations WHERE status IN ('queued', 'running') AND expires_at < now()
+             ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED",
+            limit
+        )
+        .fetch_all(&mut *transaction)
+        .await
+        .during(DURING)?;
+        let mut expired = Vec::with_capacity(rows.len());
+        for row in rows {
+            let change = Change {
+                event: OperationEvent::TimeOver,
+                result: None,
+                error: None,
+                checkpoint: None,
+                wait_s: 0.0,
+                message: "expired: its time was over before it ended".to_owned(),
+            };
+            let ended = transition::apply(&mut transaction, &row, change).await?;
+            // Kept for a day more, so that whoever asks learns what became of it.
+            sqlx::query!(
+                "UPDATE long_running_operations SET expires_at = now() + interval '1 day' WHERE id = $1",
+                row.id
+            )
+            .execute(&mut *transaction)
+            .await
+            .during(DURING)?;
+            expired.push(ended);
+        }
+        transaction.commit().await.during(DURING)?;
+        Ok(expired)
+    }
+
+    async fn delete_retained(&self, limit: i64) -> Result<Vec<domain_model::OperationId>, DatabaseError> {
+        const DURING: &str = "delete operations that have ended";
+        let mut transaction = self.pool.begin().await.during(DURING)?;
+        let rows = sqlx::query_as!(
+            OperationRow,
+            "DELETE FROM long_running_operations WHERE id = ANY (ARRAY(
+                SELECT id FROM long_running_operations AS old
+                WHERE status NOT IN ('queued', 'running') AND expires_at < now()
+                    AND NOT EXISTS (SELECT 1 FROM long_running_operations AS child WHERE child.parent_id = old.id)
+                ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))
+             RETURNING *",
+            limit
+        )
+        .fetch_all(&mut *transaction)
+        .await
+        .during(DURING)?;
+        for row in &rows {
+            outbox::add(&mut transaction, row.id, &row.subject()?, None, true).await?;
+        }
+        transaction.commit().await.during(DURING)?;
+        Ok(rows.into_iter().map(|row| row.id.into()).collect())
+    }
+}

@@ -1,0 +1,184 @@
+//! What the streams still have to be told. An entry is written with the change that it tells of, in one
+//! transaction, and deleted once the stream has acknowledged it: a crash in between tells it twice, and
+//! the reader of the stream drops the second (by attempt and `n`, or by `rev`).
+
+use bus_messages::EventLevel;
+use domain_model::{OperationId, OperationStatus, Timestamp};
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::error::During;
+use crate::{Database, DatabaseError};
+
+/// An event that a change of state adds to the ring.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutboxEvent {
+    /// The attempt that it tells of.
+    pub attempt: u32,
+    /// Its phase; `done` for the last event of an operation.
+    pub phase: String,
+    /// For people.
+    pub message: String,
+    /// How much it matters.
+    pub level: EventLevel,
+    /// How the operation ended, if it did.
+    pub status: Option<OperationStatus>,
+    /// More.
+    pub detail: Option<Value>,
+}
+
+/// One thing to tell the stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutboxEntry {
+    /// Grows with time.
+    pub id: i64,
+    /// Of which operation.
+    pub op_id: OperationId,
+    /// `persist.<scope>.lro.<op_id>`.
+    pub subject: String,
+    /// Added to the ring, if any.
+    pub event: Option<OutboxEvent>,
+    /// Both subjects are to be removed: the operation was deleted.
+    pub purge: bool,
+    /// When it was written.
+    pub created_at: Timestamp,
+}
+
+struct Row {
+    id: i64,
+    op_id: Uuid,
+    subject: String,
+    event: Option<Value>,
+    purge: bool,
+    created_at: OffsetDateTime,
+}
+
+impl TryFrom<Row> for OutboxEntry {
+    type Error = DatabaseError;
+
+    fn try_from(row: Row) -> Result<Self, DatabaseError> {
+        Ok(Self {
+            id: row.id,
+            op_id: row.op_id.into(),
+            subject: row.subject,
+            event: row.event.map(read_event).transpose()?,
+            purge: row.purge,
+            created_at: row.created_at.into(),
+        })
+    }
+}
+
+fn write_event(event: &OutboxEvent) -> Value {
+    json!({
+        "attempt": event.attempt,
+        "phase": event.phase,
+        "message": event.message,
+        "level": event.level,
+        "status": event.status,
+        "detail": event.detail,
+    })
+}
+
+fn read_event(value: Value) -> Result<OutboxEvent, DatabaseError> {
+    let wrong = |error: serde_json::Error| DatabaseError::row("outbox.event", error);
+    let field = |name: &str| value.get(name).cloned().unwrap_or(Value::Null);
+    Ok(OutboxEvent {
+        attempt: serde_json::from_value(field("attempt")).map_err(wrong)?,
+        phase: serde_json::from_value(field("phase")).map_err(wrong)?,
+        message: serde_json::from_value(field("message")).map_err(wrong)?,
+        level: serde_json::from_value(field("level")).map_err(wrong)?,
+        status: serde_json::from_value(field("status")).map_err(wrong)?,
+        detail: serde_json::from_value(field("detail")).map_err(wrong)?,
+    })
+}
+
+/// Adds an entry in the transaction of the change that it tells of.
+pub(crate) async fn add(
+    connection: &mut PgConnection,
+    op_id: Uuid,
+    subject: &str,
+    event: Option<&OutboxEvent>,
+    purge: bool,
+) -> Result<(), DatabaseError> {
+    let event = event.map(write_event);
+    sqlx::query!(
+        "INSERT INTO outbox (op_id, subject, event, purge) VALUES ($1, $2, $3, $4)",
+        op_id,
+        subject,
+        event,
+        purge
+    )
+    .execute(connection)
+    .await
+    .during("write to the outbox")
+    .map(drop)
+}
+
+impl Database {
+    /// What is still to be told of one operation, in order.
+    pub async fn outbox_of(&self, op_id: OperationId) -> Result<Vec<OutboxEntry>, DatabaseError> {
+        let rows = sqlx::query_as!(
+            Row,
+            "SELECT id, op_id, subject, event, purge, created_at FROM outbox WHERE op_id = $1 ORDER BY id LIMIT 64",
+            op_id.as_uuid()
+        )
+        .fetch_all(&self.pool)
+        .await
+        .during("read the outbox of an operation")?;
+        rows.into_iter().map(OutboxEntry::try_from).collect()
+    }
+
+    /// Operations with entries older than `older_than_s` seconds, which somebody has failed to relay; at most `limit`.
+    pub async fn outbox_left_over(
+        &self,
+        older_than_s: f64,
+        limit: i64,
+    ) -> Result<Vec<OperationId>, DatabaseError> {
+        let ids = sqlx::query_scalar!(
+            "SELECT op_id FROM outbox WHERE created_at < now() - make_interval(secs => $1)
+             GROUP BY op_id ORDER BY min(id) LIMIT $2",
+            older_than_s,
+            limit
+        )
+        .fetch_all(&self.pool)
+        .await
+        .during("look for left-over outbox entries")?;
+        Ok(ids.into_iter().map(OperationId::from).collect())
+    }
+
+    /// Forgets entries that the stream has acknowledged.
+    pub async fn outbox_told(&self, ids: &[i64]) -> Result<(), DatabaseError> {
+        sqlx::query!("DELETE FROM outbox WHERE id = ANY($1)", ids)
+            .execute(&self.pool)
+            .await
+            .during("clear the outbox")
+            .map(drop)
+    }
+
+    /// How many entries wait, and the age of the oldest in seconds.
+    pub async fn outbox_lag(&self) -> Result<(i64, f64), DatabaseError> {
+        let row = sqlx::query!(
+            r#"SELECT count(*) AS "count!",
+                coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS "age_s!" FROM outbox"#
+        )
+        .fetch_one(&self.pool)
+        .await
+        .during("measure the outbox")?;
+        Ok((row.count, row.age_s))
+    }
+
+    /// Has the summary of every operation published again, for a stream that lost them.
+    pub async fn outbox_rebuild(&self) -> Result<u64, DatabaseError> {
+        let written = sqlx::query!(
+            "INSERT INTO outbox (op_id, subject)
+             SELECT id, concat('persist.', scope_type, '-' || scope_id::text, '.lro.', id) FROM long_running_operations
+             WHERE NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.op_id = long_running_operations.id)"
+        )
+        .execute(&self.pool)
+        .await
+        .during("have all summaries published again")?;
+        Ok(written.rows_affected())
+    }
+}

@@ -1,0 +1,40 @@
+//! Waiting for a server that has just been started: until it answers, has ended, or has taken too long.
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::bail;
+use tokio::time::Instant;
+
+use crate::ManagedProcess;
+
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// Asks `probe` until it succeeds. Fails at once when the process has ended, and when the patience is used up; the
+/// error tells the last answer of the probe and the end of the process's log.
+pub async fn wait_until<F, A>(
+    process: &ManagedProcess,
+    patience: Duration,
+    mut probe: F,
+) -> anyhow::Result<()>
+where
+    F: FnMut() -> A,
+    A: Future<Output = anyhow::Result<()>>,
+{
+    let give_up = Instant::now() + patience;
+    loop {
+        let ended = process.exit_status();
+        let Err(error) = probe().await else { return Ok(()) };
+        let (name, log) = (process.name(), process.log_tail());
+        if let Some(status) = ended {
+            bail!("{name} ended ({status}) before it was ready; its log ends:\n{log}");
+        }
+        if Instant::now() >= give_up {
+            bail!(
+                "{name} was not ready after {} s ({error:#}); its log ends:\n{log}",
+                patience.as_secs_f32()
+            );
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}

@@ -1,0 +1,127 @@
+//! The journal of a restore: what is intended, written and synced before it is done.
+//!
+//! An exchange of two trees is two renames. After a crash between them nothing in the trees says which of them is
+//! the new one, so the journal names the staged trees by number (of subvolume and inode, which a rename
+//! keeps), and a later process sees where each has got to.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::VolumeError;
+use crate::btrfs::Btrfs;
+use crate::operation_directory::{OperationDirectory, sync_directory};
+use crate::project_path::ProjectPath;
+
+const FILE_NAME: &str = "journal.json";
+const FILE_NAME_BEING_WRITTEN: &str = "journal.json.new";
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Journal {
+    /// 1. A journal of another version is unreadable to this code, and left alone.
+    version: Version,
+    pub(crate) project: Uuid,
+    pub(crate) phase: Phase,
+    pub(crate) work: Work,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+enum Version {
+    #[serde(rename = "1")]
+    One,
+}
+
+/// How far a restore is. It only ever moves on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Phase {
+    /// The live trees are untouched; a crash rolls back.
+    Staged,
+    /// The staged content is complete and may be in place in part; a crash is rolled forward.
+    Exchanging,
+    /// The new content is in place; what is staged is the old one, to be deleted.
+    Exchanged,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Work {
+    /// Both trees of a project. The identities of the staged trees are known once the exchange begins.
+    Whole { project: Option<TreeIdentity>, persist: Option<TreeIdentity> },
+    /// One path in the project's files; the inode number of the staged content is known once the exchange begins.
+    Path { target: ProjectPath, content_inode: Option<u64> },
+}
+
+/// What a tree is called by, wherever it is renamed to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TreeIdentity {
+    /// The number of its btrfs subvolume; 0 on other filesystems.
+    subvolume: u64,
+    inode: u64,
+}
+
+impl TreeIdentity {
+    /// The identity of the directory at `path`; `None` if there is nothing.
+    pub(crate) fn of(btrfs: Option<&Btrfs>, path: &Path) -> Result<Option<Self>, VolumeError> {
+        let inode = match path.symlink_metadata() {
+            Ok(metadata) => metadata.ino(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(VolumeError::io("look at", path)(error)),
+        };
+        let subvolume = btrfs.map_or(Ok(0), |btrfs| btrfs.subvolume_id(path))?;
+        Ok(Some(Self { subvolume, inode }))
+    }
+}
+
+impl Journal {
+    pub(crate) fn new(project: Uuid, work: Work) -> Self {
+        Self { version: Version::One, project, phase: Phase::Staged, work }
+    }
+
+    /// Reads the journal in `directory`; `None` if there is none.
+    pub(crate) fn read(directory: &OperationDirectory) -> Result<Option<Self>, VolumeError> {
+        let path = directory.path().join(FILE_NAME);
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|source| VolumeError::UnreadableJournal { path, source }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(VolumeError::io("read the journal", &path)(error)),
+        }
+    }
+
+    /// Replaces the journal in `directory`. On return it will outlast a crash of the machine.
+    pub(crate) fn write(&self, directory: &OperationDirectory) -> Result<(), VolumeError> {
+        let path = directory.path().join(FILE_NAME);
+        let being_written = directory.path().join(FILE_NAME_BEING_WRITTEN);
+        let write = || {
+            let mut file = File::create(&being_written)?;
+            file.write_all(&serde_json::to_vec(self)?)?;
+            file.sync_all()?;
+            std::fs::rename(&being_written, &path)
+        };
+        write().map_err(VolumeError::io("write the journal", &path))?;
+        sync_directory(directory.path())
+    }
+
+    /// Whether an entry of an operation's directory is the journal itself.
+    pub(crate) fn is_file_name(name: &std::ffi::OsStr) -> bool {
+        name == FILE_NAME
+    }
+
+    pub(crate) fn delete(directory: &OperationDirectory) -> Result<(), VolumeError> {
+        let path = directory.path().join(FILE_NAME);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(VolumeError::io("delete the journal", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}

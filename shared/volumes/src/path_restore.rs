@@ -1,0 +1,605 @@
+//! Restoring one file or directory into a project that people are working in.
+//!
+//! Two dangers. The project is the tenant's: a symbolic link on the way to the target, or one swapped in while
+//! we look, would make a privileged host write anywhere. So every step goes from one open directory to the next
+//! and follows no link, and the content is staged in a directory that is reached by its handle, not its name. And
+//! a target written in place would be seen half-written, so the content is put there by one rename, with its
+//! missing parent directories, if any, in the same rename.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, Uid};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use crate::VolumeError;
+use crate::btrfs::handle_path;
+use crate::deletion::{delete_at, names_in};
+use crate::exchange::Settled;
+use crate::host_root::HostRoot;
+use crate::journal::{Journal, Phase, Work};
+use crate::operation_directory::OperationDirectory;
+use crate::project_path::{ProjectPath, STAGING_PREFIX};
+use crate::rename::{Exchange, exchange, place};
+
+/// The staged content, in the staging directory inside the project.
+const CONTENT: &str = "content";
+/// Missing parent directories, made around the content before all are put in place together.
+const PARENTS: &str = "parents";
+/// How often a target that others change between a look and a rename is tried again.
+const MAX_TRIES: usize = 32;
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// What to do if the target of a path restore exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conflict {
+    /// Put the restored content in its place, all of it: a directory is replaced, not merged.
+    Replace,
+    /// Leave it as it is.
+    Keep,
+    /// Fail with `AlreadyExists`.
+    Fail,
+}
+
+/// What became of the target of a path restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathOutcome {
+    /// There was nothing; now the restored content is there.
+    Created,
+    /// The restored content has taken the place of what was there.
+    Replaced,
+    /// What was there is still there ([`Conflict::Keep`]).
+    Kept,
+}
+
+/// A place inside the project's volume to restore one file or directory to. Dropping this without
+/// [`HostRoot::discard_path`] leaves it for [`HostRoot::recover`].
+#[derive(Debug)]
+pub struct StagedPath {
+    project_dir: PathBuf,
+    target: ProjectPath,
+    content: PathBuf,
+    volume: OwnedFd,
+    staging: OwnedFd,
+    directory: OperationDirectory,
+}
+
+impl StagedPath {
+    /// Where the caller is to make the file, directory or symbolic link; nothing is there yet. The path goes by
+    /// an open handle (`/proc/<pid>/fd/<n>/content`), which no tenant can redirect; it is good for this process
+    /// and its children of the same user, as long as `self` lives.
+    pub fn content_path(&self) -> &Path {
+        &self.content
+    }
+
+    fn target_path(&self) -> PathBuf {
+        self.project_dir.join(self.target.as_path())
+    }
+}
+
+impl HostRoot {
+    /// Makes a place to stage what the restore `op_id` will put at `target` in the files of `project`. What an earlier
+    /// attempt has left is ended first.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if the project has no files on this host; `InUse` if an earlier attempt is still at work.
+    pub fn stage_path(
+        &self,
+        project: Uuid,
+        op_id: Uuid,
+        target: &ProjectPath,
+    ) -> Result<StagedPath, VolumeError> {
+        let project_dir = self.project_dir(project);
+        let Some(volume) = self.open_project(project)? else {
+            return Err(VolumeError::ProjectNotFound { project, path: project_dir });
+        };
+        let directory = self.claim_empty_staging(op_id)?;
+        let work = Work::Path { target: target.clone(), content_inode: None };
+        Journal::new(project, work).write(&directory)?;
+        self.steps.done("the journal of a path restore is begun")?;
+        let name = staging_name(op_id);
+        let shown = project_dir.join(staging_name_text(op_id));
+        // The name is reserved, so whatever has it is an earlier attempt's whose journal was lost with its disk.
+        delete_at(&self.btrfs, volume.as_fd(), &name, &shown)?;
+        rustix::fs::mkdirat(&volume, &name, Mode::RWXU)
+            .map_err(VolumeError::io("create the directory", &shown))?;
+        self.steps.done("the staging directory in the project is made")?;
+        let staging = rustix::fs::openat(&volume, &name, DIRECTORY, Mode::empty())
+            .map_err(VolumeError::io("open the directory", &shown))?;
+        let content = handle_path(&staging).join(CONTENT);
+        Ok(StagedPath { project_dir, target: target.clone(), content, volume, staging, directory })
+    }
+
+    /// Puts the staged content at its target, in one step, with the parent directories that are missing.
+    /// Calling it again after it was done is fine. End with [`HostRoot::discard_path`].
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if nothing was staged; `AlreadyExists` under [`Conflict::Fail`]; `InvalidPath` if a parent of the
+    /// target is a symbolic link, a file or on another volume. The target is then as it was.
+    pub fn exchange_path(&self, staged: &StagedPath, conflict: Conflict) -> Result<PathOutcome, VolumeError> {
+        let directory = &staged.directory;
+        let not_staged =
+            |path: &Path| VolumeError::NotStaged { op_id: directory.op_id(), path: path.to_owned() };
+        let mut journal = Journal::read(directory)?.ok_or_else(|| not_staged(directory.path()))?;
+        let content_inode = match &journal.work {
+            Work::Path { content_inode: Some(inode), .. } => *inode,
+            _ => {
+                let content = look(staged.staging.as_fd(), CONTENT, &staged.content)?;
+                let inode = content.ok_or_else(|| not_staged(&staged.content))?.st_ino;
+                rustix::fs::syncfs(&staged.staging).map_err(VolumeError::io("sync", &staged.content))?;
+                journal.work = Work::Path { target: staged.target.clone(), content_inode: Some(inode) };
+                journal.phase = Phase::Exchanging;
+                journal.write(directory)?;
+                self.steps.done("the exchange of a path is in the journal")?;
+                inode
+            }
+        };
+        let outcome = self.put_in_place(staged, content_inode, conflict)?;
+        if outcome != PathOutcome::Kept {
+            journal.phase = Phase::Exchanged;
+            journal.write(directory)?;
+            self.steps.done("the end of the exchange of a path is in the journal")?;
+        }
+        Ok(outcome)
+    }
+
+    /// Deletes what is staged: after [`HostRoot::exchange_path`] what was replaced, before it the new content.
+    pub fn discard_path(&self, staged: StagedPath) -> Result<(), VolumeError> {
+        self.settle(staged.directory).map(drop)
+    }
+
+    fn put_in_place(
+        &self,
+        staged: &StagedPath,
+        content_inode: u64,
+        conflict: Conflict,
+    ) -> Result<PathOutcome, VolumeError> {
+        let target_path = staged.target_path();
+        let staging = staged.staging.as_fd();
+        let failed = |errno: Errno| match errno {
+            Errno::XDEV => VolumeError::OtherVolume { path: target_path.clone() },
+            errno => VolumeError::io("put restored content at", &target_path)(errno),
+        };
+        for attempt in 0..MAX_TRIES {
+            let (parent, missing) = descend(&staged.volume, &staged.target, &staged.project_dir)?;
+            let Some((last, [])) = missing.split_first() else {
+                match self.place_with_parents(staged, parent.as_fd(), &missing) {
+                    Ok(()) | Err(Errno::EXIST) => continue,
+                    Err(errno) => return Err(failed(errno)),
+                }
+            };
+            let moved = match (look(parent.as_fd(), last, &target_path)?, conflict) {
+                (Some(found), _) if found.st_ino == content_inode => {
+                    rustix::fs::fsync(&parent).map_err(failed)?;
+                    rustix::fs::fsync(staging).map_err(failed)?;
+                    let replaced = names_in(staging)
+                        .map_err(failed)?
+                        .iter()
+                        .any(|name| name.as_bytes() != PARENTS.as_bytes());
+                    return Ok(if replaced { PathOutcome::Replaced } else { PathOutcome::Created });
+                }
+                (None, _) => place(staging, CONTENT, &parent, *last),
+                (Some(_), Conflict::Keep) => return Ok(PathOutcome::Kept),
+                (Some(_), Conflict::Fail) => return Err(VolumeError::TargetExists { path: target_path }),
+                (Some(_), Conflict::Replace) => {
+                    let exchanged = match self.use_rename_exchange {
+                        true => exchange(staging, CONTENT, &parent, *last),
+                        false => Ok(Exchange::Unsupported),
+                    };
+                    match exchanged {
+                        Ok(Exchange::Done) => Ok(()),
+                        Ok(Exchange::Unsupported) => {
+                            let moved = place(&parent, *last, staging, format!("old-{attempt}").as_str());
+                            self.steps.done("the old content of a path is moved away")?;
+                            moved
+                        }
+                        Err(errno) => Err(errno),
+                    }
+                }
+            };
+            match moved {
+                // Look again; what was seen may have been changed by the tenant in between.
+                Ok(()) | Err(Errno::NOENT | Errno::EXIST) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+            self.steps.done("a path has changed place")?;
+        }
+        Err(failed(Errno::BUSY))
+    }
+
+    /// Makes the parent directories `missing` (all but its last) around the content, and puts them into `parent`
+    /// together. `EXIST` if the first of them has come to exist.
+    fn place_with_parents(
+        &self,
+        staged: &StagedPath,
+        parent: BorrowedFd<'_>,
+        missing: &[&str],
+    ) -> Result<(), Errno> {
+        let like = rustix::fs::fstat(parent)?;
+        let staging = staged.staging.as_fd();
+        let make = |directory: BorrowedFd<'_>, name: &str| -> Result<OwnedFd, Errno> {
+            match rustix::fs::mkdirat(directory, name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            rustix::fs::openat(directory, name, DIRECTORY, Mode::empty())
+        };
+        let parents = make(staging, PARENTS)?;
+        let mut innermost = parents.as_fd().try_clone_to_owned().map_err(|error| errno_of(&error))?;
+        let (last, directories) = missing.split_last().ok_or(Errno::INVAL)?;
+        for name in directories {
+            innermost = make(innermost.as_fd(), name)?;
+            take_after(innermost.as_fd(), &like)?;
+        }
+        match rustix::fs::renameat(staging, CONTENT, &innermost, *last) {
+            // An earlier try has moved it there already.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+        let first = directories.first().ok_or(Errno::INVAL)?;
+        let placed = place(&parents, *first, parent, *first);
+        if placed.is_err() {
+            rustix::fs::renameat(&innermost, *last, staging, CONTENT)?;
+        }
+        placed
+    }
+
+    /// Ends the path restore that `journal` describes. A target is only ever touched by renames that leave it old
+    /// or new, but for one case: without an exchange of names, the old content is moved away first.
+    pub(crate) fn settle_path(
+        &self,
+        directory: &OperationDirectory,
+        journal: &Journal,
+        target: &ProjectPath,
+        content_inode: Option<u64>,
+    ) -> Result<Settled, VolumeError> {
+        let project_dir = self.project_dir(journal.project);
+        let shown = project_dir.join(staging_name_text(directory.op_id()));
+        let name = staging_name(directory.op_id());
+        let finished =
+            if journal.phase == Phase::Exchanged { Settled::Finished } else { Settled::RolledBack };
+        let Some(volume) = self.open_project(journal.project)? else {
+            return Ok(finished);
+        };
+        let staging = match rustix::fs::openat(&volume, &name, DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(finished),
+            other => other.map_err(VolumeError::io("open the directory", &shown))?,
+        };
+        let mut settled = finished;
+        if journal.phase == Phase::Exchanging
+            && let Some(content_inode) = content_inode
+        {
+            let target_path = project_dir.join(target.as_path());
+            let failed =
+                |errno: Errno| VolumeError::io("finish putting restored content at", &target_path)(errno);
+            let names = names_in(staging.as_fd()).map_err(failed)?;
+            let moved_away = names.iter().any(|name| name.as_bytes().starts_with(b"old-"));
+            let (parent, missing) = match descend(&volume, target, &project_dir) {
+                Ok((parent, missing)) => (Some(parent), missing),
+                // The way to the target cannot be gone, so nothing has been put there.
+                Err(_) if !moved_away => (None, Vec::new()),
+                Err(error) => return Err(error),
+            };
+            if let (Some(parent), [last]) = (parent, &missing[..]) {
+                let found = look(parent.as_fd(), last, &target_path)?;
+                let staged = look(staging.as_fd(), CONTENT, &shown)?;
+                let content_is_staged = staged.is_some_and(|content| content.st_ino == content_inode);
+                if found.is_some_and(|found| found.st_ino == content_inode) {
+                    settled = Settled::Finished;
+                } else if found.is_none() && moved_away && content_is_staged {
+                    place(&staging, CONTENT, &parent, *last).map_err(failed)?;
+                    rustix::fs::fsync(&parent).map_err(failed)?;
+                    self.steps.done("the exchange of a path is finished")?;
+                    settled = Settled::Finished;
+                }
+            }
+        }
+        delete_at(&self.btrfs, volume.as_fd(), &name, &shown)?;
+        self.steps.done("the staging directory in the project is deleted")?;
+        Ok(settled)
+    }
+
+    /// The root directory of a project's files; `None` if there is none.
+    fn open_project(&self, project: Uuid) -> Result<Option<OwnedFd>, VolumeError> {
+        let path = self.project_dir(project);
+        match rustix::fs::open(&path, DIRECTORY, Mode::empty()) {
+            Ok(volume) => Ok(Some(volume)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(VolumeError::io("open the directory", &path)(errno)),
+        }
+    }
+}
+
+/// Follows the parents of `target` as far as they exist: the last open directory, and the components from there
+/// on, the target's own name last (so never none).
+fn descend<'a>(
+    volume: &OwnedFd,
+    target: &'a ProjectPath,
+    project_dir: &Path,
+) -> Result<(OwnedFd, Vec<&'a str>), VolumeError> {
+    let mut shown = project_dir.to_owned();
+    let mut directory =
+        volume.try_clone().map_err(VolumeError::io::<std::io::Error>("open the directory", &shown))?;
+    let device = rustix::fs::fstat(&directory).map_err(VolumeError::io("look at", &shown))?.st_dev;
+    let mut components: Vec<&str> = target.components().collect();
+    while components.len() > 1 {
+        let name = components[0];
+        shown.push(name);
+        let next = match rustix::fs::openat(&directory, name, DIRECTORY, Mode::empty()) {
+            Ok(next) => next,
+            Err(Errno::NOENT) => break,
+            Err(Errno::LOOP | Errno::NOTDIR) => {
+                let link = look(directory.as_fd(), name, &shown)?
+                    .is_some_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink());
+                let found = if link { "a symbolic link" } else { "not a directory" };
+                return Err(VolumeError::NotADirectory { path: shown, found });
+            }
+            Err(errno) => return Err(VolumeError::io("open the directory", &shown)(errno)),
+        };
+        if rustix::fs::fstat(&next).map_err(VolumeError::io("look at", &shown))?.st_dev != device {
+            return Err(VolumeError::OtherVolume { path: shown });
+        }
+        directory = next;
+        components.remove(0);
+    }
+    Ok((directory, components))
+}
+
+/// What `name` in an open directory is, following no link; `None` if there is nothing.
+fn look(directory: BorrowedFd<'_>, name: &str, shown: &Path) -> Result<Option<Stat>, VolumeError> {
+    match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(VolumeError::io("look at", shown)(errno)),
+    }
+}
+
+/// Gives a new parent directory the owner and permissions of the directory it will be in.
+fn take_after(directory: BorrowedFd<'_>, like: &Stat) -> Result<(), Errno> {
+    match rustix::fs::fchown(directory, Some(Uid::from_raw(like.st_uid)), Some(Gid::from_raw(like.st_gid))) {
+        Ok(()) | Err(Errno::PERM) => {}
+        Err(errno) => return Err(errno),
+    }
+    rustix::fs::fchmod(directory, Mode::from_raw_mode(like.st_mode))
+}
+
+fn staging_name_text(op_id: Uuid) -> String {
+    format!("{STAGING_PREFIX}{op_id}")
+}
+
+fn staging_name(op_id: Uuid) -> CString {
+    CString::new(staging_name_text(op_id)).expect("a prefix and a uuid hold no NUL")
+}
+
+fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::test_support::{Crash, fill, is_empty, mark_of, on_each_filesystem};
+    use crate::{Filesystem, VolumeErrorKind};
+
+    fn project(root: &HostRoot) -> Uuid {
+        let project = Uuid::new_v4();
+        let volume = root.ensure_volume(project).unwrap();
+        std::fs::create_dir(volume.project_dir.join("work")).unwrap();
+        fill(&volume.project_dir.join("work/tree"), "old");
+        std::fs::write(volume.project_dir.join("work/file"), "old").unwrap();
+        project
+    }
+
+    fn restore_tree(
+        root: &HostRoot,
+        project: Uuid,
+        target: &str,
+        conflict: Conflict,
+    ) -> Result<PathOutcome, VolumeError> {
+        let staged = root.stage_path(project, Uuid::now_v7(), &target.parse().unwrap())?;
+        fill(staged.content_path(), "new");
+        let outcome = root.exchange_path(&staged, conflict);
+        if !matches!(&outcome, Err(VolumeError::Io { .. })) {
+            root.discard_path(staged)?;
+        }
+        outcome
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_directory_is_replaced_kept_or_refused_as_asked() {
+        on_each_filesystem(|new_root| {
+            let root = new_root();
+            let id = project(&root);
+            let tree = root.project_dir(id).join("work/tree");
+            assert_eq!(restore_tree(&root, id, "work/tree", Conflict::Keep).unwrap(), PathOutcome::Kept);
+            assert_eq!(mark_of(&tree), "old");
+            let refused = restore_tree(&root, id, "work/tree", Conflict::Fail).unwrap_err();
+            assert_eq!(refused.kind(), VolumeErrorKind::AlreadyExists);
+            assert_eq!(mark_of(&tree), "old");
+            assert_eq!(
+                restore_tree(&root, id, "work/tree", Conflict::Replace).unwrap(),
+                PathOutcome::Replaced
+            );
+            assert_eq!(mark_of(&tree), "new");
+            assert_eq!(
+                restore_tree(&root, id, "work/file", Conflict::Replace).unwrap(),
+                PathOutcome::Replaced
+            );
+            assert_eq!(mark_of(&root.project_dir(id).join("work/file")), "new");
+            assert_eq!(names(&root.project_dir(id)), ["work"], "nothing is left staged");
+            assert!(is_empty(&root.staging()));
+        });
+    }
+
+    #[test]
+    fn missing_parent_directories_come_with_the_content_and_take_after_their_parent() {
+        on_each_filesystem(|new_root| {
+            let root = new_root();
+            let id = project(&root);
+            let work = root.project_dir(id).join("work");
+            rustix::fs::chmod(&work, Mode::from_raw_mode(0o750)).unwrap();
+            for conflict in [Conflict::Keep, Conflict::Fail, Conflict::Replace] {
+                let target = format!("work/a-{conflict:?}/b/c");
+                assert_eq!(restore_tree(&root, id, &target, conflict).unwrap(), PathOutcome::Created);
+                assert_eq!(mark_of(&root.project_dir(id).join(&target)), "new");
+                let parent = work.join(format!("a-{conflict:?}/b")).metadata().unwrap();
+                assert_eq!(std::os::unix::fs::MetadataExt::mode(&parent) & 0o7777, 0o750);
+            }
+            assert_eq!(restore_tree(&root, id, "top", Conflict::Fail).unwrap(), PathOutcome::Created);
+            assert_eq!(names(&root.project_dir(id)), ["top", "work"]);
+        });
+    }
+
+    #[test]
+    fn a_single_file_and_a_symbolic_link_can_be_put_in_place() {
+        on_each_filesystem(|new_root| {
+            let root = new_root();
+            let id = project(&root);
+            let target: ProjectPath = "work/file".parse().unwrap();
+            let staged = root.stage_path(id, Uuid::now_v7(), &target).unwrap();
+            std::fs::write(staged.content_path(), "new").unwrap();
+            assert_eq!(root.exchange_path(&staged, Conflict::Replace).unwrap(), PathOutcome::Replaced);
+            assert_eq!(
+                root.exchange_path(&staged, Conflict::Replace).unwrap(),
+                PathOutcome::Replaced,
+                "again is fine"
+            );
+            root.discard_path(staged).unwrap();
+            assert_eq!(std::fs::read_to_string(root.project_dir(id).join("work/file")).unwrap(), "new");
+
+            let staged = root.stage_path(id, Uuid::now_v7(), &target).unwrap();
+            symlink("/nowhere", staged.content_path()).unwrap();
+            root.exchange_path(&staged, Conflict::Replace).unwrap();
+            root.discard_path(staged).unwrap();
+            assert_eq!(root.project_dir(id).join("work/file").read_link().unwrap(), Path::new("/nowhere"));
+            // A link at the target itself is replaced, not followed.
+            restore_tree(&root, id, "work/file", Conflict::Replace).unwrap();
+            assert_eq!(mark_of(&root.project_dir(id).join("work/file")), "new");
+        });
+    }
+
+    #[test]
+    fn a_link_on_the_way_is_never_followed() {
+        on_each_filesystem(|new_root| {
+            let root = new_root();
+            let (id, victim) = (project(&root), project(&root));
+            symlink(root.project_dir(victim), root.project_dir(id).join("out")).unwrap();
+            symlink("work", root.project_dir(id).join("inside")).unwrap();
+            for target in ["out/work/tree", "out/new", "inside/tree", "work/file/x"] {
+                let error = restore_tree(&root, id, target, Conflict::Replace).unwrap_err();
+                assert_eq!(error.kind(), VolumeErrorKind::InvalidPath, "{target}: {error}");
+            }
+            assert_eq!(mark_of(&root.project_dir(victim).join("work/tree")), "old");
+            assert_eq!(names(&root.project_dir(victim)), ["work"]);
+            assert!(is_empty(&root.staging()));
+        });
+    }
+
+    #[test]
+    fn a_staging_directory_that_the_tenant_moves_away_or_replaces_leads_nowhere() {
+        on_each_filesystem(|new_root| {
+            let root = new_root();
+            let (id, victim) = (project(&root), project(&root));
+            let op_id = Uuid::now_v7();
+            let staged = root.stage_path(id, op_id, &"work/tree".parse().unwrap()).unwrap();
+            let staging = root.project_dir(id).join(staging_name_text(op_id));
+            std::fs::rename(&staging, root.project_dir(id).join("mine")).unwrap();
+            symlink(root.project_dir(victim), &staging).unwrap();
+            fill(staged.content_path(), "new");
+            root.exchange_path(&staged, Conflict::Replace).unwrap();
+            root.discard_path(staged).unwrap();
+            assert_eq!(mark_of(&root.project_dir(id).join("work/tree")), "new");
+            assert_eq!(mark_of(&root.project_dir(victim).join("work/tree")), "old");
+            assert_eq!(names(&root.project_dir(victim)), ["work"]);
+        });
+    }
+
+    #[test]
+    fn a_target_in_a_nested_subvolume_is_refused() {
+        on_each_filesystem(|new_root| {
+            let root = new_root();
+            if root.filesystem() == Filesystem::Plain {
+                return;
+            }
+            let id = project(&root);
+            root.btrfs.create_subvolume(&root.project_dir(id).join("nested")).unwrap();
+            let error = restore_tree(&root, id, "nested/tree", Conflict::Replace).unwrap_err();
+            assert_eq!(error.kind(), VolumeErrorKind::InvalidPath, "{error}");
+        });
+    }
+
+    #[test]
+    fn a_project_without_files_is_not_found() {
+        on_each_filesystem(|new_root| {
+            let root = new_root();
+            let error = restore_tree(&root, Uuid::new_v4(), "a", Conflict::Replace).unwrap_err();
+            assert_eq!(error.kind(), VolumeErrorKind::NotFound);
+            assert!(is_empty(&root.staging()));
+        });
+    }
+
+    /// A crash after every step of a path restore, and then one after every step of its recovery.
+    #[test]
+    fn a_crash_at_any_step_leaves_after_recovery_the_old_or_the_new_target_and_nothing_else() {
+        for target in ["work/tree", "work/made/up/tree"] {
+            on_each_filesystem(|new_root| {
+                let (mut old, mut new) = (0, 0);
+                for restore_steps in 1.. {
+                    let mut restore_ended = false;
+                    for recovery_steps in 1.. {
+                        let root = new_root();
+                        let id = project(&root);
+                        let stopping = Crash::after(&root, restore_steps);
+                        restore_ended =
+                            !Crash::happened(&restore_tree(&stopping, id, target, Conflict::Replace));
+                        let first = Crash::after(&root, recovery_steps).recover().unwrap();
+                        let interrupted = !first.failed.is_empty();
+                        for (_, error) in first.failed {
+                            assert!(Crash::happened::<()>(&Err(error)));
+                        }
+                        let second = root.recover().unwrap();
+                        assert!(second.failed.is_empty() && second.in_use.is_empty(), "{second:?}");
+                        assert!(is_empty(&root.staging()));
+                        assert_eq!(names(&root.project_dir(id)), ["work"]);
+                        let tree = root.project_dir(id).join(target);
+                        let made_up = target == "work/made/up/tree";
+                        if !tree.exists() {
+                            assert!(made_up);
+                            assert_eq!(names(&root.project_dir(id).join("work")), ["file", "tree"]);
+                            old += 1;
+                        } else if mark_of(&tree) == "new" {
+                            new += 1;
+                        } else {
+                            assert!(!made_up);
+                            old += 1;
+                        }
+                        if !interrupted {
+                            break;
+                        }
+                    }
+                    if restore_ended {
+                        break;
+                    }
+                }
+                assert!(old > 3 && new > 3, "{old} {new}");
+            });
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Ending what a crash has left under a host root.
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use crate::VolumeError;
+use crate::error::VolumeErrorKind;
+use crate::exchange::Settled;
+use crate::host_root::HostRoot;
+use crate::operation_directory::OperationDirectory;
+
+/// What [`HostRoot::recover`] found and did, by operation.
+#[derive(Debug, Default)]
+pub struct RecoveryReport {
+    /// Restores whose exchange had begun: the new content is in place.
+    pub finished: Vec<Uuid>,
+    /// Restores whose exchange had not begun: the old content is in place.
+    pub rolled_back: Vec<Uuid>,
+    /// Operations whose snapshots were deleted.
+    pub snapshots_deleted: Vec<Uuid>,
+    /// Operations that another process, or this one, is working on; untouched.
+    pub in_use: Vec<Uuid>,
+    /// Entries of the staging and snapshot directories that no operation is named by; untouched.
+    pub unknown: Vec<PathBuf>,
+    /// Operations that could not be ended, and why. What could not be understood is untouched.
+    pub failed: Vec<(Uuid, VolumeError)>,
+}
+
+impl RecoveryReport {
+    /// Whether there was nothing at all to look at.
+    pub fn is_empty(&self) -> bool {
+        self.finished.is_empty()
+            && self.rolled_back.is_empty()
+            && self.snapshots_deleted.is_empty()
+            && self.in_use.is_empty()
+            && self.unknown.is_empty()
+            && self.failed.is_empty()
+    }
+}
+
+impl HostRoot {
+    /// Ends every restore that a crash has interrupted, fully old or fully new, and deletes snapshots that nobody
+    /// holds. To be called at start, before any other operation. One failure does not keep the others from being ended.
+    ///
+    /// # Errors
+    ///
+    /// Only if the staging or snapshot directory cannot be listed; what fails below is in the report.
+    pub fn recover(&self) -> Result<RecoveryReport, VolumeError> {
+        let mut report = RecoveryReport::default();
+        for op_id in operations_in(&self.staging(), &mut report.unknown)? {
+            let settled = OperationDirectory::claim_existing(&self.staging(), op_id)
+                .and_then(|directory| directory.map(|directory| self.settle(directory)).transpose());
+            match settled {
+                Ok(None) => {}
+                Ok(Some(Settled::Finished)) => report.finished.push(op_id),
+                Ok(Some(Settled::RolledBack)) => report.rolled_back.push(op_id),
+                Err(error) if error.kind() == VolumeErrorKind::InUse => report.in_use.push(op_id),
+                Err(error) => report.failed.push((op_id, error)),
+            }
+        }
+        for op_id in operations_in(&self.snapshots(), &mut report.unknown)? {
+            let dropped = OperationDirectory::claim_existing(&self.snapshots(), op_id)
+                .and_then(|directory| directory.map(|_held| self.drop_snapshot(op_id)).transpose());
+            match dropped {
+                Ok(None) => {}
+                Ok(Some(())) => report.snapshots_deleted.push(op_id),
+                Err(error) if error.kind() == VolumeErrorKind::InUse => report.in_use.push(op_id),
+                Err(error) => report.failed.push((op_id, error)),
+            }
+        }
+        Ok(report)
+    }
+}
+
+/// The operations that the entries of `directory` are named by, in order.
+fn operations_in(directory: &Path, unknown: &mut Vec<PathBuf>) -> Result<Vec<Uuid>, VolumeError> {
+    let mut operations = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(VolumeError::io("list", directory))? {
+        let entry = entry.map_err(VolumeError::io("list", directory))?;
+        match entry.file_name().to_str().and_then(|name| Uuid::try_parse(name).ok()) {
+            Some(op_id) => operations.push(op_id),
+            None => unknown.push(entry.path()),
+        }
+    }
+    operations.sort_unstable();
+    Ok(operations)
+}
