@@ -21,9 +21,10 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 
 pub(crate) fn from_database(error: DatabaseError) -> ApiError {
     match (error.kind(), error.constraint()) {
-        (DatabaseErrorKind::Constraint, Some("projects_account_id_fkey" | "project_collaborators_account_id_fkey")) => {
-            ApiError::not_found("there is no such account; api.v1.hub.account.create makes one")
-        }
+        (
+            DatabaseErrorKind::Constraint,
+            Some("projects_account_id_fkey" | "project_collaborators_account_id_fkey"),
+        ) => ApiError::not_found("there is no such account; api.v1.hub.account.create makes one"),
         (DatabaseErrorKind::Constraint, Some(constraint)) => {
             ApiError::new(ErrorCode::Conflict, format!("refused by the rule {constraint}"))
         }
@@ -44,12 +45,16 @@ pub(crate) fn from_object_storage(bucket: &str, error: &ObjectStorageError) -> A
         ObjectStorageErrorKind::Retryable => {
             ApiError::new(ErrorCode::Unavailable, format!("the bucket {bucket} cannot be reached: {error}"))
         }
-        _ => ApiError::new(ErrorCode::FailedPrecondition, format!("the bucket {bucket} cannot be used: {error}")),
+        _ => ApiError::new(
+            ErrorCode::FailedPrecondition,
+            format!("the bucket {bucket} cannot be used: {error}"),
+        ),
     }
 }
 
 pub(crate) fn from_repository(bucket: &str, error: &BackupRepositoryError) -> ApiError {
     tracing::warn!(bucket, error = chain(error), "a repository cannot be made ready");
-    let code = if error.kind().is_retryable() { ErrorCode::Unavailable } else { ErrorCode::FailedPrecondition };
+    let code =
+        if error.kind().is_retryable() { ErrorCode::Unavailable } else { ErrorCode::FailedPrecondition };
     ApiError::new(code, format!("the repository in bucket {bucket} cannot be made ready: {}", chain(error)))
 }

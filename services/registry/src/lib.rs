@@ -1,1 +1,105 @@
-//! registry
+//! The registry: the authority on operations, and the catalog of projects, hosts, buckets and backups.
+//! It answers the public API and the worker protocol, and is the only writer of the stream.
+//!
+//! Any number of registries may run: requests go to one of a queue group, and what must happen once is
+//! decided in Postgres.
+
+mod api;
+mod errors;
+mod metrics;
+mod registry;
+mod repositories;
+mod secrets;
+mod settings;
+mod streams;
+mod upkeep;
+mod work;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use bus_client::{Bus, ConnectSettings, Credentials};
+use catalog_database::Database;
+use service_runtime::{NatsSettings, Runtime, Shutdown};
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::RegistryMetrics;
+use crate::registry::Registry;
+use crate::repositories::Repositories;
+use crate::secrets::MasterKey;
+use crate::streams::Streams;
+
+pub use settings::RegistrySettings;
+
+/// The committed defaults, commented.
+pub const DEFAULT_SETTINGS: &str = include_str!("../registry.default.toml");
+
+/// How often somebody looks for what a registry that died has left in the outbox.
+const LEFT_OVER: Duration = Duration::from_secs(5);
+
+/// Runs a registry until it is shut down.
+pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtime) -> anyhow::Result<()> {
+    let database_health = runtime.health.register("database");
+    let bus_health = runtime.health.register("bus");
+    let master_key = MasterKey::new(&settings.master_key.id, &settings.master_key.key)?;
+    let database = Database::connect(&settings.database.url, settings.database.connections).await?;
+    database.migrate().await?;
+    let front = connect(&settings.nats, "registry").await?;
+    let writer = connect(&settings.nats_writer, "registry-writer").await?;
+    let buckets = settings.object_store.connection.connect().context("connect to the object store")?;
+
+    let metrics = RegistryMetrics::register(&runtime.metrics);
+    let (streams, relay) = Streams::new(writer.operation_stream(), database.clone(), metrics.clone());
+    let repositories = Repositories::new(database.clone(), buckets, settings.object_store, master_key);
+    let mut operations = settings.operations;
+    operations.test_kinds |= std::env::var_os("LONGHAUL_TEST_KINDS").is_some_and(|value| value == "1");
+    let registry = Arc::new(Registry {
+        database: database.clone(),
+        front: front.clone(),
+        streams: streams.clone(),
+        repositories,
+        settings: operations,
+        metrics,
+    });
+    upkeep::reconcile_stream(&registry).await?;
+
+    let background = CancellationToken::new();
+    let tasks = tokio_util::task::TaskTracker::new();
+    tasks.spawn(relay(background.clone()));
+    tasks.spawn(streams.relay_left_over(LEFT_OVER, background.clone()));
+    tasks.spawn(upkeep::sweep(Arc::clone(&registry), background.clone()));
+    tasks.spawn(upkeep::look_after_stream(Arc::clone(&registry), background.clone()));
+    tasks.spawn(upkeep::watch_health(
+        Arc::clone(&registry),
+        writer.clone(),
+        database_health,
+        bus_health,
+        background.clone(),
+    ));
+    let service = api::start(&registry, &front).await?;
+    tracing::info!("answers");
+
+    shutdown.draining.cancelled().await;
+    // Takes no more requests and answers those under way, long polls at most until the second stage.
+    shutdown.stopping.run_until_cancelled(service.stop()).await;
+    background.cancel();
+    tasks.close();
+    tasks.wait().await;
+    front.drain().await;
+    writer.drain().await;
+    database.close().await;
+    Ok(())
+}
+
+async fn connect(settings: &NatsSettings, name: &str) -> anyhow::Result<Bus> {
+    let credentials =
+        Credentials::UserPassword { user: settings.user.clone(), password: settings.password.clone() };
+    let connection = ConnectSettings {
+        url: settings.url.clone(),
+        credentials,
+        inbox_prefix: settings.inbox_prefix.clone(),
+        name: name.to_owned(),
+    };
+    Bus::connect(connection).await.with_context(|| format!("connect to NATS as {}", settings.user))
+}

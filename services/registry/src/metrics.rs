@@ -1,74 +1,48 @@
-use std::sync::Arc;
+use service_runtime::{Buckets, Counter, Family, Gauge, Histogram, Labels, Metrics};
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct KindLabel {
-    pub kind: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct QueueLabel {
-    pub kind: String,
-    pub routing: String,
-    pub status: String,
-}
+/// From half a millisecond to four seconds.
+const CLAIM_SECONDS: Buckets = Buckets(&[
+    0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096,
+]);
 
 /// What the registry counts.
 #[derive(Clone)]
 pub(crate) struct RegistryMetrics {
-    pub created: Family<KindLabel, Counter>,
-    pub claimed: Family<KindLabel, Counter>,
-    pub ended: Family<QueueLabel, Counter>,
+    pub created: Family<Labels, Counter>,
+    pub claimed: Family<Labels, Counter>,
+    pub ended: Family<Labels, Counter>,
     pub lease_losses: Counter,
     pub refused_writes: Counter,
     pub events: Counter,
     pub relay_failures: Counter,
     pub outbox_entries: Gauge,
-    pub operations: Family<QueueLabel, Gauge>,
-    pub claim_seconds: Arc<Histogram>,
+    pub operations: Family<Labels, Gauge>,
+    pub claim_seconds: Histogram,
 }
 
 impl RegistryMetrics {
-    pub(crate) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            created: Family::default(),
-            claimed: Family::default(),
-            ended: Family::default(),
-            lease_losses: Counter::default(),
-            refused_writes: Counter::default(),
-            events: Counter::default(),
-            relay_failures: Counter::default(),
-            outbox_entries: Gauge::default(),
-            operations: Family::default(),
-            claim_seconds: Arc::new(Histogram::new(exponential_buckets(0.0005, 2.0, 14))),
-        };
-        let mut add = |name: &str, help: &str, metric: Box<dyn prometheus_client::registry::Metric>| {
-            registry.register(format!("longhaul_{name}"), help, metric);
-        };
-        add("operations_created", "Operations created", Box::new(metrics.created.clone()));
-        add("operations_claimed", "Leases given", Box::new(metrics.claimed.clone()));
-        add("operations_ended", "Attempts that ended, by the state that followed", Box::new(metrics.ended.clone()));
-        add("lease_losses", "Leases that were not renewed", Box::new(metrics.lease_losses.clone()));
-        add(
-            "fenced_writes_refused",
-            "Writes of workers that had lost their operation",
-            Box::new(metrics.refused_writes.clone()),
-        );
-        add("events", "Events written to the stream", Box::new(metrics.events.clone()));
-        add("relay_failures", "Relays of the outbox that are to be repeated", Box::new(metrics.relay_failures.clone()));
-        add("outbox_entries", "Entries that wait for the stream", Box::new(metrics.outbox_entries.clone()));
-        add("operations", "Operations that are queued or running", Box::new(metrics.operations.clone()));
-        registry.register(
-            "longhaul_claim_seconds",
-            "Time to answer a claim, in seconds",
-            metrics.claim_seconds.as_ref().clone(),
-        );
-        metrics
+    pub(crate) fn register(metrics: &Metrics) -> Self {
+        Self {
+            created: metrics.counter_family("longhaul_operations_created", "Operations created, by kind"),
+            claimed: metrics.counter_family("longhaul_operations_claimed", "Leases given, by kind"),
+            ended: metrics.counter_family(
+                "longhaul_attempts_ended",
+                "Attempts that ended, by kind and the state after",
+            ),
+            lease_losses: metrics.counter("longhaul_lease_losses", "Leases that were not renewed"),
+            refused_writes: metrics
+                .counter("longhaul_refused_writes", "Writes of workers that had lost their operation"),
+            events: metrics.counter("longhaul_events", "Events written to the stream"),
+            relay_failures: metrics
+                .counter("longhaul_relay_failures", "Relays of the outbox that are to be repeated"),
+            outbox_entries: metrics.gauge("longhaul_outbox_entries", "Entries that wait for the stream"),
+            operations: metrics
+                .gauge_family("longhaul_operations", "Operations queued and running, by kind and routing"),
+            claim_seconds: metrics.histogram(
+                "longhaul_claim_seconds",
+                "Time to answer a claim",
+                CLAIM_SECONDS,
+            ),
+        }
     }
 }

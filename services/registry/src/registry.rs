@@ -5,7 +5,7 @@ use bus_messages::Operation;
 use catalog_database::{Database, Ended};
 use domain_model::Routing;
 
-use crate::metrics::{QueueLabel, RegistryMetrics};
+use crate::metrics::RegistryMetrics;
 use crate::repositories::Repositories;
 use crate::settings::OperationSettings;
 use crate::streams::Streams;
@@ -27,11 +27,7 @@ impl Registry {
         for op in ended.all() {
             self.streams.tell(op.op_id);
         }
-        let label = QueueLabel {
-            kind: ended.op.kind.to_string(),
-            routing: ended.op.routing.to_string(),
-            status: ended.op.status.to_string(),
-        };
+        let label = vec![("kind", ended.op.kind.to_string()), ("status", ended.op.status.to_string())];
         self.metrics.ended.get_or_create(&label).inc();
         for op in ended.all().filter(|op| !op.status.is_terminal()) {
             self.wake_when_due(op).await;

@@ -51,7 +51,11 @@ impl Repositories {
     }
 
     /// The grant for a lease, if nothing has to be made ready first. Reaches for the database alone.
-    pub(crate) async fn grant_if_ready(&self, op: &Operation, until: Timestamp) -> Result<Option<Grant>, ApiError> {
+    pub(crate) async fn grant_if_ready(
+        &self,
+        op: &Operation,
+        until: Timestamp,
+    ) -> Result<Option<Grant>, ApiError> {
         let project = project_of(op)?;
         let place = self.database.project_place(project).await.map_err(from_database)?;
         let Some(bucket) = place.and_then(|place| place.backup_bucket_id) else { return Ok(None) };
@@ -75,7 +79,8 @@ impl Repositories {
             Some(id) => id,
             None => {
                 let bucket = self.bucket_for(&place.region).await?;
-                let bound = self.database.bind_backup_bucket(project, bucket.id).await.map_err(from_database)?;
+                let bound =
+                    self.database.bind_backup_bucket(project, bucket.id).await.map_err(from_database)?;
                 bound.ok_or_else(|| ApiError::not_found(format!("there is no project {project}")))?
             }
         };
@@ -86,8 +91,10 @@ impl Repositories {
     /// The bucket in use for the backups of a region, made where there is none.
     async fn bucket_for(&self, region: &str) -> Result<Bucket, ApiError> {
         loop {
-            let mismatches = self.database.mismatched_buckets(PURPOSE, region).await.map_err(from_database)?;
-            let bucket = self.database.bucket_in_use(&self.new_bucket(region)).await.map_err(from_database)?;
+            let mismatches =
+                self.database.mismatched_buckets(PURPOSE, region).await.map_err(from_database)?;
+            let bucket =
+                self.database.bucket_in_use(&self.new_bucket(region)).await.map_err(from_database)?;
             if bucket.status == "active" {
                 return Ok(bucket);
             }

@@ -14,7 +14,9 @@ pub(crate) struct MasterKey {
 /// Why a secret could not be wrapped or unwrapped.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SecretError {
-    #[error("the master key is to be 64 hexadecimal characters (32 bytes): make one with `openssl rand -hex 32`")]
+    #[error(
+        "the master key is to be 64 hexadecimal characters (32 bytes): make one with `openssl rand -hex 32`"
+    )]
     Key,
     #[error("could not wrap a secret")]
     Wrap,
@@ -47,9 +49,17 @@ impl MasterKey {
         Ok([nonce.as_ref().as_slice(), &sealed].concat())
     }
 
-    pub(crate) fn unwrap(&self, owner: &str, wrapped_with: &str, wrapped: &[u8]) -> Result<Vec<u8>, SecretError> {
+    pub(crate) fn unwrap(
+        &self,
+        owner: &str,
+        wrapped_with: &str,
+        wrapped: &[u8],
+    ) -> Result<Vec<u8>, SecretError> {
         if wrapped_with != self.id {
-            return Err(SecretError::OtherKey { wrapped_with: wrapped_with.to_owned(), have: self.id.clone() });
+            return Err(SecretError::OtherKey {
+                wrapped_with: wrapped_with.to_owned(),
+                have: self.id.clone(),
+            });
         }
         let (nonce, sealed) = wrapped.split_at_checked(NONCE_LEN).ok_or(SecretError::Unwrap)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SecretError::Unwrap)?;

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use object_storage::ProviderSettings;
 use secrecy::SecretString;
 use serde::Deserialize;
-use service_runtime::{HttpSettings, NatsSettings, TelemetrySettings};
+use service_runtime::{HttpSettings, NatsSettings, ServiceSettings, TelemetrySettings};
 
 /// Settings of the registry; `registry.default.toml` explains each.
 #[derive(Debug, Clone, Deserialize)]
@@ -91,4 +91,14 @@ pub struct OperationSettings {
     pub sweep_s: f64,
     /// Whether kinds that exist for tests may be created.
     pub test_kinds: bool,
+}
+
+impl ServiceSettings for RegistrySettings {
+    fn telemetry(&self) -> &TelemetrySettings {
+        &self.telemetry
+    }
+
+    fn http(&self) -> &HttpSettings {
+        &self.http
+    }
 }

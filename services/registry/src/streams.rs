@@ -150,7 +150,12 @@ impl Streams {
     }
 
     /// Adds an event of the registry's own at the end of its attempt.
-    async fn tell_event(&self, op: &Operation, entry: &OutboxEntry, event: &OutboxEvent) -> Result<(), StreamError> {
+    async fn tell_event(
+        &self,
+        op: &Operation,
+        entry: &OutboxEntry,
+        event: &OutboxEvent,
+    ) -> Result<(), StreamError> {
         let subject = format!("{}.evt", entry.subject);
         for turn in 0..TURNS {
             let last = self.position(&subject, turn > 0).await?;
@@ -251,11 +256,17 @@ impl Streams {
             if last.rev >= op.rev {
                 return Ok(());
             }
-            let mut headers = headers(op, op.phase.as_deref().unwrap_or("queued"), op.attempt, op.status.as_str());
+            let mut headers =
+                headers(op, op.phase.as_deref().unwrap_or("queued"), op.attempt, op.status.as_str());
             headers.push(("Lro-Rev", op.rev.to_string()));
             let payload = Encoding::Json.encode(op).into();
-            if let Some(sequence) = self.publish_if_last(&subject, headers, payload, last.sequence, true).await? {
-                self.remember(&subject, Position { sequence, attempt: op.attempt, n: 0, rev: op.rev, outbox_id: 0 });
+            if let Some(sequence) =
+                self.publish_if_last(&subject, headers, payload, last.sequence, true).await?
+            {
+                self.remember(
+                    &subject,
+                    Position { sequence, attempt: op.attempt, n: 0, rev: op.rev, outbox_id: 0 },
+                );
                 return Ok(());
             }
         }
@@ -329,7 +340,9 @@ impl Streams {
         while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
             match self.inner.database.outbox_left_over(every.as_secs_f64(), 1000).await {
                 Ok(ids) => ids.into_iter().for_each(|id| self.tell(id)),
-                Err(error) => tracing::warn!(error = chain(&error), "could not look for left-over outbox entries"),
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "could not look for left-over outbox entries")
+                }
             }
         }
     }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus_client::ReconcileOutcome;
+use bus_client::{Bus, ReconcileOutcome};
+use service_runtime::HealthCheck;
 use tokio_util::sync::CancellationToken;
 
 use crate::errors::chain;
-use crate::metrics::QueueLabel;
 use crate::registry::Registry;
 
 /// The stream as it is to be; the same file that operators read.
@@ -52,9 +52,14 @@ pub(crate) async fn reconcile_stream(registry: &Registry) -> anyhow::Result<()> 
         ReconcileOutcome::Created => {
             registry.streams.forget_all();
             let rebuilt = registry.database.outbox_rebuild().await?;
-            tracing::info!(summaries = rebuilt, "the stream is made; its summaries are rebuilt from the database");
+            tracing::info!(
+                summaries = rebuilt,
+                "the stream is made; its summaries are rebuilt from the database"
+            );
         }
-        ReconcileOutcome::Updated { fields } => tracing::info!(?fields, "the stream is changed to what is declared"),
+        ReconcileOutcome::Updated { fields } => {
+            tracing::info!(?fields, "the stream is changed to what is declared")
+        }
         ReconcileOutcome::Unchanged => {}
     }
     Ok(())
@@ -80,8 +85,32 @@ pub(crate) async fn look_after_stream(registry: Arc<Registry>, stopping: Cancell
         if let Ok(counts) = registry.database.operation_counts().await {
             registry.metrics.operations.clear();
             for (kind, routing, status, count, _) in counts {
-                registry.metrics.operations.get_or_create(&QueueLabel { kind, routing, status }).set(count);
+                let label = vec![("kind", kind), ("routing", routing), ("status", status)];
+                registry.metrics.operations.get_or_create(&label).set(count);
             }
+        }
+    }
+}
+
+/// Says at `/healthz` whether the parts behind the registry answer.
+pub(crate) async fn watch_health(
+    registry: Arc<Registry>,
+    writer: Bus,
+    database_health: HealthCheck,
+    bus_health: HealthCheck,
+    stopping: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(5));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+        match registry.database.ping().await {
+            Ok(()) => database_health.set_ok(),
+            Err(error) => database_health.set_failed(chain(&error)),
+        }
+        if registry.front.is_connected() && writer.is_connected() {
+            bus_health.set_ok();
+        } else {
+            bus_health.set_failed("not connected to NATS");
         }
     }
 }

@@ -20,7 +20,6 @@ use uuid::Uuid;
 
 use crate::api::operations::{input_hash, routing_of};
 use crate::errors::{chain, from_database};
-use crate::metrics::KindLabel;
 use crate::registry::Registry;
 
 /// A worker may hold so many operations, and ask for so many at once.
@@ -61,7 +60,7 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
         let registry = &registry;
         async move {
             registry.streams.tell(leased.op.op_id);
-            let label = KindLabel { kind: leased.op.kind.to_string() };
+            let label = vec![("kind", leased.op.kind.to_string())];
             registry.metrics.claimed.get_or_create(&label).inc();
             let grant = match kinds::find(&leased.op.kind) {
                 Some(kind) if kind.uses_repository => Some(
@@ -103,20 +102,29 @@ fn json_length(value: &impl serde::Serialize) -> usize {
 /// What of an operation's progress cannot be taken. The lease is renewed all the same.
 fn refusal(progress: &mut OperationProgress) -> Option<String> {
     let mut refused = None;
-    if let Some(bytes) = progress.checkpoint.as_ref().map(json_length).filter(|bytes| *bytes > MOST_CHECKPOINT_BYTES) {
+    if let Some(bytes) =
+        progress.checkpoint.as_ref().map(json_length).filter(|bytes| *bytes > MOST_CHECKPOINT_BYTES)
+    {
         progress.checkpoint = None;
-        refused = Some(format!("the checkpoint has {bytes} bytes; at most {MOST_CHECKPOINT_BYTES} are stored"));
+        refused =
+            Some(format!("the checkpoint has {bytes} bytes; at most {MOST_CHECKPOINT_BYTES} are stored"));
     }
     let (op_id, attempt) = (progress.op_id, progress.attempt);
     let known = progress.events.len();
     progress.events.retain(|event| {
-        event.op_id == op_id && event.attempt == attempt && json_length(event) <= MOST_EVENT_BYTES && event.status.is_none()
+        event.op_id == op_id
+            && event.attempt == attempt
+            && json_length(event) <= MOST_EVENT_BYTES
+            && event.status.is_none()
     });
     if progress.events.len() < known {
-        refused = Some("an event is of another operation or attempt, too large, or says that it is the last".to_owned());
+        refused = Some(
+            "an event is of another operation or attempt, too large, or says that it is the last".to_owned(),
+        );
     }
     if let Some(summary) = &mut progress.summary {
-        summary.progress = if summary.progress.is_finite() { summary.progress.clamp(0.0, 100.0) } else { 0.0 };
+        summary.progress =
+            if summary.progress.is_finite() { summary.progress.clamp(0.0, 100.0) } else { 0.0 };
         summary.message.truncate(summary.message.floor_char_boundary(2000));
         summary.phase.truncate(summary.phase.floor_char_boundary(63));
     }
@@ -126,20 +134,27 @@ fn refusal(progress: &mut OperationProgress) -> Option<String> {
 pub(crate) async fn progress(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     let mut progress: ProgressRequest = request.decode()?;
     if progress.ops.len() > MOST_OPERATIONS {
-        return Err(ApiError::invalid_argument(format!("at most {MOST_OPERATIONS} operations in one message")));
+        return Err(ApiError::invalid_argument(format!(
+            "at most {MOST_OPERATIONS} operations in one message"
+        )));
     }
     let refused: Vec<Option<String>> = progress.ops.iter_mut().map(refusal).collect();
     let heartbeats: Vec<Heartbeat> = progress
         .ops
         .iter()
-        .map(|op| Heartbeat { fence: fence_of(op), summary: op.summary.clone(), checkpoint: op.checkpoint.clone() })
+        .map(|op| Heartbeat {
+            fence: fence_of(op),
+            summary: op.summary.clone(),
+            checkpoint: op.checkpoint.clone(),
+        })
         .collect();
     let outcomes = registry
         .database
         .heartbeat_operations(&heartbeats, registry.settings.lease_s)
         .await
         .map_err(from_database)?;
-    let held: HashMap<OperationId, _> = outcomes.into_iter().map(|outcome| (outcome.op.op_id, outcome)).collect();
+    let held: HashMap<OperationId, _> =
+        outcomes.into_iter().map(|outcome| (outcome.op.op_id, outcome)).collect();
     let replies = progress.ops.iter().zip(refused).map(|(entry, refused)| {
         let (registry, held) = (&registry, &held);
         async move {
@@ -204,7 +219,9 @@ pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) ->
     let finish: FinishRequest = request.decode()?;
     let fence = LeaseFence { op_id: finish.op_id, attempt: finish.attempt, lease_id: finish.lease_id };
     if json_length(&finish.checkpoint) > MOST_CHECKPOINT_BYTES {
-        return Err(ApiError::invalid_argument(format!("a checkpoint has at most {MOST_CHECKPOINT_BYTES} bytes")));
+        return Err(ApiError::invalid_argument(format!(
+            "a checkpoint has at most {MOST_CHECKPOINT_BYTES} bytes"
+        )));
     }
     // Only the holder's word counts, so that the rest is not even looked at for anybody else.
     let op = registry.database.operation_by_id(finish.op_id).await.map_err(from_database)?;
@@ -241,11 +258,16 @@ pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) ->
 }
 
 /// The backup that a successful `project-backup` made, to be recorded with the success.
-async fn backup_of(registry: &Registry, op: &Operation, finish: &FinishRequest) -> Result<NewBackup, ApiError> {
+async fn backup_of(
+    registry: &Registry,
+    op: &Operation,
+    finish: &FinishRequest,
+) -> Result<NewBackup, ApiError> {
     let Scope::Project(project_id) = op.scope else {
         return Err(ApiError::invalid_argument("a project-backup is of a project"));
     };
-    let wrong = |error| ApiError::invalid_argument(format!("the result of a project-backup does not read: {error}"));
+    let wrong =
+        |error| ApiError::invalid_argument(format!("the result of a project-backup does not read: {error}"));
     let result: ProjectBackupResult =
         serde_json::from_value(finish.result.clone().unwrap_or_default()).map_err(wrong)?;
     let input: ProjectBackupInput = serde_json::from_value(op.input.clone()).map_err(wrong)?;

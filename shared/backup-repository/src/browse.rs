@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::backend::{RepositoryBackend, RequestCounts};
-use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
+use crate::error::{BackupRepositoryErrorKind as Kind, Result};
 use crate::initialise::RepositoryIdentity;
 use crate::node_metadata::permissions;
 use crate::repository::{Repository, read_snapshot};
@@ -127,16 +127,22 @@ impl Repository {
         let mut options = CheckOptions::default();
         options.read_data = read_data;
         options.trust_cache = true;
-        let results = self.rustic.check(options).map_err(|error| self.error("check", &error))?;
+        let results = self.rustic.check(options);
         // A request that failed is no finding about the repository.
-        if let Some(failure) = self.backend.take_failure("check")
-            && !matches!(failure.kind(), Kind::NotFound | Kind::Damaged)
-        {
-            return Err(failure);
-        }
-        let severe = results.is_ok().is_err();
+        let failure = self.backend.take_failure("check");
+        let is_finding = |kind| matches!(kind, Kind::NotFound | Kind::Damaged);
         let mut report =
             CheckReport { errors: Vec::new(), warnings: Vec::new(), read_data, requests: self.requests() };
+        let results = match (results, failure) {
+            (_, Some(failure)) if !is_finding(failure.kind()) => return Err(failure),
+            (Ok(results), _) => results,
+            (Err(_), Some(failure)) => {
+                report.errors.push(failure.chain());
+                return Ok(report);
+            }
+            (Err(error), None) => return Err(self.error("check", &error)),
+        };
+        let severe = results.is_ok().is_err();
         for (level, finding) in results.0 {
             // The type of the level is not exported.
             if severe && format!("{level:?}") == "Error" {

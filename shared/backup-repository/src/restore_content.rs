@@ -33,7 +33,6 @@ const HOLE_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 struct Blob {
     id: DataId,
-    offset: u32,
     length: u32,
     data_length: u32,
     /// File (by number) and position in it.
@@ -117,7 +116,6 @@ fn plan(job: &RestoreJob) -> Result<(Vec<TargetFile>, Vec<Part>)> {
                 .entry((found.pack.into_inner(), found.location.offset))
                 .or_insert_with(|| Blob {
                     id: *id,
-                    offset: found.location.offset,
                     length: found.location.length,
                     data_length,
                     targets: Vec::new(),

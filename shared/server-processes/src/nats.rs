@@ -36,7 +36,8 @@ impl NatsServer {
     /// can log in. Ports (unless taken since), passwords, hosts and messages are those of the last start.
     ///
     /// # Errors
-    /// When `replicas` is not 1 (this starts one server, not a cluster), or the server does not start.
+    /// When `replicas` is not 1 (this starts one server, not a cluster), another server runs on the directory, or it does
+    /// not start.
     pub async fn start(
         program: &Path,
         data_directory: &Path,
@@ -56,7 +57,7 @@ impl NatsServer {
             identities.add_host(host)?;
         }
         secrets::store(&data_directory, "nats", &identities)?;
-        let addresses = free_addresses(&data_directory)?;
+        let addresses = free_addresses(&data_directory, &identities.ops).await?;
         nats_config::write_files(&directory, addresses, &identities)?;
         let spec = ProcessSpec::new("nats-server", program, data_directory.join("logs"))
             .argument("--config")
@@ -123,7 +124,9 @@ impl NatsServer {
     }
 }
 
-fn free_addresses(data_directory: &Path) -> anyhow::Result<Addresses> {
+/// The ports of the last start, or others where they have been taken by a stranger. Two servers on one store would
+/// ruin it, so one that knows our password there is an error.
+async fn free_addresses(data_directory: &Path, ops: &Identity) -> anyhow::Result<Addresses> {
     let new = || -> anyhow::Result<Addresses> {
         let client_port = free_port()?;
         Ok(Addresses { client_port, monitoring_port: free_port_where(|port| port != client_port)? })
@@ -131,6 +134,9 @@ fn free_addresses(data_directory: &Path) -> anyhow::Result<Addresses> {
     let addresses: Addresses = secrets::load_or_create(data_directory, "nats-ports", new)?;
     if port_is_free(addresses.client_port) && port_is_free(addresses.monitoring_port) {
         return Ok(addresses);
+    }
+    if log_in(addresses.client_port, ops).await.is_ok() {
+        bail!("another nats-server is running on {}: stop it first", data_directory.display());
     }
     let addresses = new()?;
     secrets::store(data_directory, "nats-ports", &addresses)?;

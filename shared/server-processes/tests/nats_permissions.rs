@@ -388,3 +388,11 @@ async fn three_replicas_are_refused_by_one_server() {
     let error = tokio::time::timeout(Duration::from_secs(5), start).await.unwrap().err().unwrap();
     assert!(format!("{error:#}").contains("cluster"), "{error:#}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_server_on_the_same_directory_is_refused() {
+    let Some(bus) = Bus::start().await else { return };
+    let program = nats_server_program().unwrap();
+    let error = NatsServer::start(&program, bus.directory.path(), &[], 1).await.err().unwrap();
+    assert!(format!("{error:#}").contains("another nats-server"), "{error:#}");
+}

@@ -27,12 +27,18 @@ pub(super) async fn create(registry: Arc<Registry>, request: IncomingRequest) ->
     Ok(request.reply(&AccountReply { account }))
 }
 
-pub(super) async fn create_token(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+pub(super) async fn create_token(
+    registry: Arc<Registry>,
+    request: IncomingRequest,
+) -> Result<Reply, ApiError> {
     let id = account(&request)?;
     let create: CreateToken = request.decode()?;
     let ttl_s = create.ttl_s.unwrap_or(DAY_S);
     if !(1..=90 * DAY_S).contains(&ttl_s) {
-        return Err(ApiError::invalid_argument(format!("ttl_s is to be from 1 to {}, not {ttl_s}", 90 * DAY_S)));
+        return Err(ApiError::invalid_argument(format!(
+            "ttl_s is to be from 1 to {}, not {ttl_s}",
+            90 * DAY_S
+        )));
     }
     let mut secret = [0_u8; 32];
     rand::rng().fill_bytes(&mut secret);

@@ -20,7 +20,8 @@ pub(super) async fn list(registry: Arc<Registry>, request: IncomingRequest) -> R
     known.ok_or_else(|| ApiError::not_found(format!("there is no project {id}")))?;
     let backups = registry.database.list_backups(id, cursor, limit).await.map_err(from_database)?;
     let more = backups.len() == limit as usize;
-    let next_cursor = backups.last().filter(|_| more).map(|last| format!("{}/{}", last.created_at, last.backup_id));
+    let next_cursor =
+        backups.last().filter(|_| more).map(|last| format!("{}/{}", last.created_at, last.backup_id));
     Ok(request.reply(&BackupList { backups, next_cursor }))
 }
 

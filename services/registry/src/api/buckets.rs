@@ -17,6 +17,7 @@ pub(super) async fn list(registry: Arc<Registry>, request: IncomingRequest) -> R
 pub(super) async fn get(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     let wanted: GetBucket = request.decode()?;
     let bucket = registry.database.bucket(wanted.bucket_id).await.map_err(from_database)?;
-    let bucket = bucket.ok_or_else(|| ApiError::not_found(format!("there is no bucket {}", wanted.bucket_id)))?;
+    let bucket =
+        bucket.ok_or_else(|| ApiError::not_found(format!("there is no bucket {}", wanted.bucket_id)))?;
     Ok(request.reply(&BucketReply { bucket }))
 }

@@ -38,9 +38,11 @@ impl Caller {
     pub(crate) fn of(request: &IncomingRequest) -> Result<Self, ApiError> {
         match request.request_info() {
             None => Ok(Self::Operator),
-            Some(info) => info.user.parse().map(Self::Account).map_err(|_| {
-                ApiError::new(ErrorCode::Unauthenticated, "log in with a token of an account")
-            }),
+            Some(info) => {
+                info.user.parse().map(Self::Account).map_err(|_| {
+                    ApiError::new(ErrorCode::Unauthenticated, "log in with a token of an account")
+                })
+            }
         }
     }
 
@@ -87,7 +89,9 @@ fn named(what: &str, text: &str) -> Result<(), ApiError> {
     if (1..=200).contains(&length) && !text.chars().any(char::is_control) {
         Ok(())
     } else {
-        Err(ApiError::invalid_argument(format!("{what} is to have 1 to 200 characters, none of them a control character")))
+        Err(ApiError::invalid_argument(format!(
+            "{what} is to have 1 to 200 characters, none of them a control character"
+        )))
     }
 }
 
@@ -95,7 +99,10 @@ fn known_region(region: &str) -> Result<(), ApiError> {
     if hosts::REGIONS.contains(&region) {
         Ok(())
     } else {
-        Err(ApiError::invalid_argument(format!("{region:?} is no region: use one of {}", hosts::REGIONS.join(", "))))
+        Err(ApiError::invalid_argument(format!(
+            "{region:?} is no region: use one of {}",
+            hosts::REGIONS.join(", ")
+        )))
     }
 }
 
@@ -128,7 +135,11 @@ pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<Runni
         .api("project-get", example("{}"), projects::get)
         .api("project-status", example("{}"), projects::status)
         .api("project-add_collaborator", example(r#"{"account_id":"<uuid>"}"#), projects::add_collaborator)
-        .api("project-remove_collaborator", example(r#"{"account_id":"<uuid>"}"#), projects::remove_collaborator)
+        .api(
+            "project-remove_collaborator",
+            example(r#"{"account_id":"<uuid>"}"#),
+            projects::remove_collaborator,
+        )
         .api("backup-list", example(r#"{"limit":20}"#), backups::list)
         .api("backup-get", example(r#"{"backup_id":"<64 hex>"}"#), backups::get)
         .api("host-create", example(r#"{"name":"host-1","region":"weur"}"#), hosts::create)
@@ -191,7 +202,8 @@ impl Endpoints {
         let registry = Arc::clone(&self.registry);
         let definition =
             EndpointDefinition { name, subject, queue_group: SERVICE.to_owned(), metadata, concurrency };
-        let service = self.service.endpoint(definition, move |request| handler(Arc::clone(&registry), request));
+        let service =
+            self.service.endpoint(definition, move |request| handler(Arc::clone(&registry), request));
         Self { service, ..self }
     }
 }
@@ -202,7 +214,8 @@ fn example(request: &str) -> BTreeMap<String, String> {
 
 /// What `nats micro info` shows of each kind: an example, its phases, the schemas of its input and result.
 fn create_metadata() -> BTreeMap<String, String> {
-    let mut metadata = example(r#"{"kind":"project-backup","input":{"tags":["before-exam"]},"dedupe_key":"nightly"}"#);
+    let mut metadata =
+        example(r#"{"kind":"project-backup","input":{"tags":["before-exam"]},"dedupe_key":"nightly"}"#);
     for kind in kinds::ALL {
         let mut phases: Vec<String> =
             kind.phases.iter().map(|phase| format!("{}:{}", phase.name, phase.weight)).collect();

@@ -20,7 +20,6 @@ use uuid::Uuid;
 
 use super::{Caller, page_size, subject};
 use crate::errors::from_database;
-use crate::metrics::KindLabel;
 use crate::registry::Registry;
 use crate::repositories::no_such_backup;
 
@@ -44,7 +43,10 @@ pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) ->
     check(&create)?;
     let input = (kind.normalise_input)(&create.input)?;
     if let (Caller::Account(_), Some(_)) = (&caller, (kind.host_in_input)(&input)) {
-        return Err(ApiError::new(ErrorCode::PermissionDenied, "only an operator may name a host; leave host_id out"));
+        return Err(ApiError::new(
+            ErrorCode::PermissionDenied,
+            "only an operator may name a host; leave host_id out",
+        ));
     }
     let routing = routing_of(&registry, kind, scope, &input).await?;
     if let Some(wanted) = create.routing.filter(|wanted| *wanted != routing) {
@@ -95,7 +97,7 @@ async fn created(
             }
             registry.streams.tell(op.op_id);
             registry.wake_when_due(&op).await;
-            registry.metrics.created.get_or_create(&KindLabel { kind: op.kind.to_string() }).inc();
+            registry.metrics.created.get_or_create(&vec![("kind", op.kind.to_string())]).inc();
             (*op, true)
         }
         CreateOutcome::Active(op) => (*op, false),
@@ -131,7 +133,9 @@ fn check(create: &CreateOperation) -> Result<(), ApiError> {
     }
     let bytes = create.input.to_string().len();
     if bytes > MOST_INPUT_BYTES {
-        return wrong(format!("the input has {bytes} bytes; at most {MOST_INPUT_BYTES}: put data into the project instead"));
+        return wrong(format!(
+            "the input has {bytes} bytes; at most {MOST_INPUT_BYTES}: put data into the project instead"
+        ));
     }
     Ok(())
 }
@@ -158,7 +162,9 @@ pub(crate) async fn routing_of(
         Scope::Project(id) => {
             let place = registry.database.project_place(id).await.map_err(from_database)?;
             Some(place.ok_or_else(|| {
-                ApiError::not_found(format!("there is no project {id}; api.v1.hub.project.list shows those there are"))
+                ApiError::not_found(format!(
+                    "there is no project {id}; api.v1.hub.project.list shows those there are"
+                ))
             })?)
         }
         Scope::Host(id) => {
@@ -174,7 +180,9 @@ pub(crate) async fn routing_of(
             let Some(host) = (kind.host_in_input)(input) else { return Ok(Routing::Host(place.host_id)) };
             let known = registry.database.host(host).await.map_err(from_database)?;
             known.ok_or_else(|| {
-                ApiError::not_found(format!("there is no host {host}; api.v1.hub.host.list shows those there are"))
+                ApiError::not_found(format!(
+                    "there is no host {host}; api.v1.hub.host.list shows those there are"
+                ))
             })?;
             Ok(Routing::Host(host))
         }
@@ -199,7 +207,16 @@ async fn check_backup(
     match (place, wanted) {
         (Some(_), _) => Ok(()),
         // One may be on its way: whether there is a latest backup is seen when the restore starts.
-        (None, None) if !registry.database.active_operations_of_project(project).await.map_err(from_database)?.is_empty() => Ok(()),
+        (None, None)
+            if !registry
+                .database
+                .active_operations_of_project(project)
+                .await
+                .map_err(from_database)?
+                .is_empty() =>
+        {
+            Ok(())
+        }
         (None, wanted) => Err(no_such_backup(project, wanted)),
     }
 }
@@ -210,7 +227,9 @@ async fn known(registry: &Registry, scope: Scope, op_id: OperationId) -> Result<
 }
 
 fn not_found(scope: Scope, op_id: OperationId) -> ApiError {
-    ApiError::not_found(format!("there is no operation {op_id} of {scope}; api.v1.{scope}.lro.list shows those there are"))
+    ApiError::not_found(format!(
+        "there is no operation {op_id} of {scope}; api.v1.{scope}.lro.list shows those there are"
+    ))
 }
 
 pub(super) async fn get(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
@@ -225,7 +244,8 @@ pub(super) async fn list(registry: Arc<Registry>, request: IncomingRequest) -> R
     let list: ListOperations = request.decode()?;
     let limit = page_size(list.limit)?;
     let before = list.cursor.as_deref().map(str::parse).transpose().map_err(|_| super::bad_cursor())?;
-    let filter = ListFilter { kind: list.kind, status: list.status, parent_id: list.parent_id, before, limit };
+    let filter =
+        ListFilter { kind: list.kind, status: list.status, parent_id: list.parent_id, before, limit };
     let ops = registry.database.list_operations(scope, &filter).await.map_err(from_database)?;
     let more = ops.len() == limit as usize;
     let next_cursor = ops.last().filter(|_| more).map(|op| op.op_id.to_string());
@@ -296,7 +316,8 @@ pub(super) async fn retry(registry: Arc<Registry>, request: IncomingRequest) -> 
             format!("only a failed, canceled or expired operation is retried; this one is {}", op.status),
         ));
     }
-    let kind = kinds::find(&op.kind).ok_or_else(|| ApiError::not_found(format!("there is no kind {} any more", op.kind)))?;
+    let kind = kinds::find(&op.kind)
+        .ok_or_else(|| ApiError::not_found(format!("there is no kind {} any more", op.kind)))?;
     let input = (kind.normalise_input)(&op.input)?;
     let checkpoint = match wanted.from_start {
         true => None,

@@ -78,7 +78,10 @@ pub(super) async fn status(registry: Arc<Registry>, request: IncomingRequest) ->
     Ok(request.reply(&status))
 }
 
-pub(super) async fn add_collaborator(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+pub(super) async fn add_collaborator(
+    registry: Arc<Registry>,
+    request: IncomingRequest,
+) -> Result<Reply, ApiError> {
     let id = project(&request)?;
     let change: ChangeCollaborator = request.decode()?;
     if !registry.database.add_collaborator(id, change.account_id).await.map_err(from_database)? {

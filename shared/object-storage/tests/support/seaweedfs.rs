@@ -1,3 +1,4 @@
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -33,7 +34,8 @@ fn start() -> Option<Server> {
         if std::env::var_os("LONGHAUL_REQUIRE_TOOLS").is_some_and(|required| required == "1") {
             panic!("{missing}, and LONGHAUL_REQUIRE_TOOLS=1 requires it");
         }
-        eprintln!("SKIPPED: {missing}: the tests on a real S3 server do not run");
+        // Written past the test runner, which keeps the output of a test that passes to itself.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {missing}: the tests on a real S3 server do not run");
         return None;
     };
     // A port may be taken between its choice and its use: then the server ends, and another try is due.
@@ -51,10 +53,18 @@ fn start() -> Option<Server> {
 fn try_start(program: &Path, directory: &Path, deadline: Instant) -> Option<Server> {
     let ports = free_ports();
     let [s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc, admin, admin_grpc] = ports;
-    // Ends the server, and removes its directory, when the standard input ends; ends when the server does.
+    // Ends the server when the standard input ends, and then removes what the server leaves behind: its
+    // directory, and the sockets that it puts into /tmp whatever it is told.
     let shell = "exec 3<&0; directory=$1; shift; \"$@\" >\"$directory/log\" 2>&1 </dev/null 3<&- & server=$!; \
                  (read -r line <&3; kill -9 $server) & watcher=$!; \
-                 wait $server; kill $watcher; rm -rf \"$directory\"";
+                 wait $server; kill $watcher; rm -rf \"$directory\" $SOCKETS";
+    let sockets = [
+        format!("/tmp/seaweedfs-admin-grpc-{admin_grpc}.sock"),
+        format!("/tmp/seaweedfs-filer-grpc-{filer_grpc}.sock"),
+        format!("/tmp/seaweedfs-master-grpc-{master_grpc}.sock"),
+        format!("/tmp/seaweedfs-s3-grpc-{s3_grpc}.sock"),
+        format!("/tmp/seaweedfs-volume-grpc-{volume_grpc}.sock"),
+    ];
     let mut child = Command::new("sh")
         .args(["-c", shell, "sh"])
         .arg(directory)
@@ -75,6 +85,8 @@ fn try_start(program: &Path, directory: &Path, deadline: Instant) -> Option<Serv
         .arg(format!("-filer.port.grpc={filer_grpc}"))
         .arg(format!("-admin.port={admin}"))
         .arg(format!("-admin.port.grpc={admin_grpc}"))
+        .arg(format!("-filer.localSocket={}", directory.join("filer.sock").display()))
+        .env("SOCKETS", sockets.join(" "))
         .env("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID)
         .env("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY)
         .stdin(Stdio::piped())

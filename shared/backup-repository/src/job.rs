@@ -1,0 +1,190 @@
+//! What is said between a service and the child process that does one job for it.
+//!
+//! The parent writes one line of JSON, the [`JobRequest`], to the child's standard input, and keeps it open:
+//! a line `cancel` asks for an orderly end, and the end of the input means that the parent is dead, after
+//! which the child ends at once. The child answers on its standard output with lines of JSON, each a
+//! [`JobEvent`], the last one being `finished` or `failed`. The request holds secrets, which is why it goes
+//! over a pipe: arguments and environments can be read by others.
+
+use std::sync::Arc;
+
+use object_storage::ProviderSettings;
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+
+use crate::backup::{BackupReceipt, BackupRequest};
+use crate::browse::CheckReport;
+use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind, Result};
+use crate::initialise::RepositoryIdentity;
+use crate::metadata_cache::CacheSettings;
+use crate::repository::{Progress, Repository, RepositoryLocation};
+use crate::repository_key::RepositoryKey;
+use crate::restore::{RestoreReceipt, RestoreRequest};
+
+/// One job, with everything that it needs. `Debug` shows no secret.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobRequest {
+    /// The object store.
+    pub provider: ProviderSettings,
+    /// The bucket of the repository.
+    pub bucket: String,
+    /// The prefix inside the bucket.
+    pub root: String,
+    /// Which repository has to be there.
+    pub identity: RepositoryIdentity,
+    /// Its key.
+    pub key: RepositoryKey,
+    /// The local cache of metadata.
+    pub cache: Option<CacheSettings>,
+    /// The most data memory (`RLIMIT_DATA`, in bytes) that the child may take. At the limit it dies, which
+    /// is a retryable failure.
+    pub memory_limit_bytes: Option<u64>,
+    /// What is to be done.
+    pub task: JobTask,
+}
+
+/// What a job does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobTask {
+    /// Make a backup.
+    Backup(BackupRequest),
+    /// Restore one.
+    Restore(RestoreRequest),
+    /// Check the repository.
+    Check {
+        /// Whether to read all packs.
+        read_data: bool,
+    },
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct JobProgress {
+    /// Entries done.
+    pub files: u64,
+    /// Bytes done.
+    pub bytes: u64,
+    /// Entries in all, once known (with a parent: its number).
+    pub total_files: Option<u64>,
+    /// Bytes in all, once known (with a parent: its number).
+    pub total_bytes: Option<u64>,
+}
+
+/// What a finished job has to show.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobResult {
+    /// Of a backup.
+    Backup(BackupReceipt),
+    /// Of a restore.
+    Restore(RestoreReceipt),
+    /// Of a check.
+    Check(CheckReport),
+}
+
+/// What the caller of a failed job can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobFailureKind {
+    /// Try again later.
+    Retryable,
+    /// Another attempt would fail alike.
+    Permanent,
+    /// It was asked to stop, and left nothing behind.
+    Canceled,
+}
+
+/// Why a job failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobFailure {
+    /// What the caller can do.
+    pub kind: JobFailureKind,
+    /// The reason more exactly.
+    pub reason: BackupRepositoryErrorKind,
+    /// In words, without secrets.
+    pub message: String,
+}
+
+impl From<&BackupRepositoryError> for JobFailure {
+    fn from(error: &BackupRepositoryError) -> Self {
+        let reason = error.kind();
+        let kind = match reason {
+            BackupRepositoryErrorKind::Canceled => JobFailureKind::Canceled,
+            reason if reason.is_retryable() => JobFailureKind::Retryable,
+            _ => JobFailureKind::Permanent,
+        };
+        Self { kind, reason, message: error.chain() }
+    }
+}
+
+impl JobFailure {
+    /// The process, not the job, went wrong.
+    pub(crate) fn of_process(message: String) -> Self {
+        Self { kind: JobFailureKind::Retryable, reason: BackupRepositoryErrorKind::Retryable, message }
+    }
+}
+
+/// What a job says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobEvent {
+    /// How far it is; at most ten times a second.
+    Progress(JobProgress),
+    /// It is done. The last event.
+    Finished(JobResult),
+    /// It has failed. The last event.
+    Failed(JobFailure),
+}
+
+/// Does a job in this process. Blocks; `runtime` carries the requests. A panic of rustic_core goes through,
+/// which is why services run jobs as [`JobProcess`](crate::JobProcess)es.
+pub fn run_job(
+    task: &JobTask,
+    location: RepositoryLocation,
+    runtime: Handle,
+    progress: &Arc<dyn Progress>,
+) -> Result<JobResult> {
+    match task {
+        JobTask::Backup(request) => {
+            let repository = Repository::open_for_writing(location, runtime)?;
+            repository.back_up(request, progress).map(JobResult::Backup)
+        }
+        JobTask::Restore(request) => {
+            let repository = Repository::open_for_reading(location, runtime)?;
+            repository.restore(request, progress).map(JobResult::Restore)
+        }
+        JobTask::Check { read_data } => {
+            Repository::open_for_reading(location, runtime)?.check(*read_data).map(JobResult::Check)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+    use object_storage::LocalSettings;
+    use rustic_core::repofile::MasterKey;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_request_survives_its_json_and_shows_no_key() {
+        let request = JobRequest {
+            provider: ProviderSettings::Local(LocalSettings { root: "/objects".into() }),
+            bucket: "backups".into(),
+            root: "rustic/project-x".into(),
+            identity: RepositoryIdentity::new(Uuid::from_u128(1), Uuid::from_u128(2)),
+            key: RepositoryKey::new(MasterKey::new()),
+            cache: None,
+            memory_limit_bytes: Some(1 << 30),
+            task: JobTask::Check { read_data: true },
+        };
+        let json = serde_json::to_string(&request).unwrap();
+        assert_eq!(serde_json::from_str::<JobRequest>(&json).unwrap(), request);
+        assert!(format!("{request:?}").contains("RepositoryKey(redacted)"));
+    }
+}

@@ -1,0 +1,264 @@
+//! What is backed up comes back, and what changed is noticed.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::{Duration, SystemTime};
+
+use backup_repository::*;
+use support::*;
+use tokio::runtime::Handle;
+use uuid::Uuid;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_that_a_file_system_can_hold_comes_back() {
+    let test = TestRepository::new().await;
+    fill_with_everything(&test.project());
+    fs::write(test.path("persist").join("store.db"), noise(100_000, 2)).unwrap();
+
+    let backup = test.back_up(test.request(None)).await.unwrap();
+    assert_eq!(backup.vanished.count, 0);
+    assert_eq!(backup.changed.count, 0, "{:?}", backup.changed);
+    assert_eq!(backup.parent_use, ParentUse::NotGiven);
+
+    let restored = test.restore(backup.snapshot, test.whole("restored")).await.unwrap();
+    assert_same(&test.project(), &test.path("restored/project"));
+    assert_same(&test.path("persist"), &test.path("restored/persist"));
+    assert_eq!(restored.tree, backup.tree);
+    assert_eq!(
+        (restored.files, restored.directories, restored.bytes),
+        (backup.files, backup.directories, backup.bytes)
+    );
+    // Not a byte of the 20 MB of zeros is on the disk.
+    assert!(fs::metadata(test.path("restored/project/sparse")).unwrap().blocks() * 512 < 1024 * 1024);
+
+    let report = test.check().await;
+    assert!(report.is_sound(), "{report:?}");
+    assert_eq!(test.snapshots().await[0].tree.as_deref(), Some(backup.tree.as_str()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_of_what_was_restored_has_the_same_digest() {
+    let test = TestRepository::new().await;
+    fill_with_everything(&test.project());
+    let first = test.back_up(test.request(None)).await.unwrap();
+    test.restore(first.snapshot, test.whole("restored")).await.unwrap();
+
+    let mut request = test.request(Some(first.snapshot));
+    request.project = test.path("restored/project");
+    request.persist = test.path("restored/persist");
+    let second = test.back_up(request).await.unwrap();
+    assert_eq!(second.tree, first.tree);
+    assert_ne!(second.snapshot, first.snapshot);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unchanged_backup_reads_no_file_and_costs_few_requests() {
+    let test = TestRepository::new().await;
+    for directory in 0..50 {
+        let directory = test.project().join(format!("directory-{directory}"));
+        fs::create_dir(&directory).unwrap();
+        for file in 0..20 {
+            fs::write(directory.join(file.to_string()), format!("{} {file}", directory.display())).unwrap();
+        }
+    }
+    let cache = Some(CacheSettings { directory: test.path("cache"), limit_bytes: 100_000_000 });
+    let location = || RepositoryLocation { cache: cache.clone(), ..test.location() };
+    let progress = || std::sync::Arc::new(NoProgress);
+    let first = back_up(location(), test.request(None), progress()).await.unwrap();
+    // Change times from before the first look are trusted: in a snapshot taken later.
+    let mut request = test.request(Some(first.snapshot));
+    let later = SystemTime::now() + Duration::from_secs(10);
+    let taken_at = later.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    request.source = SourceState::ReadOnly { taken_at };
+    let second = back_up(location(), request.clone(), progress()).await.unwrap();
+    request.parent = Some(second.snapshot);
+    let third = back_up(location(), request, progress()).await.unwrap();
+    assert_eq!(third.parent_use, ParentUse::Used);
+    assert_eq!(third.tree, first.tree);
+    assert_eq!(third.bytes_added, 0);
+    assert!(third.requests.total() <= 5, "{:?}", third.requests);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_hides_behind_size_and_time_is_noticed() {
+    let test = TestRepository::new().await;
+    let file = test.project().join("ledger");
+    fs::write(&file, b"owes 100").unwrap();
+    set_mtime(&file, 1_500_000_000, 5);
+    let first = test.back_up(test.request(None)).await.unwrap();
+    fs::write(&file, b"owes 999").unwrap();
+    set_mtime(&file, 1_500_000_000, 5);
+    let second = test.back_up(test.request(Some(first.snapshot))).await.unwrap();
+    assert_ne!(second.tree, first.tree);
+    test.restore(second.snapshot, test.whole("restored")).await.unwrap();
+    assert_eq!(fs::read(test.path("restored/project/ledger")).unwrap(), b"owes 999");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_that_is_gone_costs_a_full_read_and_is_said() {
+    let test = TestRepository::new().await;
+    fs::write(test.project().join("a"), b"a").unwrap();
+    let unknown: SnapshotId = "ab".repeat(32).parse().unwrap();
+    let receipt = test.back_up(test.request(Some(unknown))).await.unwrap();
+    assert_eq!((receipt.parent, receipt.parent_use), (None, ParentUse::Missing));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_attempt_finds_the_backup_of_the_first() {
+    let test = TestRepository::new().await;
+    fs::write(test.project().join("a"), b"a").unwrap();
+    let mut request = test.request(None);
+    let first = test.back_up(request.clone()).await.unwrap();
+    request.attempt = 2;
+    let second = test.back_up(request.clone()).await.unwrap();
+    assert!(second.found && !first.found);
+    assert_eq!((second.snapshot, &second.tree), (first.snapshot, &first.tree));
+    assert_eq!((second.files, second.directories, second.bytes), (first.files, first.directories, first.bytes));
+    assert_eq!(test.snapshots().await.len(), 1);
+
+    request.op_id = Uuid::now_v7();
+    assert!(!test.back_up(request).await.unwrap().found);
+    assert_eq!(test.snapshots().await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_path_is_restored_with_its_hard_links() {
+    let test = TestRepository::new().await;
+    fill_with_everything(&test.project());
+    let backup = test.back_up(test.request(None)).await.unwrap();
+    let path = |text: &str| RestoreTarget::Path { path: text.parse().unwrap(), into: test.path(text) };
+    test.restore(backup.snapshot, path("project/links")).await.unwrap();
+    let restored = test.path("project/links").join("links");
+    assert_eq!(
+        fs::metadata(restored.join("hard-1")).unwrap().ino(),
+        fs::metadata(restored.join("hard-2")).unwrap().ino()
+    );
+    test.restore(backup.snapshot, path("project/src/main.rs")).await.unwrap_err(); // it is not empty: the source itself
+    let target =
+        RestoreTarget::Path { path: "project/src/main.rs".parse().unwrap(), into: test.path("one-file") };
+    let receipt = test.restore(backup.snapshot, target).await.unwrap();
+    assert_eq!((receipt.files, receipt.directories), (1, 0));
+    assert_eq!(fs::read(test.path("one-file/main.rs")).unwrap(), b"fn main() {}\n");
+    let missing = RestoreTarget::Path { path: "project/nothing".parse().unwrap(), into: test.path("missing") };
+    let error = test.restore(backup.snapshot, missing).await.unwrap_err();
+    assert_eq!(error.kind(), BackupRepositoryErrorKind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_entry_fails_the_backup_and_leaves_no_snapshot() {
+    let test = TestRepository::new().await;
+    let file = test.project().join("strange");
+    fs::write(&file, b"x").unwrap();
+    // Something that even root cannot read into a snapshot: a name that is no text.
+    let name = std::os::unix::ffi::OsStrExt::from_bytes(b"user.\xff");
+    let name: &std::ffi::OsStr = name;
+    xattr::set(&file, name, b"x").unwrap();
+    let error = test.back_up(test.request(None)).await.unwrap_err();
+    assert_eq!(error.kind(), BackupRepositoryErrorKind::SourceUnreadable);
+    assert!(error.to_string().contains("project/strange"), "{error}");
+    assert!(test.snapshots().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_vanish_from_a_live_tree_are_counted() {
+    let test = TestRepository::new().await;
+    for number in 0..3000 {
+        fs::write(test.project().join(format!("{number:05}")), noise(3000, number + 10)).unwrap();
+    }
+    /// Removes what is still to come as soon as the backup begins.
+    struct Remover(std::path::PathBuf);
+    impl Progress for Remover {
+        fn scanned(&self, _files: u64, _bytes: u64) {}
+        fn stored(&self, _files: u64, bytes: u64) {
+            if bytes > 0 {
+                for number in 2000..3000 {
+                    let _ = fs::remove_file(self.0.join(format!("{number:05}")));
+                }
+            }
+        }
+        fn is_canceled(&self) -> bool {
+            false
+        }
+    }
+    let progress = std::sync::Arc::new(Remover(test.project()));
+    let receipt = back_up(test.location(), test.request(None), progress).await.unwrap();
+    assert!(receipt.vanished.count > 900, "{:?}", receipt.vanished);
+    assert_eq!(receipt.vanished.first.len(), 10);
+    assert_eq!(receipt.files + receipt.vanished.count, 3000);
+    test.restore(receipt.snapshot, test.whole("restored")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_deeper_than_the_longest_path_comes_back() {
+    let test = TestRepository::new().await;
+    let name = "d".repeat(200);
+    let mut directory = std::fs::File::open(test.project()).unwrap().into();
+    for _ in 0..30 {
+        rustix::fs::mkdirat(&directory, &name, rustix::fs::Mode::RWXU).unwrap();
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+        directory = rustix::fs::openat(&directory, &name, flags, rustix::fs::Mode::empty()).unwrap();
+    }
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CREATE;
+    let bottom = rustix::fs::openat(&directory, "bottom", flags, rustix::fs::Mode::RUSR).unwrap();
+    rustix::io::write(&bottom, b"6,000 bytes down").unwrap();
+    let backup = test.back_up(test.request(None)).await.unwrap();
+    assert_eq!(backup.files, 1);
+    // Verified by the restore itself: the standard library cannot go there.
+    let restored = test.restore(backup.snapshot, test.whole("restored")).await.unwrap();
+    assert_eq!((restored.files, restored.bytes), (1, 16));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_are_listed_without_a_restore_and_snapshots_deleted() {
+    let test = TestRepository::new().await;
+    fill_with_everything(&test.project());
+    let backup = test.back_up(test.request(None)).await.unwrap();
+    let (location, handle) = (test.location(), Handle::current());
+    let browser = blocking(move || {
+        let browser = Repository::open_for_reading(location, handle).unwrap().into_browser().unwrap();
+        let paths = |path: Option<&str>, depth| {
+            let path = path.map(|path| path.parse().unwrap());
+            let entries = browser.list(backup.snapshot, path.as_ref(), depth).unwrap();
+            entries.into_iter().map(|entry| entry.path.display().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(paths(None, 1), ["persist", "project"]);
+        assert_eq!(paths(Some("project/src"), 1), ["project/src/hard-3", "project/src/main.rs"]);
+        assert_eq!(
+            paths(Some("project/deep"), 2),
+            ["project/deep/er", "project/deep/er/and"]
+        );
+        let file = browser.list(backup.snapshot, Some(&"project/modes/setuid".parse().unwrap()), 1).unwrap();
+        assert_eq!((file[0].kind, file[0].mode, file[0].size_bytes), (EntryKind::File, 0o4755, 10));
+        let link = browser.list(backup.snapshot, Some(&"project/links/good".parse().unwrap()), 1).unwrap();
+        assert_eq!(link[0].link_target.as_deref(), Some(std::path::Path::new("../src/main.rs")));
+        browser
+    })
+    .await;
+    drop(browser);
+
+    let (location, handle) = (test.location(), Handle::current());
+    blocking(move || {
+        let repository = Repository::open_for_writing(location, handle).unwrap();
+        repository.forget(&[backup.snapshot]).unwrap();
+        repository.forget(&[backup.snapshot]).unwrap();
+    })
+    .await;
+    assert!(test.snapshots().await.is_empty());
+    let error = test.restore(backup.snapshot, test.whole("restored")).await.unwrap_err();
+    assert_eq!(error.kind(), BackupRepositoryErrorKind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_staging_directory_that_is_not_empty_is_refused() {
+    let test = TestRepository::new().await;
+    let backup = test.back_up(test.request(None)).await.unwrap();
+    fs::create_dir_all(test.path("restored/project")).unwrap();
+    fs::write(test.path("restored/project/precious"), b"x").unwrap();
+    fs::set_permissions(test.path("restored/project"), fs::Permissions::from_mode(0o700)).unwrap();
+    let error = test.restore(backup.snapshot, test.whole("restored")).await.unwrap_err();
+    assert_eq!(error.kind(), BackupRepositoryErrorKind::DestinationUnusable);
+    assert_eq!(fs::read(test.path("restored/project/precious")).unwrap(), b"x");
+}
