@@ -1,1 +1,120 @@
-//! host-backup
+//! host-backup: on each project-host, does the operations that work on the host's projects. It holds no
+//! credentials of the database and none of a bucket: what an operation needs comes with its lease.
+
+mod host;
+mod job_records;
+mod kinds;
+mod repository_job;
+mod settings;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use backup_repository::CacheSettings;
+use bus_client::{Bus, ConnectSettings, Credentials};
+use bus_messages::{Encoding, FinishError, FinishReply, FinishRequest, Outcome};
+use bus_subjects::WorkSubject;
+use domain_model::Routing;
+use operation_engine::Worker;
+use service_runtime::{Runtime, Shutdown};
+use volumes::HostRoot;
+
+use crate::host::Host;
+use crate::kinds::{ProjectBackup, ProjectRestore};
+use crate::repository_job::JobRunner;
+
+pub use job_records::{JobRecord, JobRecords, JobState};
+pub use settings::HostBackupSettings;
+
+/// The committed defaults, commented.
+pub const DEFAULT_SETTINGS: &str = include_str!("../host-backup.default.toml");
+
+/// The hidden argument that makes this program a job of itself.
+pub const JOB_ARGUMENT: &str = repository_job::JOB_ARGUMENT;
+
+/// Runs the service until it is shut down.
+pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runtime) -> anyhow::Result<()> {
+    let health = runtime.health.register("bus");
+    let root = HostRoot::open(&settings.host.root).context("open the host's directory")?;
+    let recovering = root.clone();
+    let report = tokio::task::spawn_blocking(move || recovering.recover()).await??;
+    if !report.is_empty() {
+        tracing::warn!(?report, "ended what an earlier process had left");
+    }
+    let records = JobRecords::open(&settings.host.root).context("open the records of jobs")?;
+    let interrupted = records.end_interrupted(host::now()).context("end the jobs of an earlier process")?;
+
+    let bus = Bus::connect(ConnectSettings {
+        url: settings.nats.url.clone(),
+        credentials: Credentials::UserPassword {
+            user: settings.nats.user.clone(),
+            password: settings.nats.password.clone(),
+        },
+        inbox_prefix: settings.nats.inbox_prefix.clone(),
+        name: format!("host-backup {}", settings.host.id),
+    })
+    .await
+    .with_context(|| format!("connect to NATS as {}", settings.nats.user))?;
+    let caller = Routing::Host(settings.host.id);
+    tell_interrupted(&bus, caller, interrupted).await;
+
+    let host = Arc::new(Host {
+        root,
+        records,
+        runner: JobRunner {
+            program: std::env::current_exe().context("find this program")?,
+            cache: CacheSettings { directory: settings.host.cache, limit_bytes: settings.host.cache_bytes },
+            memory_bytes: settings.jobs.memory_bytes,
+        },
+    });
+    let worker_id = format!("host-backup/{}/{}", settings.host.id, std::process::id());
+    let worker = Worker::new(bus.clone(), caller, worker_id)
+        .handler(Arc::new(ProjectBackup { host: Arc::clone(&host) }), settings.jobs.backups)
+        .handler(Arc::new(ProjectRestore { host }), settings.jobs.restores);
+    let watching = tokio::spawn({
+        let bus = bus.clone();
+        async move {
+            loop {
+                match bus.is_connected() {
+                    true => health.set_ok(),
+                    false => health.set_failed("not connected to NATS"),
+                }
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+        }
+    });
+    tracing::info!(host.id = %settings.host.id, "works");
+    worker.run(shutdown.draining, shutdown.stopping).await;
+    watching.abort();
+    bus.drain().await;
+    Ok(())
+}
+
+/// Says what became of the jobs of an earlier process, so that the hub need not wait for their leases to end.
+/// Where it does not listen, it waits.
+async fn tell_interrupted(bus: &Bus, caller: Routing, interrupted: Vec<JobRecord>) {
+    for record in interrupted {
+        let request = FinishRequest {
+            op_id: record.op_id,
+            attempt: record.attempt,
+            lease_id: record.lease_id,
+            outcome: Outcome::Failed,
+            result: None,
+            error: Some(FinishError {
+                code: "interrupted".to_owned(),
+                message: "host-backup was restarted in the middle of it".to_owned(),
+                retryable: true,
+            }),
+            children: Vec::new(),
+            checkpoint: None,
+        };
+        let subject = WorkSubject::new(caller, "finish").to_string();
+        let told: Result<FinishReply, _> =
+            bus.request(subject, &request, Encoding::MessagePack, Duration::from_secs(5)).await;
+        tracing::warn!(
+            op.id = %record.op_id, op.attempt = record.attempt, told = told.is_ok_and(|reply| reply.ok),
+            "a job was interrupted by a restart"
+        );
+    }
+}

@@ -287,14 +287,20 @@ impl SourceEntries {
         });
         let still_until = self.shared.taken_at.unwrap_or(looked_at);
         if is_racy(node.meta.ctime, still_until) {
-            node.meta.ctime = Some(NEVER);
+            node.meta.ctime = Some(never_again(looked_at));
         }
         ReadSourceEntry { path, node, open }
     }
 }
 
-/// A change time that no file has: a nanosecond before 1970.
-const NEVER: Timestamp = Timestamp::constant(0, -1);
+/// A change time that no file has and no other backup stores: the time of the look, as far before 1970 as
+/// it is after. (One constant for all would match itself in the next backup.)
+fn never_again(looked_at: SystemTime) -> Timestamp {
+    let since_epoch = looked_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or_default();
+    let nanoseconds = i32::try_from(since_epoch.subsec_nanos()).unwrap_or_default();
+    Timestamp::new(-seconds, -nanoseconds).unwrap_or(Timestamp::MIN)
+}
 
 fn is_racy(changed: Option<Timestamp>, still_until: SystemTime) -> bool {
     changed.is_some_and(|changed| {
@@ -433,6 +439,7 @@ mod tests {
         assert!(is_racy(at(0), now));
         assert!(is_racy(at(1), now));
         assert!(!is_racy(at(3), now));
-        assert!(NEVER < Timestamp::UNIX_EPOCH);
+        assert!(never_again(now) < Timestamp::UNIX_EPOCH);
+        assert_ne!(never_again(now), never_again(now + Duration::from_nanos(1)));
     }
 }

@@ -90,7 +90,7 @@ impl Walk {
     fn begin(&mut self, name: PathBuf, root: OwnedFd) -> Result<WalkEntry, WalkFault> {
         let result = (|| {
             let stat = rustix::fs::fstat(&root)?;
-            let node = self.node(name.as_os_str(), &stat, Path::new(&descriptor_path(&root)), None)?;
+            let node = self.node(name.as_os_str(), &stat, &own_path(&root), None)?;
             let copy = rustix::io::fcntl_dupfd_cloexec(&root, 0)?;
             Ok::<_, io::Error>((node, copy))
         })();
@@ -112,7 +112,7 @@ impl Walk {
                 let child = rustix::fs::openat(directory, name.as_os_str(), OPEN_DIRECTORY, Mode::empty())?;
                 // What counts is the directory that was opened, should it just have been exchanged.
                 let stat = rustix::fs::fstat(&child)?;
-                let node = self.node(&name, &stat, Path::new(&descriptor_path(&child)), None)?;
+                let node = self.node(&name, &stat, &own_path(&child), None)?;
                 return Ok::<_, io::Error>((node, Some(child)));
             }
             let target = match FileType::from_raw_mode(stat.st_mode) {
@@ -198,6 +198,11 @@ impl Iterator for Walk {
             }
         }
     }
+}
+
+/// A path to an open directory itself, and not to the link in `/proc` that leads there.
+fn own_path(directory: &OwnedFd) -> PathBuf {
+    Path::new(&descriptor_path(directory)).join(".")
 }
 
 /// A path that leads to an open directory, wherever it has been moved to.

@@ -129,14 +129,14 @@ async fn one_path_is_restored_with_its_hard_links() {
     let test = TestRepository::new().await;
     fill_with_everything(&test.project());
     let backup = test.back_up(test.request(None)).await.unwrap();
-    let path = |text: &str| RestoreTarget::Path { path: text.parse().unwrap(), into: test.path(text) };
-    test.restore(backup.snapshot, path("project/links")).await.unwrap();
-    let restored = test.path("project/links").join("links");
+    let target = RestoreTarget::Path { path: "project/links".parse().unwrap(), into: test.path("part") };
+    test.restore(backup.snapshot, target).await.unwrap();
+    let restored = test.path("part/links");
+    assert_same(&test.project().join("links"), &restored);
     assert_eq!(
         fs::metadata(restored.join("hard-1")).unwrap().ino(),
         fs::metadata(restored.join("hard-2")).unwrap().ino()
     );
-    test.restore(backup.snapshot, path("project/src/main.rs")).await.unwrap_err(); // it is not empty: the source itself
     let target =
         RestoreTarget::Path { path: "project/src/main.rs".parse().unwrap(), into: test.path("one-file") };
     let receipt = test.restore(backup.snapshot, target).await.unwrap();

@@ -185,6 +185,7 @@ async fn live_and_late_watchers_see_every_event_once() {
     let foreign = ProgressEvent { op_id: new_operation().op_id, n: 101, ..writer.event(101) };
     writer.store(writer.subject.events(), Encoding::Json.encode(&foreign), false).await;
     writer.store(writer.subject.events(), b"not even JSON".to_vec(), false).await;
+    // The ring starts anew, which nobody is to notice: what was seen comes again and is dropped.
     writer.stream.purge(&writer.subject.events()).await.unwrap();
     writer.write(1..=200).await;
     writer.finish(201).await;

@@ -25,16 +25,14 @@ where
     loop {
         let ended = process.exit_status();
         let Err(error) = probe().await else { return Ok(()) };
+        if ended.is_none() && Instant::now() < give_up {
+            tokio::time::sleep(INTERVAL).await;
+            continue;
+        }
         let (name, log) = (process.name(), process.log_tail());
         if let Some(status) = ended {
             bail!("{name} ended ({status}) before it was ready; its log ends:\n{log}");
         }
-        if Instant::now() >= give_up {
-            bail!(
-                "{name} was not ready after {} s ({error:#}); its log ends:\n{log}",
-                patience.as_secs_f32()
-            );
-        }
-        tokio::time::sleep(INTERVAL).await;
+        bail!("{name} was not ready after {} s ({error:#}); its log ends:\n{log}", patience.as_secs_f32());
     }
 }

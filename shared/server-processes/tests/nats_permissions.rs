@@ -184,6 +184,8 @@ async fn each_identity_may_do_what_is_listed_and_nothing_else() {
         (&identities.ops, "PUB", "$JS.API.STREAM.MSG.GET.LRO", MAY),
         (&identities.ops, "PUB", "$JS.API.DIRECT.GET.LRO.persist.a", MAY),
         (&identities.ops, "PUB", "$JS.API.CONSUMER.CREATE.LRO.x", MAY),
+        (&identities.ops, "PUB", "$SYS.REQ.USER.INFO", MAY),
+        (&identities.ops, "PUB", "$SYS.REQ.SERVER.PING", MAY_NOT),
         (&identities.ops, "PUB", "$JS.API.STREAM.DELETE.LRO", MAY_NOT),
         (&identities.ops, "PUB", "$JS.API.STREAM.PURGE.LRO", MAY_NOT),
         (&identities.ops, "PUB", "$JS.API.STREAM.UPDATE.LRO", MAY_NOT),

@@ -1,6 +1,7 @@
 //! What the tests of this crate share: a repository in a directory, trees with everything that a file system
 //! can hold, a comparison that shares no code with the crate, and an object store that fails on demand.
-#![allow(clippy::unwrap_used, dead_code, reason = "a panic is how a test fails; not every test uses everything")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part of this module")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bus_client::{Bus, ConnectSettings, Credentials};
 
 /// The stream of the contract, section 1.
-pub const DECLARATION: &str = r#"{
+pub(crate) const DECLARATION: &str = r#"{
     "name": "LRO", "subjects": ["persist.*.lro.>"], "storage": "file", "retention": "limits", "discard": "old",
     "max_consumers": -1, "max_msgs": -1, "max_msgs_per_subject": 256, "max_msg_size": 65536,
     "max_age": 604800000000000, "max_bytes": 67108864, "duplicate_window": 120000000000, "num_replicas": 1,
@@ -37,7 +37,7 @@ accounts {
 }
 "#;
 
-pub struct NatsServer {
+pub(crate) struct NatsServer {
     program: PathBuf,
     directory: tempfile::TempDir,
     child: Child,
@@ -46,7 +46,7 @@ pub struct NatsServer {
 
 impl NatsServer {
     /// Starts a server; `None`, said aloud, where there is no program to start.
-    pub fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let Some(program) = program() else {
             assert!(
                 std::env::var_os("LONGHAUL_REQUIRE_TOOLS").is_none(),
@@ -60,28 +60,28 @@ impl NatsServer {
         Some(Self { program, directory, child, port })
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
     /// Kills the server.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
     /// Starts it again on the same port with the same store.
-    pub fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         let (child, port) = launch(&self.program, self.directory.path(), Some(self.port));
         self.child = child;
         assert_eq!(self.port, port);
     }
 
-    pub async fn connect(&self, user: &str) -> Bus {
+    pub(crate) async fn connect(&self, user: &str) -> Bus {
         Bus::connect(self.settings(user, user)).await.unwrap()
     }
 
-    pub fn settings(&self, user: &str, password: &str) -> ConnectSettings {
+    pub(crate) fn settings(&self, user: &str, password: &str) -> ConnectSettings {
         ConnectSettings {
             url: self.url(),
             credentials: Credentials::UserPassword { user: user.to_owned(), password: password.into() },
@@ -137,7 +137,7 @@ fn launch(program: &Path, directory: &Path, port: Option<u16>) -> (Child, u16) {
 }
 
 /// Polls until the check answers, and says what it saw last if it never does.
-pub async fn wait_for<T, F: AsyncFnMut() -> Result<T, String>>(what: &str, mut check: F) -> T {
+pub(crate) async fn wait_for<T, F: AsyncFnMut() -> Result<T, String>>(what: &str, mut check: F) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         match check().await {

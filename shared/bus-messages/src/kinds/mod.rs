@@ -76,6 +76,15 @@ pub fn find(kind: &OperationKind) -> Option<&'static KindDefinition> {
     ALL.into_iter().find(|definition| definition.name == kind.as_str())
 }
 
+/// The kind with this name, for the service that does it.
+///
+/// # Panics
+/// Where there is no such kind: a mistake of whoever wrote the name.
+pub fn named(name: &str) -> &'static KindDefinition {
+    let found = ALL.into_iter().find(|definition| definition.name == name);
+    found.expect("a service names kinds that there are")
+}
+
 /// Reads an input as `T` and writes it out again, so that what is stored has every default filled in.
 fn normalise<T: DeserializeOwned + Serialize>(kind: &str, input: &Value) -> Result<Value, ApiError> {
     let read = |value: &Value| serde_json::from_value::<T>(value.clone());

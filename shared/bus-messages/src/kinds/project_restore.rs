@@ -123,9 +123,9 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     routing: RoutingRule::ProjectHost,
     phases: &[
         Phase { name: "repository", weight: 2 },
-        Phase { name: "download", weight: 80 },
-        Phase { name: "verify", weight: 15 },
-        Phase { name: "exchange", weight: 2 },
+        Phase { name: "download", weight: 90 },
+        Phase { name: "verify", weight: 3 },
+        Phase { name: "exchange", weight: 4 },
         Phase { name: "clean-up", weight: 1 },
     ],
     max_attempts: 5,

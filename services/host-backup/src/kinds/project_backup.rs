@@ -1,0 +1,156 @@
+//! `project-backup`: freeze, upload, drop the snapshot.
+//!
+//! What a crash leaves, and who ends it: a snapshot on the host (deleted at the next start, or by the next
+//! attempt), packs in the bucket that no snapshot names (reused by the next backup), or a whole snapshot in
+//! the repository that the hub does not know (found by its operation's id in the next attempt). Nothing is a
+//! backup before the hub has recorded the success.
+
+use std::time::{Instant, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use backup_repository::{BackupRequest, JobResult, JobTask, Purpose, SourceState};
+use bus_messages::kinds::{self, KindDefinition, ProjectBackupInput, ProjectBackupResult, SourceKind};
+use bus_messages::{EventLevel, RepositoryGrant};
+use domain_model::ProjectId;
+use operation_engine::{OperationContext, OperationFailure, OperationHandler};
+use serde_json::Value;
+use volumes::BackupSource;
+
+use crate::host::{SharedHost, project_of, timestamp};
+use crate::repository_job::stopped;
+
+/// Does `project-backup`.
+pub(crate) struct ProjectBackup {
+    pub host: SharedHost,
+}
+
+#[async_trait]
+impl OperationHandler for ProjectBackup {
+    fn definition(&self) -> &'static KindDefinition {
+        kinds::named("project-backup")
+    }
+
+    async fn run(&self, operation: &OperationContext) -> Result<Value, OperationFailure> {
+        let project = project_of(operation)?;
+        let mut record = self.host.record(operation, project);
+        let outcome = self.back_up(operation, project, &mut record).await;
+        let (files, bytes) = outcome.as_ref().map_or((0, 0), |result| (result.files, result.bytes));
+        record.ended(&outcome, files, bytes);
+        outcome.and_then(|result| operation.result(&result))
+    }
+}
+
+impl ProjectBackup {
+    async fn back_up(
+        &self,
+        operation: &OperationContext,
+        project: ProjectId,
+        record: &mut crate::host::Record,
+    ) -> Result<ProjectBackupResult, OperationFailure> {
+        let began = Instant::now();
+        let input: ProjectBackupInput = operation.input()?;
+        operation.progress("repository", "opening the repository", None);
+        let grant = operation.repository().await?;
+        record.started(&grant.bucket);
+
+        operation.progress("snapshot", "freezing the files", None);
+        let (project_uuid, op_uuid) = (project.as_uuid(), operation.op_id().as_uuid());
+        let source = self
+            .host
+            .volumes(move |root| {
+                // A project without files is no empty project: its host may have lost a disk. Only the persist
+                // store may be missing, where a project never had one.
+                if root.project_dir(project_uuid).is_dir() {
+                    root.ensure_volume(project_uuid)?;
+                }
+                root.snapshot(project_uuid, op_uuid)
+            })
+            .await?;
+        if !source.nested_subvolumes.is_empty() {
+            let nested: Vec<String> = source.nested_subvolumes.iter().map(|path| path.display().to_string()).collect();
+            let message = format!("read live, since a snapshot lacks the nested subvolumes {}", nested.join(", "));
+            operation.event(EventLevel::Warn, "snapshot", &message, None);
+        }
+        let outcome = self.upload(operation, &grant, input, &source).await;
+        let frozen = timestamp(source.taken_at);
+        let kind = source_kind(&source);
+        operation.progress("clean-up", "dropping the snapshot", None);
+        drop(source);
+        let dropped = self.host.volumes(move |root| root.drop_snapshot(op_uuid)).await;
+        if let (Ok(_), Err(error)) = (&outcome, dropped) {
+            // The backup is whole; the snapshot goes with the next start of the service.
+            tracing::warn!(op.id = %operation.op_id(), ?error, "a snapshot could not be dropped");
+        }
+        let receipt = outcome?;
+        if receipt.vanished.count > 0 {
+            let message = format!(
+                "{} files were gone before they were read, such as {}",
+                receipt.vanished.count,
+                receipt.vanished.first.join(", ")
+            );
+            operation.event(EventLevel::Warn, "upload", &message, None);
+        }
+        let id = |id: &backup_repository::SnapshotId| {
+            id.to_string().parse().map_err(|error| OperationFailure::Failed {
+                code: "job".to_owned(),
+                message: format!("the job named a strange snapshot: {error}"),
+                retryable: false,
+            })
+        };
+        Ok(ProjectBackupResult {
+            backup_id: id(&receipt.snapshot)?,
+            files: receipt.files,
+            bytes: receipt.bytes,
+            bytes_added: receipt.bytes_added,
+            parent: receipt.parent.as_ref().map(id).transpose()?,
+            source: kind,
+            tree: receipt.tree,
+            snapshot_at: frozen,
+            vanished: receipt.vanished.count,
+            duration_s: began.elapsed().as_secs_f64(),
+        })
+    }
+
+    async fn upload(
+        &self,
+        operation: &OperationContext,
+        grant: &RepositoryGrant,
+        input: ProjectBackupInput,
+        source: &BackupSource,
+    ) -> Result<backup_repository::BackupReceipt, OperationFailure> {
+        let state = match source.kind {
+            volumes::SourceKind::BtrfsSnapshot => SourceState::ReadOnly {
+                taken_at: source.taken_at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
+            },
+            volumes::SourceKind::Live => SourceState::Live,
+        };
+        let request = BackupRequest {
+            project: source.project_dir.clone(),
+            persist: source.persist_dir.clone(),
+            source: state,
+            // A parent that does not read is none: the whole is read then, and the receipt says so.
+            parent: grant.backup.as_ref().and_then(|id| id.as_str().parse().ok()),
+            purpose: Purpose::Backup,
+            op_id: operation.op_id().as_uuid(),
+            attempt: operation.attempt(),
+            tags: input.tags.iter().map(ToString::to_string).collect(),
+        };
+        operation.progress("upload", "reading the files", None);
+        match self.host.runner.run(operation, grant, JobTask::Backup(request), "upload").await? {
+            JobResult::Backup(receipt) => Ok(receipt),
+            _ if operation.cancellation().is_cancelled() => Err(stopped(operation)),
+            other => Err(OperationFailure::Failed {
+                code: "job".to_owned(),
+                message: format!("the job answered with something else: {other:?}"),
+                retryable: false,
+            }),
+        }
+    }
+}
+
+fn source_kind(source: &BackupSource) -> SourceKind {
+    match source.kind {
+        volumes::SourceKind::BtrfsSnapshot => SourceKind::BtrfsSnapshot,
+        volumes::SourceKind::Live => SourceKind::Live,
+    }
+}

@@ -1,0 +1,220 @@
+//! `project-restore`: stage, verify, exchange.
+//!
+//! The live files are never written in place. What a crash leaves before the exchange is a staged tree
+//! (deleted at the next start); in the middle of it, a journal from which the next start finishes it; after
+//! it, the old tree (deleted at the next start). Repeating a restore that was done restores again, to the
+//! same end.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use backup_repository::{JobResult, JobTask, RestoreReceipt, RestoreRequest, RestoreTarget, SnapshotPath};
+use bus_messages::kinds::{self, Conflict, KindDefinition, ProjectRestoreInput, ProjectRestoreResult};
+use bus_messages::{EventLevel, RepositoryGrant};
+use domain_model::{BackupId, LayoutPath, ProjectId, ProjectPath};
+use operation_engine::{OperationContext, OperationFailure, OperationHandler};
+use serde_json::Value;
+use volumes::PathOutcome;
+
+use crate::host::{SharedHost, project_of};
+use crate::repository_job::stopped;
+
+/// Does `project-restore`.
+pub(crate) struct ProjectRestore {
+    pub host: SharedHost,
+}
+
+#[async_trait]
+impl OperationHandler for ProjectRestore {
+    fn definition(&self) -> &'static KindDefinition {
+        kinds::named("project-restore")
+    }
+
+    async fn run(&self, operation: &OperationContext) -> Result<Value, OperationFailure> {
+        let project = project_of(operation)?;
+        let mut record = self.host.record(operation, project);
+        let outcome = self.restore(operation, project, &mut record).await;
+        let (files, bytes) = outcome.as_ref().map_or((0, 0), |result| (result.files, result.bytes));
+        record.ended(&outcome, files, bytes);
+        outcome.and_then(|result| operation.result(&result))
+    }
+}
+
+impl ProjectRestore {
+    async fn restore(
+        &self,
+        operation: &OperationContext,
+        project: ProjectId,
+        record: &mut crate::host::Record,
+    ) -> Result<ProjectRestoreResult, OperationFailure> {
+        let began = Instant::now();
+        let input: ProjectRestoreInput = operation.input()?;
+        operation.progress("repository", "opening the repository", None);
+        let grant = operation.repository().await?;
+        record.started(&grant.bucket);
+        let backup = grant.backup.clone().ok_or_else(|| failed("not_found", "the hub named no backup".to_owned()))?;
+        let (receipt, target) = match &input.path {
+            None => self.whole(operation, project, &grant, &backup, &input).await?,
+            Some(path) => self.path(operation, project, &grant, &backup, path, &input).await?,
+        };
+        Ok(ProjectRestoreResult {
+            backup_id: backup,
+            files: receipt.files,
+            bytes: receipt.bytes,
+            tree: receipt.tree,
+            receipt: "match".to_owned(),
+            target,
+            duration_s: began.elapsed().as_secs_f64(),
+        })
+    }
+
+    async fn whole(
+        &self,
+        operation: &OperationContext,
+        project: ProjectId,
+        grant: &RepositoryGrant,
+        backup: &BackupId,
+        input: &ProjectRestoreInput,
+    ) -> Result<(RestoreReceipt, String), OperationFailure> {
+        let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
+        let staged = self.host.volumes(move |root| root.stage(project, op_id)).await?;
+        let target =
+            RestoreTarget::Whole { project: staged.project_dir.clone(), persist: staged.persist_dir.clone() };
+        let restored = self.download(operation, grant, backup, target).await.and_then(|receipt| {
+            // The job has compared what it wrote with what the repository says. This compares it with what the
+            // hub has recorded when the backup was made.
+            match &grant.tree {
+                Some(tree) if *tree != receipt.tree => Err(failed(
+                    "verification_failed",
+                    format!("the restored tree is {}, and the backup's was {tree}; nothing was put in place", receipt.tree),
+                )),
+                _ => Ok(receipt),
+            }
+        });
+        let restored = match restored {
+            Ok(receipt) if !input.dry_run => {
+                operation.progress("exchange", "putting the files in place", None);
+                if operation.cancellation().is_cancelled() {
+                    Err(stopped(operation))
+                } else {
+                    let exchanged = self.host.volumes(move |root| root.exchange(&staged).map(|()| staged)).await;
+                    return match exchanged {
+                        Ok(staged) => {
+                            operation.progress("clean-up", "deleting the files that were replaced", None);
+                            if let Err(error) = self.host.volumes(move |root| root.discard(staged)).await {
+                                tracing::warn!(op.id = %operation.op_id(), ?error, "replaced files could not be deleted");
+                            }
+                            Ok((receipt, "project".to_owned()))
+                        }
+                        Err(failure) => Err(failure),
+                    };
+                }
+            }
+            other => other,
+        };
+        operation.progress("clean-up", "deleting what was staged", None);
+        self.host.volumes(move |root| root.discard(staged)).await?;
+        restored.map(|receipt| (receipt, "nothing: dry run".to_owned()))
+    }
+
+    async fn path(
+        &self,
+        operation: &OperationContext,
+        project: ProjectId,
+        grant: &RepositoryGrant,
+        backup: &BackupId,
+        path: &LayoutPath,
+        input: &ProjectRestoreInput,
+    ) -> Result<(RestoreReceipt, String), OperationFailure> {
+        let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
+        let target: &ProjectPath = input
+            .target
+            .as_ref()
+            .or(path.rest())
+            .ok_or_else(|| failed("invalid_argument", "a path of a backup needs a target".to_owned()))?;
+        let place: volumes::ProjectPath =
+            target.as_str().parse().map_err(|error| failed("invalid_argument", format!("{target}: {error}")))?;
+        let snapshot_path = SnapshotPath::try_from(PathBuf::from(path.to_string()))
+            .map_err(|error| failed("invalid_argument", error.to_string()))?;
+        let name = snapshot_path.name().to_owned();
+        let staged = self.host.volumes(move |root| root.stage_path(project, op_id, &place)).await?;
+        // The job makes `<into>/<name>`; the exchange wants it as `content`, beside it.
+        let content = staged.content_path().to_owned();
+        let into = content.with_file_name("restored");
+        let restored = self
+            .download(operation, grant, backup, RestoreTarget::Path { path: snapshot_path, into: into.clone() })
+            .await;
+        let conflict = match input.conflict {
+            Conflict::Replace => volumes::Conflict::Replace,
+            Conflict::Keep => volumes::Conflict::Keep,
+            Conflict::Fail => volumes::Conflict::Fail,
+        };
+        let dry_run = input.dry_run;
+        let placed = match restored {
+            Err(failure) => Err(failure),
+            Ok(_) if operation.cancellation().is_cancelled() => Err(stopped(operation)),
+            Ok(receipt) if dry_run => {
+                self.host.volumes(move |root| root.discard_path(staged)).await?;
+                return Ok((receipt, "nothing: dry run".to_owned()));
+            }
+            Ok(receipt) => {
+                operation.progress("exchange", "putting the path in place", None);
+                let source = into.join(&name);
+                let moved = std::fs::rename(&source, &content);
+                match moved {
+                    Err(error) => Err(OperationFailure::Failed {
+                        code: "volume".to_owned(),
+                        message: format!("could not move what was staged: {error}"),
+                        retryable: true,
+                    }),
+                    Ok(()) => Ok(receipt),
+                }
+            }
+        };
+        let receipt = match placed {
+            Ok(receipt) => receipt,
+            Err(failure) => {
+                self.host.volumes(move |root| root.discard_path(staged)).await?;
+                return Err(failure);
+            }
+        };
+        let (outcome, staged) = self
+            .host
+            .volumes(move |root| Ok((root.exchange_path(&staged, conflict), staged)))
+            .await?;
+        let outcome = self.host.volumes(move |_| outcome).await;
+        operation.progress("clean-up", "deleting what was staged or replaced", None);
+        self.host.volumes(move |root| root.discard_path(staged)).await?;
+        if outcome? == PathOutcome::Kept {
+            let message = format!("{target} is there already and is kept as it is");
+            operation.event(EventLevel::Warn, "exchange", &message, None);
+            return Ok((receipt, format!("nothing: kept project/{target}")));
+        }
+        Ok((receipt, format!("project/{target}")))
+    }
+
+    async fn download(
+        &self,
+        operation: &OperationContext,
+        grant: &RepositoryGrant,
+        backup: &BackupId,
+        target: RestoreTarget,
+    ) -> Result<RestoreReceipt, OperationFailure> {
+        let snapshot =
+            backup.as_str().parse().map_err(|error| failed("invalid_argument", format!("{backup}: {error}")))?;
+        operation.progress("download", "reading the backup", None);
+        let task = JobTask::Restore(RestoreRequest { snapshot, target });
+        match self.host.runner.run(operation, grant, task, "download").await? {
+            JobResult::Restore(receipt) => {
+                operation.progress("verify", &format!("{} files are as they were", receipt.files), None);
+                Ok(receipt)
+            }
+            other => Err(failed("job", format!("the job answered with something else: {other:?}"))),
+        }
+    }
+}
+
+fn failed(code: &str, message: String) -> OperationFailure {
+    OperationFailure::Failed { code: code.to_owned(), message, retryable: false }
+}

@@ -1,0 +1,152 @@
+//! A job on a repository: in a child process of this very program (`host-backup job`), told what to do over
+//! a pipe, its progress passed on to the operation.
+
+use std::path::PathBuf;
+
+use backup_repository::{
+    BackupRepositoryErrorKind, CacheSettings, JobEvent, JobFailure, JobFailureKind, JobProcess, JobProgress,
+    JobRequest, JobResult, JobTask, RepositoryIdentity,
+};
+use bus_messages::{ObjectStoreGrant, RepositoryGrant};
+use domain_model::Progress;
+use object_storage::{LocalSettings, ProviderSettings, S3Settings};
+use operation_engine::{OperationContext, OperationFailure};
+
+/// How jobs are run on this host.
+#[derive(Debug, Clone)]
+pub(crate) struct JobRunner {
+    /// This program.
+    pub program: PathBuf,
+    pub cache: CacheSettings,
+    pub memory_bytes: u64,
+}
+
+/// The hidden argument that makes this program a job.
+pub(crate) const JOB_ARGUMENT: &str = "job";
+
+impl JobRunner {
+    /// Runs a job to its end. `phase` is what its progress is reported as. A job whose operation is canceled
+    /// or lost is stopped, and leaves nothing that counts.
+    pub(crate) async fn run(
+        &self,
+        operation: &OperationContext,
+        grant: &RepositoryGrant,
+        task: JobTask,
+        phase: &str,
+    ) -> Result<JobResult, OperationFailure> {
+        let key = serde_json::from_str(grant.master_key.expose()).map_err(|error| OperationFailure::Failed {
+            code: "repository_key".to_owned(),
+            message: format!("the key of the repository does not read: {error}"),
+            retryable: false,
+        })?;
+        let request = JobRequest {
+            provider: provider_of(&grant.object_store),
+            bucket: grant.bucket.clone(),
+            root: grant.root.clone(),
+            identity: RepositoryIdentity::new(grant.repository_id.as_uuid(), grant.project_id.as_uuid()),
+            key,
+            cache: Some(self.cache.clone()),
+            memory_limit_bytes: Some(self.memory_bytes),
+            task,
+        };
+        let mut job = JobProcess::spawn(&self.program, [JOB_ARGUMENT], &request).map_err(|error| {
+            OperationFailure::Failed { code: "job".to_owned(), message: error.chain(), retryable: true }
+        })?;
+        let cancellation = operation.cancellation();
+        let mut asked = false;
+        loop {
+            let event = tokio::select! {
+                event = job.next_event() => event,
+                () = cancellation.cancelled(), if !asked => {
+                    asked = true;
+                    job.cancel();
+                    continue;
+                }
+            };
+            match event {
+                Some(JobEvent::Progress(progress)) => {
+                    operation.progress(phase, &message_of(&progress), Some(progress_of(&progress)));
+                }
+                Some(JobEvent::Finished(result)) => return Ok(result),
+                Some(JobEvent::Failed(failure)) => return Err(failure_of(operation, &failure)),
+                None => {
+                    return Err(OperationFailure::Failed {
+                        code: "job".to_owned(),
+                        message: "the job ended without a word".to_owned(),
+                        retryable: true,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Why an operation ends when it was told to stop.
+pub(crate) fn stopped(operation: &OperationContext) -> OperationFailure {
+    if operation.is_lost() {
+        OperationFailure::Lost
+    } else if operation.is_canceled() {
+        OperationFailure::Canceled
+    } else {
+        OperationFailure::HandedBack
+    }
+}
+
+fn failure_of(operation: &OperationContext, failure: &JobFailure) -> OperationFailure {
+    if failure.kind == JobFailureKind::Canceled || operation.cancellation().is_cancelled() {
+        return stopped(operation);
+    }
+    OperationFailure::Failed {
+        code: code_of(failure.reason).to_owned(),
+        message: failure.message.clone(),
+        retryable: failure.kind == JobFailureKind::Retryable,
+    }
+}
+
+fn code_of(reason: BackupRepositoryErrorKind) -> &'static str {
+    match reason {
+        BackupRepositoryErrorKind::NotFound => "not_found",
+        BackupRepositoryErrorKind::IdentityMismatch => "repository_identity",
+        BackupRepositoryErrorKind::Occupied => "repository_occupied",
+        BackupRepositoryErrorKind::UnsupportedLayout => "unsupported_layout",
+        BackupRepositoryErrorKind::WrongCredentials => "wrong_credentials",
+        BackupRepositoryErrorKind::InvalidArgument => "invalid_argument",
+        BackupRepositoryErrorKind::SourceUnreadable => "source_unreadable",
+        BackupRepositoryErrorKind::DestinationUnusable => "destination_unusable",
+        BackupRepositoryErrorKind::Damaged => "repository_damaged",
+        BackupRepositoryErrorKind::VerificationFailed => "verification_failed",
+        BackupRepositoryErrorKind::Canceled => "canceled",
+        BackupRepositoryErrorKind::Retryable => "bucket_unreachable",
+        BackupRepositoryErrorKind::Permanent => "job",
+    }
+}
+
+fn progress_of(progress: &JobProgress) -> Progress {
+    Progress::count(progress.bytes, progress.total_bytes, "bytes")
+}
+
+fn message_of(progress: &JobProgress) -> String {
+    let bytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+    match (progress.total_files, progress.total_bytes) {
+        (Some(files), Some(total)) => {
+            format!("{} of {files} files, {} of {}", progress.files, bytes(progress.bytes), bytes(total))
+        }
+        _ => format!("{} files, {}", progress.files, bytes(progress.bytes)),
+    }
+}
+
+fn provider_of(grant: &ObjectStoreGrant) -> ProviderSettings {
+    match grant {
+        ObjectStoreGrant::Local { root } => ProviderSettings::Local(LocalSettings { root: root.into() }),
+        ObjectStoreGrant::S3 { endpoint, region, access_key_id, secret_access_key, session_token, path_style } => {
+            ProviderSettings::S3(S3Settings {
+                endpoint: endpoint.clone(),
+                region: region.clone(),
+                access_key_id: access_key_id.clone(),
+                secret_access_key: secret_access_key.expose().into(),
+                session_token: session_token.as_ref().map(|token| token.expose().into()),
+                path_style: *path_style,
+            })
+        }
+    }
+}

@@ -1,0 +1,57 @@
+use std::path::PathBuf;
+
+use domain_model::HostId;
+use serde::Deserialize;
+use service_runtime::{HttpSettings, NatsSettings, ServiceSettings, TelemetrySettings};
+
+/// Settings of host-backup; `host-backup.default.toml` explains each.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostBackupSettings {
+    /// The identity of this host.
+    pub nats: NatsSettings,
+    /// This host.
+    pub host: HostSettings,
+    /// How much at the same time.
+    pub jobs: JobSettings,
+    /// `/metrics` and `/healthz`.
+    pub http: HttpSettings,
+    /// Logs.
+    pub telemetry: TelemetrySettings,
+}
+
+/// This host.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostSettings {
+    /// Its id.
+    pub id: HostId,
+    /// Where its projects are.
+    pub root: PathBuf,
+    /// Where metadata of repositories is kept.
+    pub cache: PathBuf,
+    /// What the cache may hold, in bytes.
+    pub cache_bytes: u64,
+}
+
+/// How much at the same time.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSettings {
+    /// Backups at the same time.
+    pub backups: u32,
+    /// Restores at the same time.
+    pub restores: u32,
+    /// Bytes of memory that one job may use.
+    pub memory_bytes: u64,
+}
+
+impl ServiceSettings for HostBackupSettings {
+    fn telemetry(&self) -> &TelemetrySettings {
+        &self.telemetry
+    }
+
+    fn http(&self) -> &HttpSettings {
+        &self.http
+    }
+}

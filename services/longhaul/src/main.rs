@@ -1,0 +1,5 @@
+//! `longhaul`: see the library.
+
+fn main() -> std::process::ExitCode {
+    longhaul::main()
+}

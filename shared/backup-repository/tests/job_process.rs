@@ -1,0 +1,234 @@
+//! A job in a process of its own: whatever happens to it, the parent learns of it and nothing is left.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use backup_repository::*;
+use rustix::process::{Pid, Signal};
+use support::*;
+
+/// Not a test: the program that the tests below start, which is this file's own test binary.
+#[test]
+#[ignore = "started by the other tests as their child"]
+#[allow(clippy::print_stdout, reason = "ends the line that the test harness began")]
+fn job_child() {
+    println!();
+    let _ = run_job_child();
+    std::process::exit(0);
+}
+
+const CHILD: [&str; 4] = ["--ignored", "--exact", "job_child", "--nocapture"];
+
+fn request(test: &TestRepository, task: JobTask) -> JobRequest {
+    JobRequest {
+        provider: provider(test.directory.path()),
+        bucket: BUCKET.to_owned(),
+        root: test.root.clone(),
+        identity: test.identity.clone(),
+        key: test.key.clone(),
+        cache: Some(CacheSettings { directory: test.path("cache"), limit_bytes: 100_000_000 }),
+        memory_limit_bytes: Some(1 << 30),
+        task,
+    }
+}
+
+fn spawn(request: &JobRequest) -> JobProcess {
+    JobProcess::spawn(&std::env::current_exe().unwrap(), CHILD, request).unwrap()
+}
+
+async fn end(job: &mut JobProcess) -> JobEvent {
+    let mut last = None;
+    while let Some(event) = job.next_event().await {
+        assert!(!matches!(last, Some(JobEvent::Finished(_) | JobEvent::Failed(_))), "an event after the last");
+        last = Some(event);
+    }
+    last.unwrap()
+}
+
+async fn failure(job: &mut JobProcess) -> JobFailure {
+    match end(job).await {
+        JobEvent::Failed(failure) => failure,
+        event => panic!("it did not fail: {event:?}"),
+    }
+}
+
+/// The first progress that shows bytes.
+async fn wait_for_bytes(job: &mut JobProcess) {
+    loop {
+        match job.next_event().await {
+            Some(JobEvent::Progress(progress)) if progress.bytes > 0 => return,
+            Some(JobEvent::Progress(_)) => {}
+            event => panic!("it ended before any progress: {event:?}"),
+        }
+    }
+}
+
+async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < Duration::from_secs(20), "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn fill(test: &TestRepository, megabytes: u64) {
+    for number in 0..megabytes / 10 {
+        fs::write(test.project().join(number.to_string()), noise(10_000_000, number)).unwrap();
+    }
+}
+
+fn is_running(process_id: u32) -> bool {
+    // A zombie has ended.
+    fs::read_to_string(format!("/proc/{process_id}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_a_check_and_a_restore_run_in_children_and_report_progress() {
+    let test = TestRepository::new().await;
+    fill_with_everything(&test.project());
+    fill(&test, 100);
+    let mut job = spawn(&request(&test, JobTask::Backup(test.request(None))));
+    let mut progress = Vec::new();
+    let backup = loop {
+        match job.next_event().await.unwrap() {
+            JobEvent::Progress(now) => progress.push(now),
+            JobEvent::Finished(JobResult::Backup(receipt)) => break receipt,
+            event => panic!("{event:?}"),
+        }
+    };
+    assert!(job.next_event().await.is_none());
+    assert!(progress.len() >= 2, "{progress:?}");
+    assert!(progress.is_sorted_by_key(|progress| progress.bytes), "{progress:?}");
+    assert_eq!(progress.last().unwrap().total_bytes, Some(backup.bytes));
+
+    match end(&mut spawn(&request(&test, JobTask::Check { read_data: true }))).await {
+        JobEvent::Finished(JobResult::Check(report)) => assert!(report.is_sound(), "{report:?}"),
+        event => panic!("{event:?}"),
+    }
+    let task = JobTask::Restore(RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored") });
+    match end(&mut spawn(&request(&test, task))).await {
+        JobEvent::Finished(JobResult::Restore(receipt)) => assert_eq!(receipt.tree, backup.tree),
+        event => panic!("{event:?}"),
+    }
+    assert_same(&test.project(), &test.path("restored/project"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_child_is_a_retryable_failure_and_leaves_no_snapshot() {
+    let test = TestRepository::new().await;
+    fill(&test, 600);
+    let mut job = spawn(&request(&test, JobTask::Backup(test.request(None))));
+    wait_for_bytes(&mut job).await;
+    let pid = Pid::from_raw(i32::try_from(job.process_id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+    let failure = failure(&mut job).await;
+    assert_eq!(failure.kind, JobFailureKind::Retryable);
+    assert!(failure.message.contains("signal: 9"), "{}", failure.message);
+    assert!(test.snapshots().await.is_empty());
+    assert!(test.check().await.is_sound());
+    // The next attempt goes on with what is there.
+    let mut again = test.request(None);
+    again.attempt = 2;
+    match end(&mut spawn(&request(&test, JobTask::Backup(again)))).await {
+        JobEvent::Finished(JobResult::Backup(receipt)) => assert_eq!(receipt.bytes, 600_000_000),
+        event => panic!("{event:?}"),
+    }
+    assert!(test.check().await.is_sound());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canceled_child_ends_in_order() {
+    let test = TestRepository::new().await;
+    fill(&test, 600);
+    let mut job = spawn(&request(&test, JobTask::Backup(test.request(None))));
+    wait_for_bytes(&mut job).await;
+    let canceled = Instant::now();
+    job.cancel();
+    let failure = failure(&mut job).await;
+    assert_eq!(failure.kind, JobFailureKind::Canceled, "{}", failure.message);
+    assert!(canceled.elapsed() < Duration::from_secs(2), "{:?}", canceled.elapsed());
+    assert!(test.snapshots().await.is_empty());
+    assert!(test.check().await.is_sound());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_job_is_killed() {
+    let test = TestRepository::new().await;
+    fill(&test, 300);
+    let mut job = spawn(&request(&test, JobTask::Backup(test.request(None))));
+    wait_for_bytes(&mut job).await;
+    let process_id = job.process_id().unwrap();
+    drop(job);
+    wait_until("the child is gone", || !is_running(process_id)).await;
+    assert!(test.snapshots().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_does_not_outlive_its_parent() {
+    let test = TestRepository::new().await;
+    fill(&test, 300);
+    // A parent that is gone is, for the child, the end of its standard input.
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(CHILD)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut line = serde_json::to_vec(&request(&test, JobTask::Backup(test.request(None)))).unwrap();
+    line.push(b'\n');
+    let mut stdin = child.stdin.take().unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stdin, &line).await.unwrap();
+    wait_until("it has begun to write", || has_packs(&test.repository_path())).await;
+    drop(stdin);
+    let status = tokio::time::timeout(Duration::from_secs(5), child.wait()).await.unwrap().unwrap();
+    assert!(!status.success());
+    assert!(test.snapshots().await.is_empty());
+}
+
+fn has_packs(repository: &Path) -> bool {
+    fs::read_dir(repository.join("data")).is_ok_and(|mut packs| packs.next().is_some())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_wants_too_much_memory_dies_alone() {
+    let test = TestRepository::new().await;
+    fill(&test, 300);
+    let mut request = request(&test, JobTask::Backup(test.request(None)));
+    request.memory_limit_bytes = Some(40 << 20);
+    let failure = failure(&mut spawn(&request)).await;
+    assert_eq!(failure.kind, JobFailureKind::Retryable, "{}", failure.message);
+    assert!(test.snapshots().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_come_through_with_their_kind_and_without_the_key() {
+    let test = TestRepository::new().await;
+    let unknown: SnapshotId = "ab".repeat(32).parse().unwrap();
+    let task = JobTask::Restore(RestoreRequest { snapshot: unknown, target: test.whole("restored") });
+    let got = failure(&mut spawn(&request(&test, task.clone()))).await;
+    assert_eq!((got.kind, got.reason), (JobFailureKind::Permanent, BackupRepositoryErrorKind::NotFound));
+
+    let mut unreachable = request(&test, task);
+    unreachable.provider = provider(Path::new("/nowhere"));
+    let key = serde_json::to_value(&unreachable.key).unwrap()["encrypt"].as_str().unwrap().to_owned();
+    let got = failure(&mut spawn(&unreachable)).await;
+    assert!(!got.message.contains(&key));
+    assert_eq!(got.kind, JobFailureKind::Retryable, "{}", got.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_is_no_job_is_an_error() {
+    let test = TestRepository::new().await;
+    let request = request(&test, JobTask::Check { read_data: false });
+    JobProcess::spawn(Path::new("/nowhere/at/all"), CHILD, &request).unwrap_err();
+    let mut job = JobProcess::spawn(Path::new("/bin/true"), CHILD, &request).unwrap();
+    assert_eq!(failure(&mut job).await.kind, JobFailureKind::Retryable);
+}

@@ -1,0 +1,102 @@
+use std::time::Duration;
+
+use bus_client::{Bus, RequestError};
+use bus_messages::{Encoding, FinishError, FinishReply, FinishRequest, Lease, Outcome};
+use bus_subjects::WorkSubject;
+use domain_model::{BackOff, Routing};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::OperationFailure;
+
+const BACK_OFF: BackOff = BackOff { base: Duration::from_millis(100), cap: Duration::from_secs(2) };
+
+/// How an attempt ended, as the registry is told; `None` where it must not be told anything.
+pub(crate) fn finish_request(
+    lease: &Lease,
+    outcome: Result<Value, OperationFailure>,
+    is_canceled: bool,
+    is_stopping: bool,
+) -> Option<FinishRequest> {
+    let mut request = FinishRequest {
+        op_id: lease.op.op_id,
+        attempt: lease.attempt,
+        lease_id: lease.lease_id,
+        outcome: Outcome::Succeeded,
+        result: None,
+        error: None,
+        children: Vec::new(),
+        checkpoint: None,
+    };
+    let only_stopped = is_stopping && !is_canceled;
+    match outcome {
+        Ok(result) => request.result = Some(result),
+        Err(OperationFailure::Lost) => return None,
+        Err(OperationFailure::Canceled) if !only_stopped => request.outcome = Outcome::Canceled,
+        // What fails while it is being stopped most likely fails because of it.
+        Err(OperationFailure::Canceled | OperationFailure::Failed { retryable: true, .. }) if only_stopped => {
+            request.outcome = Outcome::HandedBack;
+        }
+        Err(OperationFailure::HandedBack | OperationFailure::Canceled) => request.outcome = Outcome::HandedBack,
+        Err(OperationFailure::Failed { code, message, retryable }) => {
+            request.outcome = Outcome::Failed;
+            request.error = Some(FinishError { code, message, retryable });
+        }
+        Err(OperationFailure::WaitsForChildren { children, checkpoint }) => {
+            request.outcome = Outcome::WaitsForChildren;
+            request.children = children;
+            request.checkpoint = checkpoint;
+        }
+    }
+    Some(request)
+}
+
+/// Tells the registry until it has recorded it, the operation is lost, or the lease is over. The same request
+/// again does no harm. A result that the registry refuses becomes a failure that says so.
+pub(crate) async fn finish(
+    bus: &Bus,
+    caller: Routing,
+    mut request: FinishRequest,
+    deadline: Instant,
+    timeout: Duration,
+) {
+    let subject = WorkSubject::new(caller, "finish").to_string();
+    let mut failures = 0;
+    loop {
+        let reply: Result<FinishReply, RequestError> =
+            bus.request(subject.clone(), &request, Encoding::MessagePack, timeout).await;
+        match reply {
+            Ok(FinishReply { ok: true, .. }) => return,
+            Ok(_) => {
+                tracing::warn!(op.id = %request.op_id, outcome = ?request.outcome, "the operation was lost before its end was recorded");
+                return;
+            }
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(op.id = %request.op_id, error = %error, "the end of the operation is not recorded; trying again");
+            }
+            Err(error) => {
+                tracing::error!(op.id = %request.op_id, outcome = ?request.outcome, error = %error, "the registry refuses the end of the operation");
+                if request.outcome == Outcome::Failed {
+                    return;
+                }
+                request.outcome = Outcome::Failed;
+                request.result = None;
+                request.children.clear();
+                request.checkpoint = None;
+                request.error = Some(FinishError {
+                    code: "outcome_refused".to_owned(),
+                    message: format!("the outcome could not be recorded: {error}"),
+                    retryable: false,
+                });
+                continue;
+            }
+        }
+        failures += 1;
+        let again = Instant::now() + BACK_OFF.wait(failures, rand::random());
+        if again >= deadline {
+            tracing::error!(op.id = %request.op_id, "the lease is over before the end of the operation was recorded");
+            return;
+        }
+        tokio::time::sleep_until(again).await;
+    }
+}
