@@ -32,11 +32,9 @@ impl Host {
         let root = self.root.clone();
         match tokio::task::spawn_blocking(move || work(&root)).await {
             Ok(result) => result.map_err(|error| volume_failure(&error)),
-            Err(error) => Err(OperationFailure::Failed {
-                code: "volume".to_owned(),
-                message: format!("work on the volume ended early: {error}"),
-                retryable: true,
-            }),
+            Err(error) => {
+                Err(OperationFailure::retryable("volume", format!("work on the volume ended early: {error}")))
+            }
         }
     }
 
@@ -95,11 +93,7 @@ impl Record {
 pub(crate) fn project_of(operation: &OperationContext) -> Result<ProjectId, OperationFailure> {
     match operation.op().scope {
         Scope::Project(id) => Ok(id),
-        other => Err(OperationFailure::Failed {
-            code: "invalid_argument".to_owned(),
-            message: format!("{other} is no project"),
-            retryable: false,
-        }),
+        other => Err(OperationFailure::permanent("invalid_argument", format!("{other} is no project"))),
     }
 }
 

@@ -91,7 +91,8 @@ impl JobRecords {
     pub fn write(&self, record: &JobRecord) -> io::Result<()> {
         let path = self.directory.join(format!("{}-{}.json", record.op_id, record.attempt));
         let temporary = path.with_extension("json.new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&serde_json::to_vec_pretty(record)?)?;
         file.sync_data()?;
         fs::rename(&temporary, &path)?;

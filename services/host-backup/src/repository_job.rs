@@ -34,10 +34,11 @@ impl JobRunner {
         task: JobTask,
         phase: &str,
     ) -> Result<JobResult, OperationFailure> {
-        let key = serde_json::from_str(grant.master_key.expose()).map_err(|error| OperationFailure::Failed {
-            code: "repository_key".to_owned(),
-            message: format!("the key of the repository does not read: {error}"),
-            retryable: false,
+        let key = serde_json::from_str(grant.master_key.expose()).map_err(|error| {
+            OperationFailure::permanent(
+                "repository_key",
+                format!("the key of the repository does not read: {error}"),
+            )
         })?;
         let request = JobRequest {
             provider: provider_of(&grant.object_store),
@@ -49,9 +50,8 @@ impl JobRunner {
             memory_limit_bytes: Some(self.memory_bytes),
             task,
         };
-        let mut job = JobProcess::spawn(&self.program, [JOB_ARGUMENT], &request).map_err(|error| {
-            OperationFailure::Failed { code: "job".to_owned(), message: error.chain(), retryable: true }
-        })?;
+        let mut job = JobProcess::spawn(&self.program, [JOB_ARGUMENT], &request)
+            .map_err(|error| OperationFailure::retryable("job", error.chain()))?;
         let cancellation = operation.cancellation();
         let mut asked = false;
         loop {
@@ -65,36 +65,19 @@ impl JobRunner {
             };
             match event {
                 Some(JobEvent::Progress(progress)) => {
-                    operation.progress(phase, &message_of(&progress), Some(progress_of(&progress)));
+                    operation.progress(phase, message_of(&progress), Some(progress_of(&progress)));
                 }
                 Some(JobEvent::Finished(result)) => return Ok(result),
                 Some(JobEvent::Failed(failure)) => return Err(failure_of(operation, &failure)),
-                None => {
-                    return Err(OperationFailure::Failed {
-                        code: "job".to_owned(),
-                        message: "the job ended without a word".to_owned(),
-                        retryable: true,
-                    });
-                }
+                None => return Err(OperationFailure::retryable("job", "the job ended without a word")),
             }
         }
     }
 }
 
-/// Why an operation ends when it was told to stop.
-pub(crate) fn stopped(operation: &OperationContext) -> OperationFailure {
-    if operation.is_lost() {
-        OperationFailure::Lost
-    } else if operation.is_canceled() {
-        OperationFailure::Canceled
-    } else {
-        OperationFailure::HandedBack
-    }
-}
-
 fn failure_of(operation: &OperationContext, failure: &JobFailure) -> OperationFailure {
-    if failure.kind == JobFailureKind::Canceled || operation.cancellation().is_cancelled() {
-        return stopped(operation);
+    if let Err(stopped) = operation.check() {
+        return stopped;
     }
     OperationFailure::Failed {
         code: code_of(failure.reason).to_owned(),
@@ -138,15 +121,20 @@ fn message_of(progress: &JobProgress) -> String {
 fn provider_of(grant: &ObjectStoreGrant) -> ProviderSettings {
     match grant {
         ObjectStoreGrant::Local { root } => ProviderSettings::Local(LocalSettings { root: root.into() }),
-        ObjectStoreGrant::S3 { endpoint, region, access_key_id, secret_access_key, session_token, path_style } => {
-            ProviderSettings::S3(S3Settings {
-                endpoint: endpoint.clone(),
-                region: region.clone(),
-                access_key_id: access_key_id.clone(),
-                secret_access_key: secret_access_key.expose().into(),
-                session_token: session_token.as_ref().map(|token| token.expose().into()),
-                path_style: *path_style,
-            })
-        }
+        ObjectStoreGrant::S3 {
+            endpoint,
+            region,
+            access_key_id,
+            secret_access_key,
+            session_token,
+            path_style,
+        } => ProviderSettings::S3(S3Settings {
+            endpoint: endpoint.clone(),
+            region: region.clone(),
+            access_key_id: access_key_id.clone(),
+            secret_access_key: secret_access_key.expose().into(),
+            session_token: session_token.as_ref().map(|token| token.expose().into()),
+            path_style: *path_style,
+        }),
     }
 }

@@ -44,6 +44,7 @@ pub(crate) fn from_object_storage(bucket: &str, error: &ObjectStorageError) -> A
     match error.kind() {
         ObjectStorageErrorKind::Retryable => {
             ApiError::new(ErrorCode::Unavailable, format!("the bucket {bucket} cannot be reached: {error}"))
+                .with_detail("code", "bucket_unreachable")
         }
         _ => ApiError::new(
             ErrorCode::FailedPrecondition,
@@ -56,5 +57,7 @@ pub(crate) fn from_repository(bucket: &str, error: &BackupRepositoryError) -> Ap
     tracing::warn!(bucket, error = chain(error), "a repository cannot be made ready");
     let code =
         if error.kind().is_retryable() { ErrorCode::Unavailable } else { ErrorCode::FailedPrecondition };
+    let detail = if error.kind().is_retryable() { "bucket_unreachable" } else { "repository" };
     ApiError::new(code, format!("the repository in bucket {bucket} cannot be made ready: {}", chain(error)))
+        .with_detail("code", detail)
 }

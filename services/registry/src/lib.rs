@@ -5,6 +5,7 @@
 //! decided in Postgres.
 
 mod api;
+mod authorization;
 mod errors;
 mod metrics;
 mod registry;
@@ -24,6 +25,7 @@ use catalog_database::Database;
 use service_runtime::{NatsSettings, Runtime, Shutdown};
 use tokio_util::sync::CancellationToken;
 
+use crate::authorization::Authorization;
 use crate::metrics::RegistryMetrics;
 use crate::registry::Registry;
 use crate::repositories::Repositories;
@@ -77,6 +79,11 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
         bus_health,
         background.clone(),
     ));
+    if settings.authorization.enabled {
+        let bus = connect(&settings.authorization.nats, "registry-authorization").await?;
+        let authorization = Authorization::new(bus, database.clone(), &settings.authorization)?;
+        tasks.spawn(Arc::new(authorization).answer(background.clone()));
+    }
     let service = api::start(&registry, &front).await?;
     tracing::info!("answers");
 

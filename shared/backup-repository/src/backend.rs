@@ -25,9 +25,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::error::{
-    BackupRepositoryError, BackupRepositoryErrorKind, Result, kind_of_storage_error,
-};
+use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind, Result, kind_of_storage_error};
 use crate::metadata_cache::{CacheSettings, MetadataCache, hash};
 
 /// Packs that go up at the same time. Each holds one pack (16 MiB) in memory.
@@ -208,9 +206,9 @@ impl RepositoryBackend {
 
     /// The first failed request since the last call, if any failed.
     pub(crate) fn take_failure(&self, operation: &'static str) -> Option<BackupRepositoryError> {
-        lock(&self.failure)
-            .take()
-            .map(|failure| BackupRepositoryError::new(failure.kind, operation, failure.subject, failure.message))
+        lock(&self.failure).take().map(|failure| {
+            BackupRepositoryError::new(failure.kind, operation, failure.subject, failure.message)
+        })
     }
 
     /// Reads an object beside rustic's own files, `None` where there is none, and the config with it, which
@@ -219,9 +217,8 @@ impl RepositoryBackend {
         let key = self.key(name).map_err(|error| self.error("read", name, &error))?;
         let config_key = self.key("config").map_err(|error| self.error("read", name, &error))?;
         self.counters.get.fetch_add(2, Ordering::Relaxed);
-        let (beside, config) = self.runtime.block_on(async {
-            tokio::join!(self.store.get(&key), self.store.get(&config_key))
-        });
+        let (beside, config) =
+            self.runtime.block_on(async { tokio::join!(self.store.get(&key), self.store.get(&config_key)) });
         *lock(&self.config) = absent_as_none(config)?;
         absent_as_none(beside)
     }
@@ -284,7 +281,7 @@ impl RepositoryBackend {
         }
     }
 
-    fn from_windows(&self, pack: &Id, offset: u32, length: u32) -> Option<Bytes> {
+    fn in_window(&self, pack: &Id, offset: u32, length: u32) -> Option<Bytes> {
         let windows = lock(&self.windows);
         windows.get(pack)?.iter().find_map(|(start, bytes)| {
             let from = offset.checked_sub(*start)? as usize;
@@ -476,9 +473,13 @@ impl ReadBackend for RepositoryBackend {
             let bytes = self.get_cached(file_type, id)?;
             let from = offset as usize;
             let to = from + length as usize;
-            return if to <= bytes.len() { Ok(bytes.slice(from..to)) } else { Err(self.damaged(file_type, id)) };
+            return if to <= bytes.len() {
+                Ok(bytes.slice(from..to))
+            } else {
+                Err(self.damaged(file_type, id))
+            };
         }
-        match self.from_windows(id, offset, length) {
+        match self.in_window(id, offset, length) {
             Some(bytes) => Ok(bytes),
             None => self.get_range(file_type, id, offset, length),
         }
@@ -490,7 +491,13 @@ impl ReadBackend for RepositoryBackend {
 }
 
 impl WriteBackend for RepositoryBackend {
-    fn write_bytes(&self, file_type: FileType, id: &Id, cacheable: bool, content: BytesList) -> RusticResult<()> {
+    fn write_bytes(
+        &self,
+        file_type: FileType,
+        id: &Id,
+        cacheable: bool,
+        content: BytesList,
+    ) -> RusticResult<()> {
         let key = self.file_key(file_type, id)?;
         self.check_may_write(key.as_str())?;
         let body = joined(content);

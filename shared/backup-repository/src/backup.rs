@@ -140,6 +140,11 @@ impl Repository {
             }
             archived => (rustic, archived?, parent_id, parent_use),
         };
+        // rustic passes over a parent that it cannot read.
+        let (parent_id, parent_use) = match (parent_id, archived.snapshot.parent) {
+            (Some(_), None) => (None, ParentUse::Missing),
+            _ => (parent_id, parent_use),
+        };
         tags.tree = Some(archived.tree.clone());
         let (snapshot, bytes_added) = job.store_snapshot(&rustic, &archived, &tags)?;
         backend.cache().trim();

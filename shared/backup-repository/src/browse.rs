@@ -1,8 +1,8 @@
 //! Looking into a repository without restoring: its snapshots, their directories, its health.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use jiff::Timestamp;
 use rustic_core::repofile::{Node, NodeType, SnapshotFile};
 use rustic_core::{CheckOptions, IndexedFullStatus};
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ pub struct SnapshotSummary {
     /// Its id.
     pub id: SnapshotId,
     /// The time that its content is of.
-    pub time: Timestamp,
+    pub time: SystemTime,
     /// Why it was made.
     pub purpose: Purpose,
     /// The operation that made it.
@@ -65,7 +65,7 @@ pub struct DirectoryEntry {
     /// Size in bytes; 0 for everything but files.
     pub size_bytes: u64,
     /// When it was last modified.
-    pub mtime: Timestamp,
+    pub mtime: SystemTime,
     /// The twelve permission bits.
     pub mode: u32,
     /// Owner.
@@ -160,9 +160,8 @@ impl Repository {
     /// Reads the index, after which directories can be listed fast and by many at a time. Blocks.
     pub fn into_browser(self) -> Result<Browser> {
         let Self { rustic, backend, identity, .. } = self;
-        let rustic = rustic
-            .to_indexed()
-            .map_err(|error| backend.error("read index of", backend.root(), &error))?;
+        let rustic =
+            rustic.to_indexed().map_err(|error| backend.error("read index of", backend.root(), &error))?;
         Ok(Browser { rustic, backend, identity })
     }
 }
@@ -224,7 +223,7 @@ fn summary(snapshot: &SnapshotFile, tags: SnapshotTags) -> Result<SnapshotSummar
     let counts = snapshot.summary.clone().unwrap_or_default();
     Ok(SnapshotSummary {
         id: SnapshotId::from_rustic(snapshot.id.into_inner())?,
-        time: snapshot.time.timestamp(),
+        time: snapshot.time.timestamp().into(),
         purpose: tags.purpose,
         op_id: tags.op_id,
         tree: tags.tree,
@@ -248,7 +247,7 @@ fn directory_entry(path: PathBuf, node: &Node) -> DirectoryEntry {
             }
         },
         size_bytes: node.meta.size,
-        mtime: node.meta.mtime.unwrap_or_default(),
+        mtime: node.meta.mtime.unwrap_or_default().into(),
         mode: permissions(node.meta.mode.unwrap_or_default()),
         uid: node.meta.uid.unwrap_or_default(),
         gid: node.meta.gid.unwrap_or_default(),

@@ -144,7 +144,9 @@ impl Initialisation {
         match self.create() {
             Ok(key) => Ok(key),
             // Somebody without the registry's lock was faster with the config: theirs counts.
-            Err(error) if error.kind() == Kind::Permanent && self.holds(&self.list()?, "config") => self.open(),
+            Err(error) if error.kind() == Kind::Permanent && self.holds(&self.list()?, "config") => {
+                self.open()
+            }
             Err(error) => Err(error),
         }
     }
@@ -181,8 +183,13 @@ impl Initialisation {
                 ));
             }
             let marker = serde_json::to_vec(&self.identity).map_err(|error| {
-                BackupRepositoryError::new(Kind::Permanent, "initialise", &self.root, "cannot write the marker")
-                    .with_source(error)
+                BackupRepositoryError::new(
+                    Kind::Permanent,
+                    "initialise",
+                    &self.root,
+                    "cannot write the marker",
+                )
+                .with_source(error)
             })?;
             match self.runtime.block_on(self.store.put(&key, Bytes::from(marker), PutMode::CreateOnly)) {
                 // It may be ours: a write whose answer was lost is repeated by the object store.
@@ -207,14 +214,14 @@ impl Initialisation {
     }
 
     fn create(&self) -> Result<RepositoryKey> {
-        let fail = |error: Box<rustic_core::RusticError>| self.backend.error("initialise", &self.root, &error);
+        let fail =
+            |error: Box<rustic_core::RusticError>| self.backend.error("initialise", &self.root, &error);
         let mut key_options = KeyOptions::default();
         key_options.hostname = Some("longhaul".to_owned());
         key_options.username = Some("registry".to_owned());
         key_options.with_created = true;
         let password = Credentials::Password(self.password.expose().to_owned());
-        let repository =
-            self.rustic()?.init(&password, &key_options, &config_options()).map_err(fail)?;
+        let repository = self.rustic()?.init(&password, &key_options, &config_options()).map_err(fail)?;
 
         // The config is ours, so only our key may stay.
         let own = *repository.key_id();

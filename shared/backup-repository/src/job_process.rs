@@ -54,8 +54,8 @@ impl JobProcess {
         let fail = |message: &str| {
             BackupRepositoryError::new(Kind::Retryable, "start job", program.display(), message)
         };
-        let mut line =
-            serde_json::to_vec(request).map_err(|error| fail("its request cannot be written").with_source(error))?;
+        let mut line = serde_json::to_vec(request)
+            .map_err(|error| fail("its request cannot be written").with_source(error))?;
         line.push(b'\n');
         let mut child = Command::new(program)
             .args(args)

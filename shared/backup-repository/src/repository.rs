@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use object_storage::ObjectStore;
 use rustic_core::repofile::SnapshotFile;
 use rustic_core::{
-    Credentials, OpenStatus, Progress as RusticProgressHandle, ProgressBars, ProgressType, RepositoryBackends,
-    RepositoryOptions, RusticProgress, WriteBackend,
+    Credentials, OpenStatus, Progress as RusticProgressHandle, ProgressBars, ProgressType,
+    RepositoryBackends, RepositoryOptions, RusticProgress, WriteBackend,
 };
 use tokio::runtime::Handle;
 
@@ -118,7 +118,11 @@ impl Repository {
         self.backend.requests()
     }
 
-    pub(crate) fn error(&self, operation: &'static str, error: &rustic_core::RusticError) -> BackupRepositoryError {
+    pub(crate) fn error(
+        &self,
+        operation: &'static str,
+        error: &rustic_core::RusticError,
+    ) -> BackupRepositoryError {
         self.backend.error(operation, self.backend.root(), error)
     }
 

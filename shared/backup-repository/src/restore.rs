@@ -125,8 +125,14 @@ impl Repository {
         let backend = self.backend;
         let rustic =
             self.rustic.to_indexed().map_err(|error| backend.error("read index of", &root, &error))?;
-        let mut job =
-            RestoreJob { rustic, backend, progress: Arc::clone(progress), staging, prefixes, entries: Vec::new() };
+        let mut job = RestoreJob {
+            rustic,
+            backend,
+            progress: Arc::clone(progress),
+            staging,
+            prefixes,
+            entries: Vec::new(),
+        };
         let expected = job.plan(request, &snapshot)?;
         if let (RestoreTarget::Whole { .. }, Some(recorded)) = (&request.target, &tags.tree)
             && *recorded != expected

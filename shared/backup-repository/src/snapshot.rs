@@ -25,7 +25,7 @@ pub const MAX_TAG_CHARS: usize = 64;
 const OWN_TAGS: [&str; 6] = ["longhaul", "layout=", "project=", "purpose=", "op=", "tree="];
 
 /// The id of a snapshot: 64 lower-case hexadecimal digits. What the catalog calls a backup id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SnapshotId([u8; 32]);
 
@@ -33,16 +33,19 @@ impl FromStr for SnapshotId {
     type Err = BackupRepositoryError;
 
     fn from_str(text: &str) -> Result<Self> {
-        data_encoding::HEXLOWER.decode(text.as_bytes()).ok().and_then(|id| id.try_into().ok()).map(Self).ok_or_else(
-            || {
+        data_encoding::HEXLOWER
+            .decode(text.as_bytes())
+            .ok()
+            .and_then(|id| id.try_into().ok())
+            .map(Self)
+            .ok_or_else(|| {
                 BackupRepositoryError::new(
                     BackupRepositoryErrorKind::InvalidArgument,
                     "read snapshot id",
                     format_args!("{text:?}"),
                     "it is not 64 lower-case hexadecimal digits",
                 )
-            },
-        )
+            })
     }
 }
 
@@ -63,6 +66,12 @@ impl From<SnapshotId> for String {
 impl fmt::Display for SnapshotId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for SnapshotId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
     }
 }
 

@@ -34,7 +34,9 @@ impl<S: IndexedTree> SnapshotTrees<'_, S> {
             self.backend.take_failure("read directory").map_or_else(
                 || self.damaged(path, &error.display_log()),
                 |failure| match failure.kind() {
-                    Kind::NotFound => self.damaged(path, "the pack that holds it is missing").with_source(failure),
+                    Kind::NotFound => {
+                        self.damaged(path, "the pack that holds it is missing").with_source(failure)
+                    }
                     _ => failure,
                 },
             )

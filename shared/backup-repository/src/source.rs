@@ -117,7 +117,9 @@ impl Shared {
         let gone = error.raw_os_error().is_some_and(|code| {
             // Replaced by a link (LOOP) or by something that is no directory (NOTDIR), removed (NOENT), or
             // removed on a network file system (STALE).
-            [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::STALE].iter().any(|gone| gone.raw_os_error() == code)
+            [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::STALE]
+                .iter()
+                .any(|gone| gone.raw_os_error() == code)
         });
         if gone && self.live {
             self.findings().vanished.add(path.display().to_string());

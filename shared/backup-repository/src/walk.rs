@@ -104,7 +104,12 @@ impl Walk {
         }
     }
 
-    fn look(&mut self, directory: &Arc<OwnedFd>, name: OsString, path: PathBuf) -> Result<WalkEntry, WalkFault> {
+    fn look(
+        &mut self,
+        directory: &Arc<OwnedFd>,
+        name: OsString,
+        path: PathBuf,
+    ) -> Result<WalkEntry, WalkFault> {
         let result = (|| {
             let stat = rustix::fs::statat(directory, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW)?;
             let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
@@ -155,6 +160,7 @@ impl Walk {
         };
         let mtime = timestamp(stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or_default());
         let is_directory = file_type == FileType::Directory;
+        #[allow(clippy::useless_conversion, reason = "a u32 on other architectures")]
         let links = if is_directory { 0 } else { u64::from(stat.st_nlink) };
         let mut meta = Metadata {
             mode: Some(go_mode(stat.st_mode)),
@@ -168,7 +174,11 @@ impl Walk {
             group: None,
             inode: stat.st_ino,
             device_id: if links > 1 { self.device(stat.st_dev) } else { 0 },
-            size: if file_type == FileType::RegularFile { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 },
+            size: if file_type == FileType::RegularFile {
+                u64::try_from(stat.st_size).unwrap_or(0)
+            } else {
+                0
+            },
             links,
             extended_attributes: Vec::new(),
         };

@@ -133,13 +133,8 @@ async fn initialisation_goes_on_after_a_crash_at_any_request() {
         assert_eq!(initialise(Arc::clone(&store), &root, &identity, &password).await.unwrap(), key);
         let keys = store.list(&format!("{root}/keys/")).await.unwrap();
         assert_eq!(keys.len(), 1, "crash at request {crash_at}");
-        let location = RepositoryLocation {
-            store,
-            root: root.clone(),
-            identity: identity.clone(),
-            key,
-            cache: None,
-        };
+        let location =
+            RepositoryLocation { store, root: root.clone(), identity: identity.clone(), key, cache: None };
         let handle = tokio::runtime::Handle::current();
         blocking(move || Repository::open_for_reading(location, handle).unwrap().snapshots().unwrap()).await;
     }
@@ -259,8 +254,7 @@ async fn a_restore_spoiled_on_its_way_is_not_called_a_match() {
     fs::write(test.project().join("ledger"), b"owes 100").unwrap();
     let backup = test.back_up(test.request(None)).await.unwrap();
     let request = RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored") };
-    let progress =
-        Arc::new(Spoiler { file: test.path("restored/project/ledger"), calls: AtomicU64::new(0) });
+    let progress = Arc::new(Spoiler { file: test.path("restored/project/ledger"), calls: AtomicU64::new(0) });
     let error = restore(test.location(), request, progress).await.unwrap_err();
     assert_eq!(error.kind(), BackupRepositoryErrorKind::VerificationFailed);
     assert!(error.to_string().contains("project/ledger: its content"), "{error}");

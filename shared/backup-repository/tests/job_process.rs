@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use backup_repository::*;
@@ -18,8 +18,7 @@ use support::*;
 #[allow(clippy::print_stdout, reason = "ends the line that the test harness began")]
 fn job_child() {
     println!();
-    let _ = run_job_child();
-    std::process::exit(0);
+    std::process::exit(i32::from(run_job_child() != ExitCode::SUCCESS));
 }
 
 const CHILD: [&str; 4] = ["--ignored", "--exact", "job_child", "--nocapture"];
@@ -44,7 +43,10 @@ fn spawn(request: &JobRequest) -> JobProcess {
 async fn end(job: &mut JobProcess) -> JobEvent {
     let mut last = None;
     while let Some(event) = job.next_event().await {
-        assert!(!matches!(last, Some(JobEvent::Finished(_) | JobEvent::Failed(_))), "an event after the last");
+        assert!(
+            !matches!(last, Some(JobEvent::Finished(_) | JobEvent::Failed(_))),
+            "an event after the last"
+        );
         last = Some(event);
     }
     last.unwrap()

@@ -34,7 +34,8 @@ fn run(program: &Path, test: &TestRepository, args: &[&str]) -> String {
         .env("RESTIC_PASSWORD", test.password.expose())
         .output()
         .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "restic {args:?}: {text}");
     text
 }

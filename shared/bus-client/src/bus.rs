@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use async_nats::connection::State;
-use async_nats::client::PublishErrorKind;
 use async_nats::RequestErrorKind;
+use async_nats::client::PublishErrorKind;
+use async_nats::connection::State;
 use bus_messages::{Encoding, ErrorBody};
 use bytes::Bytes;
 use serde::Serialize;
@@ -86,6 +86,18 @@ impl Bus {
         self.subscriber("subscribe", subject, None).await.map(Subscription::new)
     }
 
+    /// Subscribes as one of a group: each message goes to one of its members.
+    ///
+    /// # Errors
+    /// As [`Self::subscribe`].
+    pub async fn subscribe_queue(
+        &self,
+        subject: String,
+        queue_group: String,
+    ) -> Result<Subscription, BusError> {
+        self.subscriber("subscribe", subject, Some(queue_group)).await.map(Subscription::new)
+    }
+
     pub(crate) async fn subscriber(
         &self,
         operation: &'static str,
@@ -118,7 +130,8 @@ impl Bus {
         timeout: Duration,
     ) -> Result<A, RequestError> {
         let payload = Bytes::from(encoding.encode(body));
-        let reply = self.request_raw(subject.clone(), Some(encoding.content_type()), payload, timeout).await?;
+        let reply =
+            self.request_raw(subject.clone(), Some(encoding.content_type()), payload, timeout).await?;
         let decode = |source| RequestError::Decode { subject: subject.clone(), source };
         let encoding = Encoding::from_content_type(reply.headers.get(CONTENT_TYPE)).map_err(decode)?;
         if reply.headers.get(ERROR_CODE).is_some() {

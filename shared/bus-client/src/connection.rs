@@ -68,9 +68,8 @@ pub(crate) async fn connect(
 ) -> Result<async_nats::Client, BusError> {
     let error = |kind| BusError::new("connect", redacted(&settings.url), kind);
     let addresses = settings.url.split(',').map(|url| url.trim().parse::<ServerAddr>());
-    let addresses: Vec<ServerAddr> = addresses
-        .collect::<Result<_, _>>()
-        .map_err(|source| error(BusErrorKind::Invalid).because(source))?;
+    let addresses: Vec<ServerAddr> =
+        addresses.collect::<Result<_, _>>().map_err(|source| error(BusErrorKind::Invalid).because(source))?;
     let mut attempt = 0;
     loop {
         attempt += 1;

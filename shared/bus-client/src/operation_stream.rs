@@ -396,7 +396,9 @@ fn holds(actual: Option<&Value>, declared: &Value) -> bool {
         }
         (Some(actual), declared) => actual == declared,
         // The server leaves out what is empty.
-        (None, declared) => matches!(declared, Value::Null | Value::Bool(false)) || declared == 0 || declared == "",
+        (None, declared) => {
+            matches!(declared, Value::Null | Value::Bool(false)) || declared == 0 || declared == ""
+        }
     }
 }
 
@@ -407,7 +409,8 @@ mod tests {
     #[test]
     fn a_declaration_holds_where_the_server_has_the_same_or_more() {
         let actual = json!({ "max_age": 5, "metadata": { "_nats.ver": "2", "a": "b" } });
-        let declared = [json!({ "max_age": 5 }), json!({ "metadata": { "a": "b" } }), json!({ "no_ack": false })];
+        let declared =
+            [json!({ "max_age": 5 }), json!({ "metadata": { "a": "b" } }), json!({ "no_ack": false })];
         for declared in declared {
             assert!(holds(Some(&actual), &declared), "{declared}");
         }

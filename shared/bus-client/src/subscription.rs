@@ -15,6 +15,8 @@ pub struct BusMessage {
     pub headers: Headers,
     /// Its body.
     pub payload: Bytes,
+    /// Where an answer is awaited, as the sender says; a service checks that before it answers.
+    pub reply: Option<String>,
 }
 
 impl From<async_nats::Message> for BusMessage {
@@ -23,6 +25,7 @@ impl From<async_nats::Message> for BusMessage {
             subject: message.subject.into_string(),
             headers: Headers::new(message.headers),
             payload: message.payload,
+            reply: message.reply.map(async_nats::Subject::into_string),
         }
     }
 }

@@ -358,7 +358,10 @@ mod tests {
     fn a_ring_that_wrapped_is_taken_as_it_is() {
         let mut seen = Seen::default();
         assert!(seen.merge(ring(&[(1, 45), (1, 46), (2, 1)])));
-        assert_eq!(seen.take_early().map(|event| key(&event)).collect::<Vec<_>>(), [(1, 45), (1, 46), (2, 1)]);
+        assert_eq!(
+            seen.take_early().map(|event| key(&event)).collect::<Vec<_>>(),
+            [(1, 45), (1, 46), (2, 1)]
+        );
     }
 
     #[test]

@@ -3,7 +3,9 @@
 
 mod support;
 
-use bus_client::{BusErrorKind, FencedPublish, OperationStream, PublishError, PublishErrorKind, ReconcileOutcome};
+use bus_client::{
+    BusErrorKind, FencedPublish, OperationStream, PublishError, PublishErrorKind, ReconcileOutcome,
+};
 use bytes::Bytes;
 use support::{DECLARATION, NatsServer};
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus_client::{
-    Bus, BusErrorKind, EndpointDefinition, IncomingRequest, Reply, RequestError, RequestErrorKind, RunningService,
+    Bus, BusErrorKind, EndpointDefinition, IncomingRequest, Reply, RequestError, RequestErrorKind,
+    RunningService,
 };
 use bus_messages::{ApiError, Encoding, ErrorCode};
 use bytes::Bytes;
@@ -116,7 +117,8 @@ async fn errors_have_a_code_a_message_and_a_body_in_both_encodings() {
         assert!(error.message.contains("larger than the 1048576 bytes"), "{}", error.message);
     }
     let body = Bytes::from_static(b"<x/>");
-    let raw = bus.request_raw("api.v1.hub.test.echo".to_owned(), Some("text/xml"), body, TIMEOUT).await.unwrap();
+    let raw =
+        bus.request_raw("api.v1.hub.test.echo".to_owned(), Some("text/xml"), body, TIMEOUT).await.unwrap();
     assert_eq!(raw.headers.get("Nats-Service-Error-Code"), Some("400"));
     assert!(raw.headers.get("Nats-Service-Error").unwrap().contains("text/xml"));
 
@@ -146,7 +148,8 @@ async fn more_requests_than_the_bound_are_answered_429_and_counted() {
     let asks = (0..7).map(|_| {
         let bus = bus.clone();
         tokio::spawn(async move {
-            bus.request::<_, Value>("api.v1.hub.test.slow".to_owned(), &json!({}), Encoding::Json, TIMEOUT).await
+            bus.request::<_, Value>("api.v1.hub.test.slow".to_owned(), &json!({}), Encoding::Json, TIMEOUT)
+                .await
         })
     });
     let asks: Vec<_> = asks.collect();
@@ -166,9 +169,8 @@ async fn more_requests_than_the_bound_are_answered_429_and_counted() {
     let stopping = tokio::spawn(service.stop());
     wait_for("nobody listens any more", async || {
         let body = json!({});
-        let reply = bus
-            .request::<_, Value>("api.v1.hub.test.slow".to_owned(), &body, Encoding::Json, TIMEOUT)
-            .await;
+        let reply =
+            bus.request::<_, Value>("api.v1.hub.test.slow".to_owned(), &body, Encoding::Json, TIMEOUT).await;
         match reply.map_err(|error| error.kind()) {
             Err(RequestErrorKind::NoResponders) => Ok(()),
             other => Err(format!("{other:?}")),
@@ -247,7 +249,12 @@ async fn what_the_credentials_do_not_allow_is_an_error_at_once() {
     let limited = server.connect("limited").await;
     let started = std::time::Instant::now();
     let refused = limited
-        .request::<_, Value>("work.v1.hub.claim".to_owned(), &json!({}), Encoding::Json, Duration::from_secs(30))
+        .request::<_, Value>(
+            "work.v1.hub.claim".to_owned(),
+            &json!({}),
+            Encoding::Json,
+            Duration::from_secs(30),
+        )
         .await;
     assert_eq!(refused.unwrap_err().kind(), RequestErrorKind::PermissionDenied);
     assert!(started.elapsed() < Duration::from_secs(10));
@@ -268,7 +275,8 @@ async fn a_lost_connection_ends_a_request_and_comes_back() {
         let bus = bus.clone();
         tokio::spawn(async move {
             let minute = Duration::from_secs(60);
-            bus.request::<_, Value>("api.v1.hub.test.never".to_owned(), &json!({}), Encoding::Json, minute).await
+            bus.request::<_, Value>("api.v1.hub.test.never".to_owned(), &json!({}), Encoding::Json, minute)
+                .await
         })
     };
     // The server takes what one client sends in order, so that the request is under way now.

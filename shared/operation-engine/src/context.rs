@@ -8,7 +8,7 @@ use bus_messages::{
     RepositoryRequest,
 };
 use bus_subjects::WorkSubject;
-use domain_model::{BackOff, OperationId, Progress, Routing, Timestamp, overall_percent};
+use domain_model::{BackOff, LeaseId, OperationId, Progress, Routing, Timestamp, overall_percent};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -62,6 +62,11 @@ impl OperationContext {
     /// Which attempt this is, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt.lease.attempt
+    }
+
+    /// The lease of this attempt: a worker that keeps records of its own can say after a restart what became of it.
+    pub fn lease_id(&self) -> LeaseId {
+        self.attempt.lease.lease_id
     }
 
     /// The input.

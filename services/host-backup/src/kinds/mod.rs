@@ -5,3 +5,11 @@ mod project_restore;
 
 pub(crate) use project_backup::ProjectBackup;
 pub(crate) use project_restore::ProjectRestore;
+
+/// A result as the operation stores it.
+fn result_value<T: serde::Serialize>(
+    result: T,
+) -> Result<serde_json::Value, operation_engine::OperationFailure> {
+    serde_json::to_value(result)
+        .map_err(|error| operation_engine::OperationFailure::permanent("result", error))
+}

@@ -16,8 +16,8 @@ use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 use volumes::BackupSource;
 
-use crate::host::{SharedHost, project_of, timestamp};
-use crate::repository_job::stopped;
+use super::result_value;
+use crate::host::{Record, SharedHost, project_of, timestamp};
 
 /// Does `project-backup`.
 pub(crate) struct ProjectBackup {
@@ -36,7 +36,7 @@ impl OperationHandler for ProjectBackup {
         let outcome = self.back_up(operation, project, &mut record).await;
         let (files, bytes) = outcome.as_ref().map_or((0, 0), |result| (result.files, result.bytes));
         record.ended(&outcome, files, bytes);
-        outcome.and_then(|result| operation.result(&result))
+        outcome.and_then(result_value)
     }
 }
 
@@ -45,7 +45,7 @@ impl ProjectBackup {
         &self,
         operation: &OperationContext,
         project: ProjectId,
-        record: &mut crate::host::Record,
+        record: &mut Record,
     ) -> Result<ProjectBackupResult, OperationFailure> {
         let began = Instant::now();
         let input: ProjectBackupInput = operation.input()?;
@@ -67,9 +67,11 @@ impl ProjectBackup {
             })
             .await?;
         if !source.nested_subvolumes.is_empty() {
-            let nested: Vec<String> = source.nested_subvolumes.iter().map(|path| path.display().to_string()).collect();
-            let message = format!("read live, since a snapshot lacks the nested subvolumes {}", nested.join(", "));
-            operation.event(EventLevel::Warn, "snapshot", &message, None);
+            let nested: Vec<String> =
+                source.nested_subvolumes.iter().map(|path| path.display().to_string()).collect();
+            let message =
+                format!("read live, since a snapshot lacks the nested subvolumes {}", nested.join(", "));
+            operation.event(EventLevel::Warn, "snapshot", message, None);
         }
         let outcome = self.upload(operation, &grant, input, &source).await;
         let frozen = timestamp(source.taken_at);
@@ -88,13 +90,11 @@ impl ProjectBackup {
                 receipt.vanished.count,
                 receipt.vanished.first.join(", ")
             );
-            operation.event(EventLevel::Warn, "upload", &message, None);
+            operation.event(EventLevel::Warn, "upload", message, None);
         }
         let id = |id: &backup_repository::SnapshotId| {
-            id.to_string().parse().map_err(|error| OperationFailure::Failed {
-                code: "job".to_owned(),
-                message: format!("the job named a strange snapshot: {error}"),
-                retryable: false,
+            id.to_string().parse().map_err(|error| {
+                OperationFailure::permanent("job", format!("the job named a strange snapshot: {error}"))
             })
         };
         Ok(ProjectBackupResult {
@@ -138,12 +138,10 @@ impl ProjectBackup {
         operation.progress("upload", "reading the files", None);
         match self.host.runner.run(operation, grant, JobTask::Backup(request), "upload").await? {
             JobResult::Backup(receipt) => Ok(receipt),
-            _ if operation.cancellation().is_cancelled() => Err(stopped(operation)),
-            other => Err(OperationFailure::Failed {
-                code: "job".to_owned(),
-                message: format!("the job answered with something else: {other:?}"),
-                retryable: false,
-            }),
+            other => Err(OperationFailure::permanent(
+                "job",
+                format!("the job answered with something else: {other:?}"),
+            )),
         }
     }
 }

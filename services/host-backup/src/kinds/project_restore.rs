@@ -17,8 +17,8 @@ use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 use volumes::PathOutcome;
 
-use crate::host::{SharedHost, project_of};
-use crate::repository_job::stopped;
+use super::result_value;
+use crate::host::{Record, SharedHost, project_of};
 
 /// Does `project-restore`.
 pub(crate) struct ProjectRestore {
@@ -37,7 +37,7 @@ impl OperationHandler for ProjectRestore {
         let outcome = self.restore(operation, project, &mut record).await;
         let (files, bytes) = outcome.as_ref().map_or((0, 0), |result| (result.files, result.bytes));
         record.ended(&outcome, files, bytes);
-        outcome.and_then(|result| operation.result(&result))
+        outcome.and_then(result_value)
     }
 }
 
@@ -46,14 +46,17 @@ impl ProjectRestore {
         &self,
         operation: &OperationContext,
         project: ProjectId,
-        record: &mut crate::host::Record,
+        record: &mut Record,
     ) -> Result<ProjectRestoreResult, OperationFailure> {
         let began = Instant::now();
         let input: ProjectRestoreInput = operation.input()?;
         operation.progress("repository", "opening the repository", None);
         let grant = operation.repository().await?;
         record.started(&grant.bucket);
-        let backup = grant.backup.clone().ok_or_else(|| failed("not_found", "the hub named no backup".to_owned()))?;
+        let backup = grant
+            .backup
+            .clone()
+            .ok_or_else(|| OperationFailure::permanent("not_found", "the hub named no backup".to_owned()))?;
         let (receipt, target) = match &input.path {
             None => self.whole(operation, project, &grant, &backup, &input).await?,
             Some(path) => self.path(operation, project, &grant, &backup, path, &input).await?,
@@ -85,9 +88,12 @@ impl ProjectRestore {
             // The job has compared what it wrote with what the repository says. This compares it with what the
             // hub has recorded when the backup was made.
             match &grant.tree {
-                Some(tree) if *tree != receipt.tree => Err(failed(
+                Some(tree) if *tree != receipt.tree => Err(OperationFailure::permanent(
                     "verification_failed",
-                    format!("the restored tree is {}, and the backup's was {tree}; nothing was put in place", receipt.tree),
+                    format!(
+                        "the restored tree is {}, and the backup's was {tree}; nothing was put in place",
+                        receipt.tree
+                    ),
                 )),
                 _ => Ok(receipt),
             }
@@ -95,10 +101,11 @@ impl ProjectRestore {
         let restored = match restored {
             Ok(receipt) if !input.dry_run => {
                 operation.progress("exchange", "putting the files in place", None);
-                if operation.cancellation().is_cancelled() {
-                    Err(stopped(operation))
+                if let Err(stopped) = operation.check() {
+                    Err(stopped)
                 } else {
-                    let exchanged = self.host.volumes(move |root| root.exchange(&staged).map(|()| staged)).await;
+                    let exchanged =
+                        self.host.volumes(move |root| root.exchange(&staged).map(|()| staged)).await;
                     return match exchanged {
                         Ok(staged) => {
                             operation.progress("clean-up", "deleting the files that were replaced", None);
@@ -128,22 +135,27 @@ impl ProjectRestore {
         input: &ProjectRestoreInput,
     ) -> Result<(RestoreReceipt, String), OperationFailure> {
         let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
-        let target: &ProjectPath = input
-            .target
-            .as_ref()
-            .or(path.rest())
-            .ok_or_else(|| failed("invalid_argument", "a path of a backup needs a target".to_owned()))?;
-        let place: volumes::ProjectPath =
-            target.as_str().parse().map_err(|error| failed("invalid_argument", format!("{target}: {error}")))?;
+        let target: &ProjectPath = input.target.as_ref().or(path.rest()).ok_or_else(|| {
+            OperationFailure::permanent("invalid_argument", "a path of a backup needs a target".to_owned())
+        })?;
+        let place: volumes::ProjectPath = target
+            .as_str()
+            .parse()
+            .map_err(|error| OperationFailure::permanent("invalid_argument", format!("{target}: {error}")))?;
         let snapshot_path = SnapshotPath::try_from(PathBuf::from(path.to_string()))
-            .map_err(|error| failed("invalid_argument", error.to_string()))?;
+            .map_err(|error| OperationFailure::permanent("invalid_argument", error.to_string()))?;
         let name = snapshot_path.name().to_owned();
         let staged = self.host.volumes(move |root| root.stage_path(project, op_id, &place)).await?;
         // The job makes `<into>/<name>`; the exchange wants it as `content`, beside it.
         let content = staged.content_path().to_owned();
         let into = content.with_file_name("restored");
         let restored = self
-            .download(operation, grant, backup, RestoreTarget::Path { path: snapshot_path, into: into.clone() })
+            .download(
+                operation,
+                grant,
+                backup,
+                RestoreTarget::Path { path: snapshot_path, into: into.clone() },
+            )
             .await;
         let conflict = match input.conflict {
             Conflict::Replace => volumes::Conflict::Replace,
@@ -151,9 +163,8 @@ impl ProjectRestore {
             Conflict::Fail => volumes::Conflict::Fail,
         };
         let dry_run = input.dry_run;
-        let placed = match restored {
+        let placed = match restored.and_then(|receipt| operation.check().map(|()| receipt)) {
             Err(failure) => Err(failure),
-            Ok(_) if operation.cancellation().is_cancelled() => Err(stopped(operation)),
             Ok(receipt) if dry_run => {
                 self.host.volumes(move |root| root.discard_path(staged)).await?;
                 return Ok((receipt, "nothing: dry run".to_owned()));
@@ -163,11 +174,10 @@ impl ProjectRestore {
                 let source = into.join(&name);
                 let moved = std::fs::rename(&source, &content);
                 match moved {
-                    Err(error) => Err(OperationFailure::Failed {
-                        code: "volume".to_owned(),
-                        message: format!("could not move what was staged: {error}"),
-                        retryable: true,
-                    }),
+                    Err(error) => Err(OperationFailure::retryable(
+                        "volume",
+                        format!("could not move what was staged: {error}"),
+                    )),
                     Ok(()) => Ok(receipt),
                 }
             }
@@ -179,16 +189,14 @@ impl ProjectRestore {
                 return Err(failure);
             }
         };
-        let (outcome, staged) = self
-            .host
-            .volumes(move |root| Ok((root.exchange_path(&staged, conflict), staged)))
-            .await?;
+        let (outcome, staged) =
+            self.host.volumes(move |root| Ok((root.exchange_path(&staged, conflict), staged))).await?;
         let outcome = self.host.volumes(move |_| outcome).await;
         operation.progress("clean-up", "deleting what was staged or replaced", None);
         self.host.volumes(move |root| root.discard_path(staged)).await?;
         if outcome? == PathOutcome::Kept {
             let message = format!("{target} is there already and is kept as it is");
-            operation.event(EventLevel::Warn, "exchange", &message, None);
+            operation.event(EventLevel::Warn, "exchange", message, None);
             return Ok((receipt, format!("nothing: kept project/{target}")));
         }
         Ok((receipt, format!("project/{target}")))
@@ -201,20 +209,21 @@ impl ProjectRestore {
         backup: &BackupId,
         target: RestoreTarget,
     ) -> Result<RestoreReceipt, OperationFailure> {
-        let snapshot =
-            backup.as_str().parse().map_err(|error| failed("invalid_argument", format!("{backup}: {error}")))?;
+        let snapshot = backup
+            .as_str()
+            .parse()
+            .map_err(|error| OperationFailure::permanent("invalid_argument", format!("{backup}: {error}")))?;
         operation.progress("download", "reading the backup", None);
         let task = JobTask::Restore(RestoreRequest { snapshot, target });
         match self.host.runner.run(operation, grant, task, "download").await? {
             JobResult::Restore(receipt) => {
-                operation.progress("verify", &format!("{} files are as they were", receipt.files), None);
+                operation.progress("verify", format!("{} files are as they were", receipt.files), None);
                 Ok(receipt)
             }
-            other => Err(failed("job", format!("the job answered with something else: {other:?}"))),
+            other => Err(OperationFailure::permanent(
+                "job",
+                format!("the job answered with something else: {other:?}"),
+            )),
         }
     }
-}
-
-fn failed(code: &str, message: String) -> OperationFailure {
-    OperationFailure::Failed { code: code.to_owned(), message, retryable: false }
 }

@@ -1,6 +1,6 @@
 //! The public API, `api.v1.<scope>.<noun>.<verb>`: one file a noun, and the table of all endpoints.
 
-mod accounts;
+pub(crate) mod accounts;
 mod backups;
 mod buckets;
 mod hosts;

@@ -188,7 +188,9 @@ pub fn fill_with_everything(root: &Path) {
     let setuid = write(b"modes/setuid", b"#!/bin/sh\n");
     fs::set_permissions(setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     let none = write(b"modes/none", b"no permissions");
-    fs::set_permissions(none, fs::Permissions::from_mode(0o000)).unwrap();
+    // Only root can read it then.
+    let mode = if is_root() { 0o000 } else { 0o400 };
+    fs::set_permissions(none, fs::Permissions::from_mode(mode)).unwrap();
     let read_only = write(b"modes/read-only/file", b"in a read-only directory");
     fs::set_permissions(read_only.parent().unwrap(), fs::Permissions::from_mode(0o555)).unwrap();
     fs::create_dir(root.join("modes/sticky")).unwrap();
@@ -375,7 +377,12 @@ impl ObjectStore for FaultyStore {
         self.inner.get(key).await
     }
 
-    async fn get_range(&self, key: &ObjectKey, offset: u64, length: u64) -> Result<Bytes, ObjectStorageError> {
+    async fn get_range(
+        &self,
+        key: &ObjectKey,
+        offset: u64,
+        length: u64,
+    ) -> Result<Bytes, ObjectStorageError> {
         self.check(Action::Get, key.as_str())?;
         self.inner.get_range(key, offset, length).await
     }

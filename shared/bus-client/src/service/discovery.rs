@@ -113,7 +113,12 @@ pub(super) async fn subscribe(bus: &Bus, identity: &Identity) -> Result<Question
     Ok(questions)
 }
 
-pub(super) async fn run(bus: Bus, identity: Identity, endpoints: Vec<Arc<Endpoint>>, mut questions: Questions) {
+pub(super) async fn run(
+    bus: Bus,
+    identity: Identity,
+    endpoints: Vec<Arc<Endpoint>>,
+    mut questions: Questions,
+) {
     while let Some((verb, message)) = questions.next().await {
         let Some(reply_to) = message.reply.map(async_nats::Subject::into_string) else { continue };
         if !bus_subjects::is_reply_subject_allowed(&reply_to) {

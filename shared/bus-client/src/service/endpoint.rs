@@ -46,7 +46,14 @@ pub(super) struct Endpoint {
 impl Endpoint {
     pub(super) fn new(bus: Bus, definition: EndpointDefinition, handler: Handler) -> Self {
         let permits = Semaphore::new(definition.concurrency);
-        Self { bus, definition, handler, statistics: Statistics::default(), taken: AtomicUsize::new(0), permits }
+        Self {
+            bus,
+            definition,
+            handler,
+            statistics: Statistics::default(),
+            taken: AtomicUsize::new(0),
+            permits,
+        }
     }
 
     /// Takes requests until it is stopped; never waits for a handler, so that nothing piles up unseen.
@@ -85,8 +92,11 @@ impl Endpoint {
             );
             return;
         }
-        let request =
-            IncomingRequest::new(message.subject.into_string(), Headers::new(message.headers), message.payload);
+        let request = IncomingRequest::new(
+            message.subject.into_string(),
+            Headers::new(message.headers),
+            message.payload,
+        );
         let endpoint = Arc::clone(self);
         let room = self.taken.fetch_add(1, Ordering::Relaxed) < self.definition.concurrency.saturating_mul(2);
         tasks.spawn(async move {
