@@ -112,7 +112,10 @@ mod tests {
     #[test]
     fn a_list_asks_for_no_more_than_its_limit() {
         assert_eq!(page_size(None, 1000), Some(200));
-        assert_eq!([page_size(Some(5), 0), page_size(Some(5), 3), page_size(Some(5), 5)], [Some(5), Some(2), None]);
+        assert_eq!(
+            [page_size(Some(5), 0), page_size(Some(5), 3), page_size(Some(5), 5)],
+            [Some(5), Some(2), None]
+        );
         assert_eq!(page_size(Some(1000), 0), Some(200));
     }
 }

@@ -26,7 +26,13 @@ pub(crate) struct Connection {
     #[arg(long, global = true, value_name = "USER", env = "LONGHAUL_NATS_USER")]
     user: Option<String>,
     /// The password of that user.
-    #[arg(long, global = true, value_name = "PASSWORD", env = "LONGHAUL_NATS_PASSWORD", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PASSWORD",
+        env = "LONGHAUL_NATS_PASSWORD",
+        hide_env_values = true
+    )]
     password: Option<String>,
     /// A token of an account, instead of a user and a password.
     #[arg(long, global = true, value_name = "TOKEN", env = "LONGHAUL_NATS_TOKEN", hide_env_values = true)]
@@ -109,7 +115,8 @@ pub(crate) fn data_directory_or_default(given: Option<&Path>) -> anyhow::Result<
     let directory = match given {
         Some(directory) => directory.to_owned(),
         None => {
-            let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+            let set =
+                |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
             let data = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")));
             data.ok_or_else(|| usage("there is no home directory here: give --data-dir"))?.join("longhaul")
         }

@@ -1,1 +1,69 @@
-//! scheduler
+//! The scheduler: works on the operations of the control plane itself, those routed to `hub`. It holds no
+//! credentials of the database and keeps nothing: any number of schedulers may run, and one that dies leaves
+//! its operations to the others when their leases end.
+
+mod kinds;
+mod settings;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use bus_client::{Bus, ConnectSettings, Credentials};
+use domain_model::Routing;
+use operation_engine::Worker;
+use service_runtime::{HealthCheck, Runtime, Shutdown};
+
+use crate::kinds::TestSleep;
+
+pub use settings::{SchedulerSettings, WorkSettings};
+
+/// The committed defaults, commented.
+pub const DEFAULT_SETTINGS: &str = include_str!("../scheduler.default.toml");
+
+/// Runs a scheduler until it is shut down.
+pub async fn run(settings: SchedulerSettings, shutdown: Shutdown, runtime: Runtime) -> anyhow::Result<()> {
+    let health = runtime.health.register("bus");
+    let bus = Bus::connect(ConnectSettings {
+        url: settings.nats.url,
+        credentials: Credentials::UserPassword {
+            user: settings.nats.user.clone(),
+            password: settings.nats.password,
+        },
+        inbox_prefix: settings.nats.inbox_prefix,
+        name: "scheduler".to_owned(),
+    })
+    .await
+    .with_context(|| format!("connect to NATS as {}", settings.nats.user))?;
+
+    // Without endpoints: so that `nats micro ls` shows that it runs.
+    let description = "Works on the operations that are routed to the hub";
+    let shown =
+        bus.service("scheduler", env!("CARGO_PKG_VERSION"), description, BTreeMap::new()).start().await?;
+
+    let worker_id = format!("scheduler/{}", std::process::id());
+    let mut worker = Worker::new(bus.clone(), Routing::Hub, worker_id);
+    let test_kinds = std::env::var_os("LONGHAUL_TEST_KINDS").is_some_and(|value| value == "1");
+    if test_kinds || settings.work.test_kinds {
+        worker = worker.handler(Arc::new(TestSleep), settings.work.test_sleeps);
+    }
+    tokio::select! {
+        () = worker.run(shutdown.draining, shutdown.stopping) => {}
+        () = watch_connection(&bus, &health) => {}
+    }
+    shown.stop().await;
+    bus.drain().await;
+    Ok(())
+}
+
+async fn watch_connection(bus: &Bus, health: &HealthCheck) {
+    loop {
+        if bus.is_connected() {
+            health.set_ok();
+        } else {
+            health.set_failed("not connected to NATS");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}

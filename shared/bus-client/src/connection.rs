@@ -19,7 +19,7 @@ pub struct ConnectSettings {
     pub url: String,
     /// As whom.
     pub credentials: Credentials,
-    /// What inboxes start with, where the credentials allow one prefix only; `_INBOX` otherwise.
+    /// What inboxes start with, where the credentials allow one prefix only; `_INBOX` where absent or empty.
     pub inbox_prefix: Option<String>,
     /// Names the connection, for people who look at the server.
     pub name: String,
@@ -127,8 +127,8 @@ fn options(
         Credentials::Token(token) => options.token(token.expose_secret().to_owned()),
     };
     match &settings.inbox_prefix {
-        Some(prefix) => options.custom_inbox_prefix(prefix),
-        None => options,
+        Some(prefix) if !prefix.is_empty() => options.custom_inbox_prefix(prefix),
+        _ => options,
     }
 }
 

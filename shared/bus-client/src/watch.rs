@@ -39,7 +39,7 @@ const BACK_OFF: BackOff = BackOff { base: Duration::from_millis(100), cap: Durat
 /// What a watcher gets.
 #[derive(Debug, Clone, PartialEq)]
 pub enum WatchItem {
-    /// The next event: attempts and `n` only grow.
+    /// The next event: attempts and `n` only grow (but for the event of the end, where the stream was wiped).
     Event(ProgressEvent),
     /// A newer summary: `rev` only grows.
     State(Box<Operation>),
@@ -259,6 +259,10 @@ fn is_next(last: Key, next: Key) -> bool {
     next.0 == last.0 && next.1 == last.1 + 1
 }
 
+fn is_of_the_end(event: &ProgressEvent) -> bool {
+    event.phase == ProgressEvent::DONE && event.status.is_some()
+}
+
 /// What was delivered, and what waits for what is before it.
 #[derive(Debug, Default)]
 struct Seen {
@@ -275,9 +279,10 @@ impl Seen {
         self.last.is_some_and(|last| is_next(last, key(event)))
     }
 
-    /// Whether the event is after the last one.
+    /// Whether the event is after the last one. A stream that was wiped counts anew: the event of the end is
+    /// new all the same.
     fn is_new(&self, event: &ProgressEvent) -> bool {
-        self.last.is_none_or(|last| key(event) > last)
+        self.last.is_none_or(|last| key(event) > last) || (is_of_the_end(event) && !self.done)
     }
 
     /// Adds what the ring has; false where events are missing that the ring may yet show.
@@ -306,8 +311,8 @@ impl Seen {
     }
 
     fn note(&mut self, event: &ProgressEvent) {
-        self.last = Some(key(event));
-        self.done |= event.phase == ProgressEvent::DONE && event.status.is_some();
+        self.last = self.last.max(Some(key(event)));
+        self.done |= is_of_the_end(event);
     }
 
     /// Whether the summary is newer than the last one.
@@ -371,6 +376,18 @@ mod tests {
         assert!(!seen.merge(ring(&[(1, 1), (1, 2), (1, 3), (1, 4)])), "5 is missing");
         assert!(seen.merge(ring(&[(1, 1), (1, 2), (1, 3), (1, 4), (1, 5)])));
         assert_eq!(seen.take_early().map(|event| event.n).collect::<Vec<_>>(), [4, 5, 6]);
+    }
+
+    #[test]
+    fn the_end_is_told_even_where_a_wiped_stream_counts_anew() {
+        let mut seen = Seen { last: Some((1, 57)), ..Seen::default() };
+        let status = Some(domain_model::OperationStatus::Succeeded);
+        let end = ProgressEvent { phase: ProgressEvent::DONE.to_owned(), status, ..event(1, 1) };
+        assert!(seen.merge(std::iter::once(end.clone())));
+        assert_eq!(seen.take_early().count(), 1);
+        seen.note(&end);
+        assert!(!seen.is_new(&end), "but once only");
+        assert_eq!(seen.last, Some((1, 57)));
     }
 
     #[test]

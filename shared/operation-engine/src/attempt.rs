@@ -52,7 +52,12 @@ pub(crate) struct Sent {
 
 impl Attempt {
     /// `asked` is when the claim was sent: the lease ends `lease_s` after that at the earliest.
-    pub(crate) fn new(lease: Lease, definition: &'static KindDefinition, asked: Instant, news: Arc<Notify>) -> Self {
+    pub(crate) fn new(
+        lease: Lease,
+        definition: &'static KindDefinition,
+        asked: Instant,
+        news: Arc<Notify>,
+    ) -> Self {
         let events = EventLog::new(lease.op.op_id, lease.attempt, Instant::now());
         let state = State {
             deadline: asked + seconds(lease.lease_s),
@@ -190,9 +195,9 @@ impl Attempt {
         let checkpoint = checkpoint.map(|pending| (pending.version, pending.value.clone(), pending.bytes));
         let mut used = checkpoint.as_ref().map_or(0, |(_, _, bytes)| *bytes);
         let events = state.events.take(now, bytes - used);
-        used += events.iter().map(|event| serde_json::to_vec(event).map_or(0, |json| json.len())).sum::<usize>();
-        let (checkpoint_version, checkpoint) =
-            checkpoint.map(|(version, value, _)| (version, value)).unzip();
+        used +=
+            events.iter().map(|event| serde_json::to_vec(event).map_or(0, |json| json.len())).sum::<usize>();
+        let (checkpoint_version, checkpoint) = checkpoint.map(|(version, value, _)| (version, value)).unzip();
         let progress = OperationProgress {
             op_id: self.lease.op.op_id,
             attempt: self.lease.attempt,

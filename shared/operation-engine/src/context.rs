@@ -96,7 +96,10 @@ impl OperationContext {
     /// # Errors
     /// [`OperationFailure::Lost`] where somebody else may hold the operation by now; a permanent failure
     /// where the checkpoint is too large.
-    pub async fn save_checkpoint<T: Serialize + ?Sized + Sync>(&self, checkpoint: &T) -> Result<(), OperationFailure> {
+    pub async fn save_checkpoint<T: Serialize + ?Sized + Sync>(
+        &self,
+        checkpoint: &T,
+    ) -> Result<(), OperationFailure> {
         let value = serde_json::to_value(checkpoint)
             .map_err(|error| OperationFailure::permanent("checkpoint_unwritable", error))?;
         let bytes = value.to_string().len();
@@ -113,7 +116,8 @@ impl OperationContext {
     pub fn progress(&self, phase: &str, message: impl Into<String>, progress: Option<Progress>) {
         let message = message.into();
         let overall = overall_percent(self.attempt.definition.phases, phase, progress.as_ref());
-        let mut summary = ProgressSummary { phase: phase.to_owned(), message: message.clone(), progress: overall };
+        let mut summary =
+            ProgressSummary { phase: phase.to_owned(), message: message.clone(), progress: overall };
         cut(&mut summary.phase, 64);
         cut(&mut summary.message, 500);
         let event = NewEvent {
@@ -204,14 +208,24 @@ impl OperationContext {
             RepositoryRequest { op_id: self.op_id(), attempt: lease.attempt, lease_id: lease.lease_id };
         let mut failures = 0;
         loop {
-            let reply = self.bus.request(subject.clone(), &request, Encoding::MessagePack, REPOSITORY_TIMEOUT);
+            let reply =
+                self.bus.request(subject.clone(), &request, Encoding::MessagePack, REPOSITORY_TIMEOUT);
             let error = match reply.await {
-                Ok(RepositoryReply { grant: Grant { repository: Some(repository) } }) => return Ok(repository),
-                Ok(_) => return Err(OperationFailure::retryable("no_repository", "the registry gave no repository")),
+                Ok(RepositoryReply { grant: Grant { repository: Some(repository) } }) => {
+                    return Ok(repository);
+                }
+                Ok(_) => {
+                    return Err(OperationFailure::retryable(
+                        "no_repository",
+                        "the registry gave no repository",
+                    ));
+                }
                 Err(error) => error,
             };
             match error {
-                RequestError::Api(error) if error.code != ErrorCode::TooManyRequests => return Err(error.into()),
+                RequestError::Api(error) if error.code != ErrorCode::TooManyRequests => {
+                    return Err(error.into());
+                }
                 error if error.is_retryable() => {
                     tracing::warn!(op.id = %self.op_id(), error = %error, "no answer about the repository; asking again");
                 }

@@ -21,8 +21,9 @@ const WAITING: usize = 256;
 const UNSTORED: usize = 64;
 /// When to send again what the registry has, but could not store.
 const RESEND_AFTER: Duration = Duration::from_millis(500);
-/// An event as JSON, with room left for its headers in a message of 64 KiB.
-const EVENT_BYTES: usize = 60 * 1024;
+/// What detail, message and phase of an event may take as JSON: a message of the stream holds 64 KiB, headers and
+/// the other fields included, and the registry refuses events of more than 60 KiB.
+const EVENT_BYTES: usize = 56 * 1024;
 const MESSAGE_CHARACTERS: usize = 4096;
 const PHASE_CHARACTERS: usize = 64;
 
@@ -96,9 +97,10 @@ impl EventLog {
 
     /// When there is something to send; `None` while there is nothing.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
-        let gathered = self.first_waiting_since.filter(|_| self.unstored.len() < UNSTORED).map(|since| {
-            if self.closing { now } else { (since + GATHERING).max(self.next_token_at(now)) }
-        });
+        let gathered = self
+            .first_waiting_since
+            .filter(|_| self.unstored.len() < UNSTORED)
+            .map(|since| if self.closing { now } else { (since + GATHERING).max(self.next_token_at(now)) });
         [gathered, self.resend_at].into_iter().flatten().min()
     }
 
@@ -186,7 +188,8 @@ pub(crate) fn cut(text: &mut String, characters: usize) {
 fn shorten(event: &mut NewEvent) {
     cut(&mut event.phase, PHASE_CHARACTERS);
     cut(&mut event.message, MESSAGE_CHARACTERS);
-    let bytes = event.detail.as_ref().and_then(|detail| serde_json::to_vec(detail).ok()).map_or(0, |json| json.len());
+    let bytes =
+        event.detail.as_ref().and_then(|detail| serde_json::to_vec(detail).ok()).map_or(0, |json| json.len());
     // The worst of a message: each character six bytes as an escape, or four as UTF-8.
     if bytes > EVENT_BYTES - 6 * (MESSAGE_CHARACTERS + PHASE_CHARACTERS) {
         event.detail = Some(json!({ "truncated": true, "detail_bytes": bytes }));

@@ -34,10 +34,14 @@ pub(crate) fn finish_request(
         Err(OperationFailure::Lost) => return None,
         Err(OperationFailure::Canceled) if !only_stopped => request.outcome = Outcome::Canceled,
         // What fails while it is being stopped most likely fails because of it.
-        Err(OperationFailure::Canceled | OperationFailure::Failed { retryable: true, .. }) if only_stopped => {
+        Err(OperationFailure::Canceled | OperationFailure::Failed { retryable: true, .. })
+            if only_stopped =>
+        {
             request.outcome = Outcome::HandedBack;
         }
-        Err(OperationFailure::HandedBack | OperationFailure::Canceled) => request.outcome = Outcome::HandedBack,
+        Err(OperationFailure::HandedBack | OperationFailure::Canceled) => {
+            request.outcome = Outcome::HandedBack
+        }
         Err(OperationFailure::Failed { code, message, retryable }) => {
             request.outcome = Outcome::Failed;
             request.error = Some(FinishError { code, message, retryable });

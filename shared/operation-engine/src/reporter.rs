@@ -22,7 +22,7 @@ const REQUEST_BYTES: usize = 700 * 1024;
 const REQUEST_OPERATIONS: usize = 50;
 const BACK_OFF: BackOff = BackOff { base: Duration::from_millis(200), cap: Duration::from_secs(2) };
 /// Between two requests, however much there is to tell.
-const REST: Duration = Duration::from_millis(20);
+const REST: Duration = Duration::from_millis(10);
 
 pub(crate) struct Reporter {
     bus: Bus,

@@ -272,7 +272,9 @@ async fn supervise(
     } else {
         shared.reporter.add(Arc::clone(&attempt));
         let outcome = run_handler(&shared, handler, &attempt).await;
-        if !attempt.lost().is_cancelled() && tokio::time::timeout(FLUSH_TIMEOUT, attempt.flush()).await.is_err() {
+        if !attempt.lost().is_cancelled()
+            && tokio::time::timeout(FLUSH_TIMEOUT, attempt.flush()).await.is_err()
+        {
             tracing::warn!(op.id = %op_id, "the last events of the operation are not stored; finishing without them");
         }
         shared.reporter.remove(&attempt);
@@ -280,7 +282,9 @@ async fn supervise(
     };
     match &outcome {
         Ok(_) => tracing::info!(op.id = %op_id, op.kind = %kind, "the operation succeeded"),
-        Err(failure) => tracing::info!(op.id = %op_id, op.kind = %kind, reason = %failure, "the attempt ended without a result"),
+        Err(failure) => {
+            tracing::info!(op.id = %op_id, op.kind = %kind, reason = %failure, "the attempt ended without a result")
+        }
     }
     if attempt.lost().is_cancelled() {
         return;

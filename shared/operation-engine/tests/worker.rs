@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use bus_client::{Bus, EndpointDefinition, IncomingRequest, Reply, RunningService};
 use bus_messages::kinds::{self, KindDefinition};
 use bus_messages::{
-    ApiError, ChildOperation, ClaimReply, ClaimRequest, ErrorCode, EventLevel, FinishReply, FinishRequest, Lease,
-    OperationProgressReply, Outcome, ProgressEvent, ProgressReply, ProgressRequest, ProgressSummary,
+    ApiError, ChildOperation, ClaimReply, ClaimRequest, ErrorCode, EventLevel, FinishReply, FinishRequest,
+    Lease, OperationProgressReply, Outcome, ProgressEvent, ProgressReply, ProgressRequest, ProgressSummary,
     RepositoryRequest,
 };
 use bytes::Bytes;
@@ -69,7 +69,10 @@ impl Registry {
                     let reply = answer(&registry, &request);
                     let lose = |left: u32| left.checked_sub(1);
                     if request.subject().ends_with(".progress")
-                        && registry.replies_to_lose.try_update(Ordering::Relaxed, Ordering::Relaxed, lose).is_ok()
+                        && registry
+                            .replies_to_lose
+                            .try_update(Ordering::Relaxed, Ordering::Relaxed, lose)
+                            .is_ok()
                     {
                         return std::future::pending().await;
                     }
@@ -185,7 +188,8 @@ impl Registry {
     }
 }
 
-type Work = Box<dyn Fn(OperationContext) -> BoxFuture<'static, Result<Value, OperationFailure>> + Send + Sync>;
+type Work =
+    Box<dyn Fn(OperationContext) -> BoxFuture<'static, Result<Value, OperationFailure>> + Send + Sync>;
 
 struct TestHandler(Work);
 
@@ -342,8 +346,10 @@ async fn a_lost_lease_stops_the_work_and_nothing_is_finished() {
     let op_id = setting.add().await;
     setting.started(&started).await;
     setting.registry.change(op_id, |known| known.lost = true);
-    wait_for("the handler sees it", async || seen.lock().unwrap().clone().ok_or_else(|| "not yet".to_owned())).await;
-    assert_eq!(*seen.lock().unwrap(), Some((true, false, Err(OperationFailure::Lost))));
+    let seen =
+        wait_for("the handler sees it", async || seen.lock().unwrap().clone().ok_or("not yet".to_owned()))
+            .await;
+    assert_eq!(seen, (true, false, Err(OperationFailure::Lost)));
     setting.draining.cancel();
     let registry = Arc::clone(&setting.registry);
     setting.ended().await;
@@ -423,7 +429,8 @@ async fn the_work_stops_before_its_lease_ends_when_the_registry_is_silent() {
     setting.started(&started).await;
     setting.registry.silent.store(true, Ordering::Relaxed);
     let (lost, left) =
-        wait_for("the work stops", async || stopped.lock().unwrap().ok_or_else(|| "not yet".to_owned())).await;
+        wait_for("the work stops", async || stopped.lock().unwrap().ok_or_else(|| "not yet".to_owned()))
+            .await;
     assert!(lost);
     assert!(left > Duration::from_millis(100), "{left:?} were left");
     assert_eq!(setting.registry.of(op_id).finish, None);
@@ -488,7 +495,9 @@ async fn a_checkpoint_is_stored_before_the_work_goes_on() {
             context.save_checkpoint(&json!({ "done": 4 })).await?;
             assert_eq!(registry.of(context.op_id()).checkpoint, Some(json!({ "done": 4 })));
             let large = context.save_checkpoint(&"x".repeat(70_000)).await;
-            assert!(matches!(large, Err(OperationFailure::Failed { code, .. }) if code == "checkpoint_too_large"));
+            assert!(
+                matches!(large, Err(OperationFailure::Failed { code, .. }) if code == "checkpoint_too_large")
+            );
             registry.replies_to_lose.store(1, Ordering::Relaxed);
             context.save_checkpoint(&json!({ "done": 5 })).await?;
             registry.refuse_checkpoints.store(true, Ordering::Relaxed);
@@ -525,7 +534,10 @@ async fn what_the_registry_refuses_is_a_failure_with_its_cause() {
     let Some(setting) = Setting::start(WorkerTiming::default(), work).await else { return };
     let op_id = setting.add_with(30.0, Some(json!("repository"))).await;
     let error = setting.registry.finished(op_id).await.error.unwrap();
-    assert_eq!((error.code.as_str(), error.message.as_str(), error.retryable), ("bucket_unreachable", "no bucket", true));
+    assert_eq!(
+        (error.code.as_str(), error.message.as_str(), error.retryable),
+        ("bucket_unreachable", "no bucket", true)
+    );
 
     let op_id = setting.add_with(30.0, Some(json!("children"))).await;
     let finish = setting.registry.finished(op_id).await;

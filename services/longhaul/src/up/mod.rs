@@ -146,7 +146,8 @@ impl System {
         stores.extend(object_store.map(Box::new).map(Supervised::ObjectStore));
         self.watch(stores);
 
-        let nats = NatsServer::start(&server_processes::nats_server_program()?, directory, &host_ids, 1).await?;
+        let nats =
+            NatsServer::start(&server_processes::nats_server_program()?, directory, &host_ids, 1).await?;
         let nats_url = nats.url();
         let identities = nats.identities().clone();
         self.watch(vec![Supervised::Nats(Box::new(nats))]);
@@ -164,14 +165,16 @@ impl System {
         self.watch(vec![Supervised::Service(Box::new(registry))]);
         let api = self.connect(&nats_url, &identities.ops).await?;
         for (index, id) in installation.hosts.iter().enumerate() {
-            let create = CreateHost { id: Some(*id), name: format!("host-{index}"), region: Some(REGION.to_owned()) };
+            let create =
+                CreateHost { id: Some(*id), name: format!("host-{index}"), region: Some(REGION.to_owned()) };
             let made: Result<HostReply, _> = api.call(Scope::Hub, "host", "create", &create).await;
             made.with_context(|| format!("making host-{index} known"))?;
         }
         self.api = Some(api);
 
         let workers = start_workers(directory, installation, &settings).await?;
-        let summaries: Vec<_> = std::iter::once(registry_started).chain(workers.iter().map(Service::summary)).collect();
+        let summaries: Vec<_> =
+            std::iter::once(registry_started).chain(workers.iter().map(Service::summary)).collect();
         let contexts = nats_contexts::write(directory, &nats_url, &identities.ops)?;
         let identity = |identity: &server_processes::Identity| ReadyIdentity {
             user: identity.user.clone(),
@@ -234,9 +237,8 @@ async fn start_stores(
     directory: &Path,
     installation: &Installation,
 ) -> anyhow::Result<(PostgresServer, Option<ObjectStoreServer>)> {
-    let postgres = async {
-        PostgresServer::start(&server_processes::postgres_bin_directory()?, directory).await
-    };
+    let postgres =
+        async { PostgresServer::start(&server_processes::postgres_bin_directory()?, directory).await };
     let object_store = async {
         match &installation.object_store {
             ObjectStore::Local => {
@@ -246,7 +248,9 @@ async fn start_stores(
             }
             ObjectStore::S3 { access_key_id, secret_access_key } => {
                 let program = server_processes::object_store_program()?;
-                ObjectStoreServer::start(&program, directory, access_key_id, secret_access_key).await.map(Some)
+                ObjectStoreServer::start(&program, directory, access_key_id, secret_access_key)
+                    .await
+                    .map(Some)
             }
         }
     };
@@ -289,7 +293,8 @@ async fn start_workers(
     match failure {
         None => Ok(workers),
         Some(error) => {
-            futures::future::join_all(workers.iter().map(|worker| worker.stop(&CancellationToken::new()))).await;
+            let no_hurry = CancellationToken::new();
+            futures::future::join_all(workers.iter().map(|worker| worker.stop(&no_hurry))).await;
             Err(error)
         }
     }
@@ -311,7 +316,8 @@ fn address_of(
 }
 
 fn hosts_of(directory: &Path, installation: &Installation) -> Vec<ReadyHost> {
-    let host = |(index, id): (usize, &HostId)| ReadyHost { id: *id, root: host_root(directory, index), pid: 0 };
+    let host =
+        |(index, id): (usize, &HostId)| ReadyHost { id: *id, root: host_root(directory, index), pid: 0 };
     installation.hosts.iter().enumerate().map(host).collect()
 }
 

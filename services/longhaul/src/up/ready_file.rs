@@ -135,7 +135,8 @@ mod tests {
             let metrics_url = format!("http://127.0.0.1:{pid}/metrics");
             ready.note(&ServiceSummary { name: name.to_owned(), pid, metrics_url });
         };
-        for (name, pid) in [("registry", 10), ("host-backup-0", 20), ("host-backup-1", 21), ("registry", 11)] {
+        for (name, pid) in [("registry", 10), ("host-backup-0", 20), ("host-backup-1", 21), ("registry", 11)]
+        {
             note(name, pid);
         }
         note("host-backup-1", 31);
@@ -148,7 +149,9 @@ mod tests {
     #[test]
     fn the_file_has_the_fields_of_the_contract() {
         let json = serde_json::to_value(ready()).expect("it serialises");
-        for field in ["nats_url", "database_url", "object_store", "credentials", "hosts", "services", "metrics"] {
+        for field in
+            ["nats_url", "database_url", "object_store", "credentials", "hosts", "services", "metrics"]
+        {
             assert!(!json[field].is_null(), "{field}");
         }
         assert_eq!(json["object_store"], serde_json::json!({ "kind": "local", "root": "/d/object-store" }));

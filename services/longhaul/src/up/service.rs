@@ -89,7 +89,10 @@ fn program(kind: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("finding this program")?;
     let program = own.with_file_name(kind);
     if !program.is_file() {
-        bail!("there is no {} beside this program: build all of the workspace, as ./dev does", program.display());
+        bail!(
+            "there is no {} beside this program: build all of the workspace, as ./dev does",
+            program.display()
+        );
     }
     Ok(program)
 }
@@ -102,10 +105,7 @@ async fn launch(spec: &ProcessSpec, address_file: &Path) -> anyhow::Result<(Mana
         _ => {}
     }
     let process = ManagedProcess::spawn(spec.clone()).await?;
-    wait_until(&process, PATIENCE_TO_START, || async {
-        healthy(read_address(address_file)?).await
-    })
-    .await?;
+    wait_until(&process, PATIENCE_TO_START, || async { healthy(read_address(address_file)?).await }).await?;
     let address = read_address(address_file)?;
     Ok((process, address))
 }

@@ -139,4 +139,3 @@ async fn keep_running(name: &str, supervised: &mut Supervised, board: &Board) ->
         eprintln!("up: {name} is running again (process {})", supervised.process().pid());
     }
 }
-

@@ -114,7 +114,7 @@ fn launch(program: &Path, directory: &Path, port: Option<u16>) -> (Child, u16) {
     let config_file = directory.join("nats.conf");
     std::fs::write(&config_file, config).unwrap();
     let log = std::fs::File::create(directory.join("nats.log")).unwrap();
-    let child = Command::new(program)
+    let mut child = Command::new(program)
         .arg("-c")
         .arg(&config_file)
         .stdout(Stdio::null())
@@ -124,16 +124,24 @@ fn launch(program: &Path, directory: &Path, port: Option<u16>) -> (Child, u16) {
     let name = program.file_name().unwrap().to_string_lossy().into_owned();
     let ports_file = directory.join(format!("{name}_{}.ports", child.id()));
     let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
+    let port = loop {
         let text = std::fs::read_to_string(&ports_file).unwrap_or_default();
         if let Ok(ports) = serde_json::from_str::<serde_json::Value>(&text) {
-            let url = ports["nats"][0].as_str().unwrap();
-            return (child, url.rsplit(':').next().unwrap().parse().unwrap());
+            let url = ports["nats"][0].as_str().unwrap_or_default();
+            break url.rsplit(':').next().and_then(|port| port.parse().ok());
         }
-        let log = || std::fs::read_to_string(directory.join("nats.log")).unwrap_or_default();
-        assert!(Instant::now() < deadline, "the nats-server did not start: {}", log());
+        if Instant::now() >= deadline {
+            break None;
+        }
         std::thread::sleep(Duration::from_millis(10));
+    };
+    if let Some(port) = port {
+        return (child, port);
     }
+    let _ = child.kill();
+    let _ = child.wait();
+    let log = std::fs::read_to_string(directory.join("nats.log")).unwrap_or_default();
+    panic!("the nats-server did not start: {log}");
 }
 
 /// Polls until the check answers, and says what it saw last if it never does.

@@ -1,0 +1,113 @@
+//! `longhaul project`.
+
+use bus_messages::{CreateProject, Nothing, Project, ProjectList, ProjectReply, ProjectStatus};
+use clap::Subcommand;
+use domain_model::{AccountId, HostId, ProjectId, Scope};
+
+use crate::UsageError;
+use crate::api::Api;
+use crate::connection::Connection;
+use crate::output::{Output, or_dash};
+
+/// Arguments of `longhaul project`.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Create a project.
+    Create {
+        /// Its title.
+        #[arg(long)]
+        title: String,
+        /// The id of the host that has its files; it may be left out where there is one host.
+        #[arg(long, value_name = "ID")]
+        host: Option<HostId>,
+        /// The id of the account whose it is.
+        #[arg(long, value_name = "ID")]
+        account: Option<AccountId>,
+        /// Where its backups are to be (wnam, enam, weur, eeur, apac, oc); the host's region by default.
+        #[arg(long)]
+        region: Option<String>,
+    },
+    /// List the projects, newest first.
+    List {
+        /// At most so many.
+        #[arg(long, value_name = "N")]
+        limit: Option<u32>,
+    },
+    /// Show a project, and what goes on with it.
+    Show {
+        /// Its id.
+        project: ProjectId,
+    },
+}
+
+pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<()> {
+    let api = arguments.connection.connect().await?;
+    match arguments.action {
+        Action::Create { title, host, account, region } => {
+            let host_id = match host {
+                Some(host) => host,
+                None => only_host(&api).await?,
+            };
+            let create = CreateProject { title, host_id, account_id: account, region };
+            let reply: ProjectReply = api.call(Scope::Hub, "project", "create", &create).await?;
+            output.one(&reply.project, &fields(&reply.project))
+        }
+        Action::List { limit } => {
+            let page = |page: ProjectList| (page.projects, page.next_cursor);
+            let projects = api.list(Scope::Hub, "project", limit, page).await?;
+            output.list(&projects, ["id", "title", "host", "region", "last backup"], |project| {
+                [
+                    project.id.to_string(),
+                    project.title.clone(),
+                    project.host_id.to_string(),
+                    project.region.clone(),
+                    or_dash(project.last_backup_at),
+                ]
+            })
+        }
+        Action::Show { project } => {
+            let scope = Scope::Project(project);
+            let status: ProjectStatus = api.call(scope, "project", "status", &Nothing {}).await?;
+            let mut fields = fields(&status.project);
+            let running: Vec<String> = status.running_ops.iter().map(ToString::to_string).collect();
+            fields.push(("running", if running.is_empty() { "-".to_owned() } else { running.join(" ") }));
+            output.one(&status, &fields)
+        }
+    }
+}
+
+async fn only_host(api: &Api) -> anyhow::Result<HostId> {
+    let hosts: bus_messages::HostList = api.call(Scope::Hub, "host", "list", &Nothing {}).await?;
+    match hosts.hosts.as_slice() {
+        [host] => Ok(host.id),
+        hosts => {
+            let message =
+                format!("there are {} hosts: give --host with the id of one (`host list`)", hosts.len());
+            Err(UsageError(message).into())
+        }
+    }
+}
+
+fn fields(project: &Project) -> Vec<(&'static str, String)> {
+    vec![
+        ("id", project.id.to_string()),
+        ("title", project.title.clone()),
+        ("account", or_dash(project.account_id)),
+        ("host", project.host_id.to_string()),
+        ("region", project.region.clone()),
+        ("state", project.state.clone()),
+        ("bucket", or_dash(project.backup_bucket_id)),
+        ("last backup", or_dash(project.last_backup_at)),
+        ("last backup id", or_dash(project.last_backup_id.as_ref())),
+        ("last verified", or_dash(project.last_verified_at)),
+        ("created", project.created_at.to_string()),
+    ]
+}

@@ -1,0 +1,68 @@
+//! `longhaul restore`.
+
+use bus_messages::kinds::{BackupChoice, Conflict, ProjectRestoreInput};
+use clap::ValueEnum;
+use domain_model::{HostId, LayoutPath, ProjectId, ProjectPath, Scope};
+
+use super::watch::create_and_watch;
+use crate::connection::Connection;
+use crate::output::Output;
+
+/// Arguments of `longhaul restore`.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    connection: Connection,
+    /// The id of the project.
+    project: ProjectId,
+    /// Which backup.
+    #[arg(long, value_name = "ID|latest", default_value = "latest")]
+    backup: BackupChoice,
+    /// Only this path of the backup, such as project/src; all of it by default.
+    #[arg(long, value_name = "PATH")]
+    path: Option<LayoutPath>,
+    /// Where the path is to go in the project's files; its own place by default.
+    #[arg(long, value_name = "PATH", requires = "path")]
+    target: Option<ProjectPath>,
+    /// What to do where there is something at the target already.
+    #[arg(long, value_name = "WORD", default_value = "replace")]
+    conflict: ConflictArgument,
+    /// The id of the host to restore on; the project's own by default.
+    #[arg(long, value_name = "ID")]
+    host: Option<HostId>,
+    /// Restore and verify, and put nothing in place.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the operation and do not wait for its end.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ConflictArgument {
+    /// Put the backup's in its place, atomically.
+    Replace,
+    /// Leave it, and restore nothing.
+    Keep,
+    /// Fail.
+    Fail,
+}
+
+pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<()> {
+    let api = arguments.connection.connect().await?;
+    let input = ProjectRestoreInput {
+        backup_id: arguments.backup,
+        path: arguments.path,
+        host_id: arguments.host,
+        target: arguments.target,
+        conflict: match arguments.conflict {
+            ConflictArgument::Replace => Conflict::Replace,
+            ConflictArgument::Keep => Conflict::Keep,
+            ConflictArgument::Fail => Conflict::Fail,
+        },
+        dry_run: arguments.dry_run,
+    };
+    let input = serde_json::to_value(input)?;
+    let scope = Scope::Project(arguments.project);
+    create_and_watch(&api, scope, "project-restore", input, None, arguments.no_wait, output).await
+}

@@ -1,0 +1,36 @@
+use serde::Deserialize;
+use service_runtime::{HttpSettings, NatsSettings, ServiceSettings, TelemetrySettings};
+
+/// Settings of the scheduler; `scheduler.default.toml` explains each.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulerSettings {
+    /// The identity of the scheduler.
+    pub nats: NatsSettings,
+    /// How much at the same time.
+    pub work: WorkSettings,
+    /// `/metrics` and `/healthz`.
+    pub http: HttpSettings,
+    /// Logs.
+    pub telemetry: TelemetrySettings,
+}
+
+/// How much at the same time.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkSettings {
+    /// Whether kinds that exist for tests are worked on.
+    pub test_kinds: bool,
+    /// How many `test-sleep` operations run at the same time.
+    pub test_sleeps: u32,
+}
+
+impl ServiceSettings for SchedulerSettings {
+    fn telemetry(&self) -> &TelemetrySettings {
+        &self.telemetry
+    }
+
+    fn http(&self) -> &HttpSettings {
+        &self.http
+    }
+}
