@@ -38,16 +38,20 @@ impl Fixtures {
         let sample = sample.replace("<hex>", &"0123456789abcdef".repeat(4));
         let path = folder().join(format!("{name}.json"));
         if !path.exists() && std::env::var_os("LONGHAUL_WRITE_GOLDEN").is_some() {
-            let value: Value = serde_json::from_str(&sample).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let value: Value =
+                serde_json::from_str(&sample).unwrap_or_else(|error| panic!("{name}: {error}"));
             fs::write(&path, format!("{}\n", serde_json::to_string_pretty(&value).unwrap())).unwrap();
         }
-        let text = fs::read_to_string(&path)
-            .unwrap_or_else(|error| panic!("{}: {error}; LONGHAUL_WRITE_GOLDEN=1 writes what is missing", path.display()));
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| {
+            panic!("{}: {error}; LONGHAUL_WRITE_GOLDEN=1 writes what is missing", path.display())
+        });
         let golden: Value = serde_json::from_str(&text).unwrap();
-        let read: T = serde_json::from_value(golden.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let read: T =
+            serde_json::from_value(golden.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(serde_json::to_value(&read).unwrap(), golden, "{name} is written as it was read");
         let packed = Encoding::MessagePack.encode(&read);
-        let unpacked: T = Encoding::MessagePack.decode(&packed).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let unpacked: T =
+            Encoding::MessagePack.decode(&packed).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(unpacked, read, "{name} survives MessagePack");
         // Named fields: any MessagePack reader gets the same tree.
         let tree: Value = Encoding::MessagePack.decode(&packed).unwrap();
@@ -90,21 +94,36 @@ fn every_message_reads_and_writes_as_its_fixture() {
     f.check::<ProgressEvent>("event", event);
     f.check::<ProgressEvent>("event-last", last);
     f.check::<CreateOperation>("lro-create-request", r#"{"kind":"project-backup","input":{"tags":["before-exam"],"pinned":false},"dedupe_key":"nightly","force":false,"priority":5,"ttl_s":60,"not_before":"<moment>","routing":"host-<id>"}"#);
-    f.check::<CreatedOperation>("lro-create-reply", &format!(r#"{{"op":{operation},"subject":"persist.project-<other>.lro.<id>","created":true}}"#));
+    f.check::<CreatedOperation>(
+        "lro-create-reply",
+        &format!(r#"{{"op":{operation},"subject":"persist.project-<other>.lro.<id>","created":true}}"#),
+    );
     f.check::<GetOperation>("lro-get-request", r#"{"op_id":"<id>"}"#);
     f.check::<OperationReply>("lro-get-reply", &format!(r#"{{"op":{operation}}}"#));
-    f.check::<ListOperations>("lro-list-request", r#"{"kind":"project-backup","status":"running","parent_id":"<id>","limit":10,"cursor":"<id>"}"#);
+    f.check::<ListOperations>(
+        "lro-list-request",
+        r#"{"kind":"project-backup","status":"running","parent_id":"<id>","limit":10,"cursor":"<id>"}"#,
+    );
     f.check::<OperationList>("lro-list-reply", &format!(r#"{{"ops":[{operation}],"next_cursor":"<id>"}}"#));
     f.check::<WaitOperation>("lro-wait-request", r#"{"op_id":"<id>","timeout_s":30.0}"#);
     f.check::<WaitReply>("lro-wait-reply", &format!(r#"{{"op":{operation},"done":false}}"#));
     f.check::<RetryOperation>("lro-retry-request", r#"{"op_id":"<id>","from_start":true}"#);
     f.check::<ListEvents>("lro-events-request", r#"{"op_id":"<id>","after_n":3}"#);
-    f.check::<EventList>("lro-events-reply", &format!(r#"{{"events":[{event},{last}],"state":{operation}}}"#));
+    f.check::<EventList>(
+        "lro-events-reply",
+        &format!(r#"{{"events":[{event},{last}],"state":{operation}}}"#),
+    );
     f.check::<ErrorBody>("error", r#"{"error":{"code":"dedupe_mismatch","status":409,"message":"m","retryable":false,"details":{"op_id":"<id>"}}}"#);
-    f.check::<CreateProject>("project-create-request", r#"{"title":"Linear algebra","host_id":"<id>","account_id":"<other>","region":"weur"}"#);
+    f.check::<CreateProject>(
+        "project-create-request",
+        r#"{"title":"Linear algebra","host_id":"<id>","account_id":"<other>","region":"weur"}"#,
+    );
     f.check::<ProjectReply>("project-get-reply", &format!(r#"{{"project":{project}}}"#));
     f.check::<ListRequest>("list-request", r#"{"limit":20,"cursor":"c"}"#);
-    f.check::<ProjectList>("project-list-reply", &format!(r#"{{"projects":[{project}],"next_cursor":null}}"#));
+    f.check::<ProjectList>(
+        "project-list-reply",
+        &format!(r#"{{"projects":[{project}],"next_cursor":null}}"#),
+    );
     f.check::<ProjectStatus>("project-status-reply", &format!(r#"{{"project":{project},"last_backup_at":"<moment>","last_verified_at":null,"region":"weur","running_ops":["<id>"]}}"#));
     f.check::<ChangeCollaborator>("project-add-collaborator-request", r#"{"account_id":"<id>"}"#);
     f.check::<Nothing>("nothing", "{}");
@@ -118,26 +137,40 @@ fn every_message_reads_and_writes_as_its_fixture() {
     f.check::<BackupReply>("backup-get-reply", &format!(r#"{{"backup":{backup}}}"#));
     f.check::<BackupList>("backup-list-reply", &format!(r#"{{"backups":[{backup}],"next_cursor":"c"}}"#));
     f.check::<CreateAccount>("account-create-request", r#"{"name":"eve"}"#);
-    f.check::<AccountReply>("account-create-reply", r#"{"account":{"id":"<id>","name":"eve","inbox_prefix":"_INBOX_<id>","created_at":"<moment>"}}"#);
+    f.check::<AccountReply>(
+        "account-create-reply",
+        r#"{"account":{"id":"<id>","name":"eve","inbox_prefix":"_INBOX_<id>","created_at":"<moment>"}}"#,
+    );
     f.check::<CreateToken>("account-create-token-request", r#"{"ttl_s":86400}"#);
     f.check::<TokenReply>("account-create-token-reply", r#"{"token":"t"}"#);
-    f.check::<ClaimRequest>("work-claim-request", r#"{"worker_id":"w","kinds":{"project-backup":2},"max":2}"#);
+    f.check::<ClaimRequest>(
+        "work-claim-request",
+        r#"{"worker_id":"w","kinds":{"project-backup":2},"max":2}"#,
+    );
     f.check::<ClaimReply>("work-claim-reply", &format!(r#"{{"leases":[{{"op":{operation},"attempt":2,"lease_id":"<id>","lease_until":"<moment>","lease_s":30.0,"checkpoint":{{"done":1}},"grant":{grant}}}]}}"#));
     f.check::<ProgressRequest>("work-progress-request", &format!(r#"{{"worker_id":"w","ops":[{{"op_id":"<id>","attempt":1,"lease_id":"<other>","events":[{event}],"summary":{{"phase":"upload","message":"m","progress":1.0}},"checkpoint":{{"done":1}}}}]}}"#));
     f.check::<ProgressReply>("work-progress-reply", r#"{"ops":[{"op_id":"<id>","ok":true,"lost":false,"lease_until":"<moment>","lease_s":30.0,"cancel_requested":false,"stored_n":3,"refused":"r"}]}"#);
     f.check::<FinishRequest>("work-finish-request", r#"{"op_id":"<id>","attempt":1,"lease_id":"<other>","outcome":"waits_for_children","result":{"a":1},"error":{"code":"c","message":"m","retryable":true},"children":[{"key":"child-1","scope":"hub","kind":"test-sleep","input":{"seconds":1.0}}],"checkpoint":{"done":1}}"#);
     f.check::<FinishReply>("work-finish-reply", r#"{"ok":true,"lost":false}"#);
-    f.check::<RepositoryRequest>("work-repository-request", r#"{"op_id":"<id>","attempt":1,"lease_id":"<other>"}"#);
+    f.check::<RepositoryRequest>(
+        "work-repository-request",
+        r#"{"op_id":"<id>","attempt":1,"lease_id":"<other>"}"#,
+    );
     f.check::<RepositoryReply>("work-repository-reply", &format!(r#"{{"grant":{grant}}}"#));
     f.check::<ObjectStoreGrant>("grant-local", r#"{"kind":"local","root":"/srv/objects"}"#);
     f.check::<ProjectBackupInput>("project-backup-input", r#"{"tags":["before-exam"],"pinned":true}"#);
     f.check::<ProjectBackupResult>("project-backup-result", r#"{"backup_id":"<hex>","files":2,"bytes":3,"bytes_added":1,"parent":null,"source":"btrfs-snapshot","tree":"<hex>","snapshot_at":"<moment>","vanished":0,"duration_s":1.5}"#);
     f.check::<ProjectRestoreInput>("project-restore-input", r#"{"backup_id":"latest","path":"project/src","host_id":"<id>","target":"restored/src","conflict":"keep","dry_run":false}"#);
     f.check::<ProjectRestoreResult>("project-restore-result", r#"{"backup_id":"<hex>","files":2,"bytes":3,"tree":"<hex>","receipt":"match","target":"project","duration_s":1.5}"#);
-    f.check::<TestSleepInput>("test-sleep-input", r#"{"seconds":2.0,"steps":10,"fail_at_step":3,"children":0}"#);
+    f.check::<TestSleepInput>(
+        "test-sleep-input",
+        r#"{"seconds":2.0,"steps":10,"fail_at_step":3,"children":0}"#,
+    );
     f.check::<TestSleepResult>("test-sleep-result", r#"{"steps":10,"attempt":1}"#);
 
-    let files: BTreeSet<String> =
-        fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let files: BTreeSet<String> = fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     assert_eq!(files, fixtures.seen, "each fixture has a reader, and each reader its fixture");
 }

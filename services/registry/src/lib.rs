@@ -10,6 +10,7 @@ mod errors;
 mod metrics;
 mod registry;
 mod repositories;
+mod reveal_password;
 mod secrets;
 mod settings;
 mod streams;
@@ -32,6 +33,7 @@ use crate::repositories::Repositories;
 use crate::secrets::MasterKey;
 use crate::streams::Streams;
 
+pub use reveal_password::reveal_password;
 pub use settings::RegistrySettings;
 
 /// The committed defaults, commented.

@@ -17,7 +17,7 @@ pub struct Operation {
     /// The type of the scope: `project`, `account`, `host` or `hub`.
     pub scope_type: String,
     /// The UUID of the scope; null for the hub.
-    pub scope_id: Option<uuid::Uuid>,
+    pub scope_id: Option<String>,
     /// Its state.
     pub status: OperationStatus,
     /// Who asked for it: an account id, or the name of a hub identity.

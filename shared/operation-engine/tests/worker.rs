@@ -31,6 +31,7 @@ const TIME: &str = "2026-11-21T07:38:27.123Z";
 /// What the registry knows of one operation.
 #[derive(Debug, Default, Clone)]
 struct Known {
+    lease_s: f64,
     lost: bool,
     cancel_requested: bool,
     events: Vec<ProgressEvent>,
@@ -109,7 +110,7 @@ impl Registry {
             grant: None,
         };
         let op_id = lease.op.op_id;
-        self.known.lock().unwrap().insert(op_id, Known::default());
+        self.known.lock().unwrap().insert(op_id, Known { lease_s, ..Known::default() });
         self.queue.lock().unwrap().push_back(lease);
         op_id
     }
@@ -153,7 +154,7 @@ impl Registry {
                 ok: !known.lost,
                 lost: known.lost,
                 lease_until: None,
-                lease_s: 30.0,
+                lease_s: known.lease_s,
                 cancel_requested: known.cancel_requested,
                 stored_n: known.events.last().map_or(0, |event| event.n),
                 refused: refuse.then(|| "not this one".to_owned()),
@@ -422,9 +423,7 @@ async fn the_work_stops_before_its_lease_ends_when_the_registry_is_silent() {
             Err(OperationFailure::Lost)
         }
     };
-    // No heartbeat before the registry falls silent, so that the lease stays the one of the claim.
-    let timing = WorkerTiming { heartbeat: Duration::from_millis(500), ..fast() };
-    let Some(setting) = Setting::start(timing, work).await else { return };
+    let Some(setting) = Setting::start(fast(), work).await else { return };
     let op_id = setting.add_with(1.2, None).await;
     setting.started(&started).await;
     setting.registry.silent.store(true, Ordering::Relaxed);

@@ -104,7 +104,7 @@ impl TryFrom<OperationRow> for Operation {
             kind: row.kind.parse().map_err(|e| column("long_running_operations.kind")(format!("{e}")))?,
             scope,
             scope_type: row.scope_type,
-            scope_id: row.scope_id,
+            scope_id: row.scope_id.map(|id| id.to_string()),
             status,
             created_by: row.created_by,
             owner: row.owner,
