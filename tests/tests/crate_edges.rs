@@ -16,7 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("operation-engine", &["bus-client", "bus-messages", "bus-subjects", "domain-model"]),
     ("object-storage", &[]),
     ("backup-repository", &["object-storage"]),
-    ("volumes", &[]),
+    ("volumes", &["domain-model"]),
     ("service-runtime", &[]),
     ("server-processes", &[]),
     (

@@ -3,8 +3,6 @@
 //! A script must be able to trust it: the exit status is 0 only when what was asked for has happened (a backup that was
 //! created and then failed is a failure), 1 for a failure, 2 for a command line that makes no sense; results go to
 //! standard output and everything else to standard error; with `--json` each line of the output is one JSON object.
-#![expect(clippy::print_stdout, reason = "a command line prints its results")]
-#![allow(clippy::print_stderr, reason = "a command line says what goes on")]
 
 mod api;
 mod commands;

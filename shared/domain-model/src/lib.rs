@@ -21,7 +21,7 @@ pub use ids::{AccountId, BucketId, HostId, IdError, LeaseId, OperationId, Projec
 pub use operation_kind::{OperationKind, OperationKindError};
 pub use operation_status::{IllegalTransition, OperationEvent, OperationStatus, UnknownStatus, next_state};
 pub use phases::{Phase, Progress, overall_percent};
-pub use project_path::{LayoutPath, LayoutRoot, ProjectPath, ProjectPathError};
+pub use project_path::{LayoutPath, LayoutRoot, ProjectPath, ProjectPathError, RESERVED_PREFIX};
 pub use routing::{Routing, RoutingError};
 pub use scope::{Scope, ScopeError, ScopeType};
 pub use tag::{Tag, TagError};

@@ -1,9 +1,26 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A path inside a project, relative to its top: no leading `/`, no empty, `.` or `..` part, no NUL, at
-/// most 4,096 bytes. It is checked here, where it enters; that no symbolic link on the way leads out of
-/// the project is checked where the path is used.
+/// Names in the top of a project that begin with this belong to a restore of a path that is under way. None
+/// may be the target of a restore.
+pub const RESERVED_PREFIX: &str = ".longhaul-staging-";
+
+const MAX_PART_BYTES: usize = 255;
+/// So that the absolute path stays below the system's 4,096.
+const MAX_PATH_BYTES: usize = 3_500;
+
+/// A path inside a project, relative to its top: no leading `/`, no `..` part, no NUL, each part at most 255
+/// bytes and all of it at most 3,500, its first part not reserved ([`RESERVED_PREFIX`]). Repeated and trailing
+/// slashes and `.` parts are dropped: `./a//b/` is `a/b`. It is checked here, where it enters; that no symbolic
+/// link on the way leads out of the project is checked where the path is used.
+///
+/// ```
+/// use domain_model::ProjectPath;
+///
+/// assert_eq!("./notes//week-1/".parse::<ProjectPath>()?.as_str(), "notes/week-1");
+/// assert!("../elsewhere".parse::<ProjectPath>().is_err());
+/// # Ok::<(), domain_model::ProjectPathError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProjectPath(String);
 
@@ -15,35 +32,40 @@ pub struct ProjectPathError {
     reason: &'static str,
 }
 
-fn check(path: &str) -> Result<(), ProjectPathError> {
-    let reason = if path.is_empty() {
-        "it is empty"
-    } else if path.len() > 4096 {
-        "it is longer than 4,096 bytes"
-    } else if path.contains('\0') {
+/// The path without what is superfluous in it.
+fn normalise(path: &str) -> Result<String, ProjectPathError> {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let normalised = parts.join("/");
+    let reason = if path.contains('\0') {
         "it has a NUL character"
     } else if path.starts_with('/') {
         "it is absolute; give it relative to the project"
-    } else if path.split('/').any(|part| part == "..") {
+    } else if normalised.is_empty() {
+        "it is empty; name a file or directory"
+    } else if parts.contains(&"..") {
         "'..' would leave the project"
-    } else if path.split('/').any(|part| part.is_empty() || part == ".") {
-        "it has an empty or '.' part"
+    } else if normalised.len() > MAX_PATH_BYTES || parts.iter().any(|part| part.len() > MAX_PART_BYTES) {
+        "it is too long (255 bytes a part, 3,500 in all)"
     } else {
-        return Ok(());
+        return Ok(normalised);
     };
     Err(ProjectPathError { path: path.chars().take(200).collect(), reason })
 }
 
 impl ProjectPath {
-    /// The path as text.
+    /// The path as text, without leading or trailing slash.
     pub fn as_str(&self) -> &str {
         &self.0
     }
-}
 
-impl AsRef<std::path::Path> for ProjectPath {
-    fn as_ref(&self) -> &std::path::Path {
+    /// The same as a [`Path`](std::path::Path).
+    pub fn as_path(&self) -> &std::path::Path {
         std::path::Path::new(&self.0)
+    }
+
+    /// The parts, first to last; never empty.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/')
     }
 }
 
@@ -57,8 +79,12 @@ impl FromStr for ProjectPath {
     type Err = ProjectPathError;
 
     fn from_str(path: &str) -> Result<Self, ProjectPathError> {
-        check(path)?;
-        Ok(Self(path.to_owned()))
+        let normalised = normalise(path)?;
+        if normalised.starts_with(RESERVED_PREFIX) {
+            let reason = "its first part begins with '.longhaul-staging-', which is reserved";
+            return Err(ProjectPathError { path: path.chars().take(200).collect(), reason });
+        }
+        Ok(Self(normalised))
     }
 }
 
@@ -109,8 +135,11 @@ impl FromStr for LayoutPath {
     type Err = ProjectPathError;
 
     fn from_str(path: &str) -> Result<Self, ProjectPathError> {
-        check(path)?;
-        let (root, rest) = path.split_once('/').map_or((path, None), |(root, rest)| (root, Some(rest)));
+        let normalised = normalise(path)?;
+        let (root, rest) = match normalised.split_once('/') {
+            Some((root, rest)) => (root, Some(rest)),
+            None => (normalised.as_str(), None),
+        };
         let root = match root {
             "project" => LayoutRoot::Project,
             "persist" => LayoutRoot::Persist,
@@ -134,20 +163,51 @@ mod tests {
 
     #[test]
     fn a_path_that_leaves_the_project_is_refused() {
-        for bad in ["", "/", "/etc", "..", "a/../b", "a/..", "../a", "a//b", "a/", "./a", "a/.", "a\0b"] {
+        let long = "x".repeat(256);
+        let deep = "x/".repeat(2_000);
+        for bad in [
+            "",
+            "/",
+            "./.",
+            "/etc",
+            "..",
+            "a/../b",
+            "a/..",
+            "../a",
+            "a\0b",
+            "./.longhaul-staging-x/a",
+            &long,
+            &deep,
+        ] {
             assert!(bad.parse::<ProjectPath>().is_err(), "{bad:?}");
-        }
-        for good in ["a", "a/b", "..a", "a..", "...", " ", "a b/\u{e9}\n", "-rf"] {
-            assert_eq!(good.parse::<ProjectPath>().unwrap().to_string(), good);
         }
     }
 
     #[test]
-    fn a_path_in_a_backup_has_one_of_two_roots() {
-        for good in ["project", "persist", "project/src", "persist/a/b"] {
-            assert_eq!(good.parse::<LayoutPath>().unwrap().to_string(), good);
+    fn a_relative_path_is_taken_and_normalised() {
+        let table = [
+            ("a", "a"),
+            ("./a//b/.", "a/b"),
+            ("..a/b..", "..a/b.."),
+            ("...", "..."),
+            (" ", " "),
+            ("-rf", "-rf"),
+        ];
+        for (text, normal) in table {
+            assert_eq!(text.parse::<ProjectPath>().unwrap().as_str(), normal);
         }
-        for bad in ["src", "projects", "project/", "project/../persist", "/project"] {
+        let odd = "a b/\u{e9}\n";
+        assert_eq!(odd.parse::<ProjectPath>().unwrap().to_string(), odd);
+    }
+
+    #[test]
+    fn a_path_in_a_backup_has_one_of_two_roots() {
+        for (text, normal) in
+            [("project", "project"), ("persist/", "persist"), ("project//src", "project/src")]
+        {
+            assert_eq!(text.parse::<LayoutPath>().unwrap().to_string(), normal);
+        }
+        for bad in ["src", "projects", "project/../persist", "/project", ""] {
             assert!(bad.parse::<LayoutPath>().is_err(), "{bad:?}");
         }
     }

@@ -9,13 +9,13 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use domain_model::ProjectPath;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::VolumeError;
 use crate::btrfs::Btrfs;
 use crate::operation_directory::{OperationDirectory, sync_directory};
-use crate::project_path::ProjectPath;
 
 const FILE_NAME: &str = "journal.json";
 const FILE_NAME_BEING_WRITTEN: &str = "journal.json.new";

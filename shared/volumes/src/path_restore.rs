@@ -10,6 +10,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use domain_model::{ProjectPath, RESERVED_PREFIX};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -21,7 +22,6 @@ use crate::exchange::Settled;
 use crate::host_root::HostRoot;
 use crate::journal::{Journal, Phase, Work};
 use crate::operation_directory::OperationDirectory;
-use crate::project_path::{ProjectPath, STAGING_PREFIX};
 use crate::rename::{Exchange, exchange, place};
 
 /// The staged content, in the staging directory inside the project.
@@ -368,7 +368,7 @@ fn take_after(directory: BorrowedFd<'_>, like: &Stat) -> Result<(), Errno> {
 }
 
 fn staging_name_text(op_id: Uuid) -> String {
-    format!("{STAGING_PREFIX}{op_id}")
+    format!("{RESERVED_PREFIX}{op_id}")
 }
 
 fn staging_name(op_id: Uuid) -> CString {

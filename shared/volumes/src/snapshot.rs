@@ -31,8 +31,7 @@ pub struct BackupSource {
     pub project_dir: PathBuf,
     /// The project's persist store.
     pub persist_dir: PathBuf,
-    /// Whether these are snapshots. Names for which [`crate::is_reserved_name`] holds, in the root of the
-    /// project's files, are to be left out of the backup.
+    /// Whether these are snapshots.
     pub kind: SourceKind,
     /// A time just before the first byte of the source was fixed: what was written until then is in the source.
     pub taken_at: SystemTime,

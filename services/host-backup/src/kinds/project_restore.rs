@@ -138,10 +138,7 @@ impl ProjectRestore {
         let target: &ProjectPath = input.target.as_ref().or(path.rest()).ok_or_else(|| {
             OperationFailure::permanent("invalid_argument", "a path of a backup needs a target".to_owned())
         })?;
-        let place: volumes::ProjectPath = target
-            .as_str()
-            .parse()
-            .map_err(|error| OperationFailure::permanent("invalid_argument", format!("{target}: {error}")))?;
+        let place = target.clone();
         let snapshot_path = SnapshotPath::try_from(PathBuf::from(path.to_string()))
             .map_err(|error| OperationFailure::permanent("invalid_argument", error.to_string()))?;
         let name = snapshot_path.name().to_owned();

@@ -1,0 +1,28 @@
+//! A btrfs of a test's own, in a file.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+/// Sparse: it takes what is written to it.
+const SIZE_BYTES: u64 = 4 << 30;
+
+/// Makes a btrfs in the file `image` and mounts it at `place`.
+pub(crate) fn mount(image: &Path, place: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(place).with_context(|| format!("creating {}", place.display()))?;
+    File::create(image)
+        .and_then(|file| file.set_len(SIZE_BYTES))
+        .with_context(|| format!("creating {}", image.display()))?;
+    run(Command::new("mkfs.btrfs").arg("--quiet").arg(image))?;
+    run(Command::new("mount").args(["-t", "btrfs", "-o", "loop,noatime"]).arg(image).arg(place))
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.output().with_context(|| format!("running {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
