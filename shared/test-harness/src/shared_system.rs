@@ -47,7 +47,7 @@ impl Deref for InUse {
 impl Drop for InUse {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            logs::print(self.0.data_directory());
+            logs::print(&self.0.data_directory());
         }
     }
 }
