@@ -22,7 +22,7 @@ use volumes::HostRoot;
 
 use crate::host::Host;
 use crate::kinds::{ProjectBackup, ProjectRestore};
-use crate::repository_job::JobRunner;
+use crate::repository_job::{JobRunner, ObjectStoreRequests};
 
 pub use job_records::{JobRecord, JobRecords, JobState};
 pub use settings::HostBackupSettings;
@@ -66,6 +66,7 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
             program: std::env::current_exe().context("find this program")?,
             cache: CacheSettings { directory: settings.host.cache, limit_bytes: settings.host.cache_bytes },
             memory_bytes: settings.jobs.memory_bytes,
+            requests: ObjectStoreRequests::register(&runtime.metrics),
         },
     });
     let worker_id = format!("host-backup/{}/{}", settings.host.id, std::process::id());

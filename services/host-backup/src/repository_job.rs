@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use backup_repository::{
     BackupRepositoryErrorKind, CacheSettings, JobEvent, JobFailure, JobFailureKind, JobProcess, JobProgress,
-    JobRequest, JobResult, JobTask, RepositoryIdentity,
+    JobRequest, JobResult, JobTask, RepositoryIdentity, RequestCounts,
 };
 use bus_messages::{ObjectStoreGrant, RepositoryGrant};
 use domain_model::Progress;
 use object_storage::{LocalSettings, ProviderSettings, S3Settings};
 use operation_engine::{OperationContext, OperationFailure};
+use service_runtime::{Counter, Family, Labels, Metrics};
 
 /// How jobs are run on this host.
 #[derive(Debug, Clone)]
@@ -19,6 +20,31 @@ pub(crate) struct JobRunner {
     pub program: PathBuf,
     pub cache: CacheSettings,
     pub memory_bytes: u64,
+    pub requests: ObjectStoreRequests,
+}
+
+/// How many requests to the object store the finished jobs have made: they are billed.
+#[derive(Debug, Clone)]
+pub(crate) struct ObjectStoreRequests(Family<Labels, Counter>);
+
+impl ObjectStoreRequests {
+    pub(crate) fn register(metrics: &Metrics) -> Self {
+        let help = "Requests to the object store by finished jobs, by job and request";
+        Self(metrics.counter_family("longhaul_object_store_requests", help))
+    }
+
+    fn add(&self, result: &JobResult) {
+        let (job, requests) = match result {
+            JobResult::Backup(receipt) => ("backup", receipt.requests),
+            JobResult::Restore(receipt) => ("restore", receipt.requests),
+            JobResult::Check(_) => return,
+        };
+        let RequestCounts { get, put, list, delete } = requests;
+        for (request, count) in [("get", get), ("put", put), ("list", list), ("delete", delete)] {
+            let labels = vec![("job", job.to_owned()), ("request", request.to_owned())];
+            self.0.get_or_create(&labels).inc_by(count);
+        }
+    }
 }
 
 /// The hidden argument that makes this program a job.
@@ -67,7 +93,10 @@ impl JobRunner {
                 Some(JobEvent::Progress(progress)) => {
                     operation.progress(phase, message_of(&progress), Some(progress_of(&progress)));
                 }
-                Some(JobEvent::Finished(result)) => return Ok(result),
+                Some(JobEvent::Finished(result)) => {
+                    self.requests.add(&result);
+                    return Ok(result);
+                }
                 Some(JobEvent::Failed(failure)) => return Err(failure_of(operation, &failure)),
                 None => return Err(OperationFailure::retryable("job", "the job ended without a word")),
             }

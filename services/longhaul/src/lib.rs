@@ -12,6 +12,7 @@ mod drawing;
 mod output;
 mod up;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use bus_client::RequestError;
@@ -44,8 +45,11 @@ pub fn main() -> ExitCode {
             return if wanted { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
         }
     };
-    let filter = std::env::var("LONGHAUL_LOG").unwrap_or_else(|_| "warn".to_owned());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A connection that comes and goes is the client library's business: it goes on by itself.
+    let filter =
+        std::env::var("LONGHAUL_LOG").unwrap_or_else(|_| "warn,bus_client=error,async_nats=error".to_owned());
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     let json = arguments.json;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -86,9 +86,11 @@ impl Client {
         text(&self.call("hub", "project.create", request).await["project"]["id"])
     }
 
-    /// Makes a project on the first host, with a tree of files and a persist store, and returns its id.
+    /// Makes a project on the first host, with a tree of files and a persist store
+    /// (subvolumes on btrfs), and returns its id.
     pub async fn create_project_with_files(&self, system: &crate::TestSystem, seed: u64) -> String {
         let project = self.create_project(system.host(0)).await;
+        system.make_volume(0, &project);
         make_tree(&system.project_files(0, &project), seed);
         make_tree(&system.persist_store(0, &project), seed + 1);
         project

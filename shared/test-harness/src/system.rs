@@ -9,12 +9,16 @@ use domain_model::HostId;
 use secrecy::SecretString;
 use serde::Deserialize;
 use server_processes::{ManagedProcess, ProcessSpec, Signal, wait_until};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use volumes::HostRoot;
 
 use crate::janitor::Janitor;
 use crate::{Client, ReadyFile, btrfs, logs, wait_for};
 
 const PATIENCE_TO_START: Duration = Duration::from_secs(180);
 const PATIENCE_TO_STOP: Duration = Duration::from_secs(60);
+/// Systems at the same time: each is ten processes.
+static ROOM: Semaphore = Semaphore::const_new(4);
 const PATIENCE_TO_RESTART: Duration = Duration::from_secs(90);
 
 /// Where backups go.
@@ -91,6 +95,7 @@ pub struct TestSystem {
     directory: PathBuf,
     launcher: Option<ManagedProcess>,
     janitor: Option<Janitor>,
+    _room: SemaphorePermit<'static>,
 }
 
 impl TestSystem {
@@ -99,12 +104,13 @@ impl TestSystem {
     /// # Errors
     /// Where the programs are not built, or something does not start; the launcher's log is in the error.
     pub async fn start(options: SystemOptions) -> anyhow::Result<Self> {
+        let room = ROOM.acquire().await?;
         let directory = tempfile::Builder::new().prefix("longhaul-test-").tempdir()?.keep();
         // Postgres does not run as root, and its user has to get to the files beneath.
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
         let hosts = directory.join("data/hosts");
         let janitor = Some(Janitor::hire(&directory, &hosts).context("hiring the janitor")?);
-        let mut system = Self { options, directory, launcher: None, janitor };
+        let mut system = Self { options, directory, launcher: None, janitor, _room: room };
         if system.options.btrfs {
             btrfs::mount(&system.directory.join("btrfs.image"), &hosts)?;
         }
@@ -197,6 +203,16 @@ impl TestSystem {
     /// Where the persist store of a project is on a host.
     pub fn persist_store(&self, host: usize, project: &str) -> PathBuf {
         self.data_directory().join(format!("hosts/{host}/persist/{project}"))
+    }
+
+    /// Makes the two trees of a project on a host: subvolumes on btrfs, else directories.
+    ///
+    /// # Panics
+    /// Where they cannot be made.
+    pub fn make_volume(&self, host: usize, project: &str) {
+        let root = HostRoot::open(&self.ready().hosts[host].root).expect("open the host's directory");
+        let project = project.parse().expect("the id of a project");
+        root.ensure_volume(project).expect("make the trees of a project");
     }
 
     /// A connection as an operator, of the calling test's runtime.

@@ -123,6 +123,7 @@ impl System {
 
     /// Stops everything: the workers, the registry, nats-server, Postgres and the object store, one after the other.
     pub(crate) async fn stop(mut self) {
+        self.ending.stopping.cancel();
         self.board.withdraw();
         if let Some(api) = self.api.take() {
             api.bus().drain().await;

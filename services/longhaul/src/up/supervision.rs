@@ -25,6 +25,9 @@ const A_GOOD_RUN: Duration = Duration::from_secs(30);
 pub(super) struct Ending {
     /// Cancelled when nobody wants to wait.
     pub(super) hurry: CancellationToken,
+    /// Cancelled when the system is being stopped: a service that ends is not started again, while the servers that the
+    /// others still need for their good order are.
+    pub(super) stopping: CancellationToken,
     has_failed: CancellationToken,
     reason: Arc<Mutex<Option<anyhow::Error>>>,
 }
@@ -100,11 +103,11 @@ pub(super) async fn supervise(
     let name = supervised.process().name().to_owned();
     tokio::select! {
         () = stop.cancelled() => {}
-        outcome = keep_running(&name, &mut supervised, &board) => {
+        outcome = keep_running(&name, &mut supervised, &board, &ending.stopping) => {
             if let Err(error) = outcome {
                 ending.fail(error);
-                stop.cancelled().await;
             }
+            stop.cancelled().await;
         }
     }
     if let Err(error) = supervised.stop(&ending.hurry).await {
@@ -112,7 +115,13 @@ pub(super) async fn supervise(
     }
 }
 
-async fn keep_running(name: &str, supervised: &mut Supervised, board: &Board) -> anyhow::Result<()> {
+/// Ends when the process is not to be started again: with an error where the system cannot go on.
+async fn keep_running(
+    name: &str,
+    supervised: &mut Supervised,
+    board: &Board,
+    stopping: &CancellationToken,
+) -> anyhow::Result<()> {
     let mut wait = FIRST_WAIT;
     loop {
         let started = Instant::now();
@@ -120,14 +129,20 @@ async fn keep_running(name: &str, supervised: &mut Supervised, board: &Board) ->
         if started.elapsed() >= A_GOOD_RUN {
             wait = FIRST_WAIT;
         }
-        eprintln!("up: {name} has ended ({status}) and is started again");
         let address = supervised.address();
+        tokio::time::sleep(wait).await;
+        if stopping.is_cancelled() && matches!(supervised, Supervised::Service(_)) {
+            return Ok(());
+        }
+        eprintln!("up: {name} has ended ({status}) and is started again");
         loop {
-            tokio::time::sleep(wait).await;
             wait = (wait * 2).min(LONGEST_WAIT);
             match supervised.restart().await {
                 Ok(()) => break,
-                Err(error) => eprintln!("up: {name} does not start, and is tried again: {error:#}"),
+                Err(error) => {
+                    eprintln!("up: {name} does not start, and is tried again: {error:#}");
+                    tokio::time::sleep(wait).await;
+                }
             }
         }
         if supervised.address() != address {

@@ -1,0 +1,324 @@
+//! The statements against a real Postgres: what must hold when several registries and workers come at once.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::collections::HashSet;
+
+use bus_messages::{FinishError, Outcome};
+use catalog_database::{
+    BucketPlacement, CancelOutcome, ClaimWanted, CreateOutcome, Database, FinishOutcome, Finished, Heartbeat,
+    LeaseFence, LeasedOperation, NewBucket, NewOperation, NewProject,
+};
+use domain_model::{HostId, OperationId, OperationStatus, ProjectId, Routing, Scope};
+use futures::future::join_all;
+use secrecy::SecretString;
+use serde_json::json;
+use server_processes::{PostgresServer, postgres_bin_directory};
+use uuid::Uuid;
+
+struct Catalog {
+    database: Database,
+    _server: PostgresServer,
+    _directory: tempfile::TempDir,
+}
+
+/// `None`, said aloud, where there is no Postgres and it is not required.
+async fn catalog() -> Option<Catalog> {
+    let programs = match postgres_bin_directory() {
+        Ok(programs) => programs,
+        Err(error) if std::env::var_os("LONGHAUL_REQUIRE_TOOLS").is_none() => {
+            eprintln!("SKIPPED: {error:#}");
+            return None;
+        }
+        Err(error) => panic!("{error:#}"),
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let server = PostgresServer::start(&programs, directory.path()).await.unwrap();
+    let url = SecretString::from(server.database_url().to_owned());
+    let database = Database::connect(&url, 12).await.unwrap();
+    let others = [database.clone(), Database::connect(&url, 2).await.unwrap()];
+    // Several registries start at once.
+    for migrated in join_all(others.iter().map(Database::migrate)).await {
+        migrated.unwrap();
+    }
+    Some(Catalog { database, _server: server, _directory: directory })
+}
+
+fn new_operation() -> NewOperation {
+    NewOperation {
+        id: OperationId::from(Uuid::now_v7()),
+        kind: "test-sleep".parse().unwrap(),
+        scope: Scope::Hub,
+        created_by: "test".to_owned(),
+        routing: Routing::Hub,
+        input: json!({ "seconds": 1 }),
+        input_hash: vec![1],
+        max_attempts: 2,
+        priority: 0,
+        not_before: None,
+        time_to_live_s: 600,
+        dedupe_key: None,
+        exclusive_key: None,
+        parent: None,
+        retry_of: None,
+        checkpoint: None,
+    }
+}
+
+async fn create(database: &Database, new: &NewOperation) -> OperationId {
+    match database.create_operation(new, false).await.unwrap() {
+        CreateOutcome::Created { op, .. } => op.op_id,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn claim(database: &Database, max: u32) -> Vec<LeasedOperation> {
+    claim_for(database, max, 30.0).await
+}
+
+async fn claim_for(database: &Database, max: u32, lease_s: f64) -> Vec<LeasedOperation> {
+    let wanted = ClaimWanted {
+        caller: Routing::Hub,
+        worker_id: "worker".to_owned(),
+        kinds: vec![("test-sleep".parse().unwrap(), max)],
+        max,
+        lease_s,
+    };
+    database.claim_operations(&wanted).await.unwrap()
+}
+
+fn fence(leased: &LeasedOperation) -> LeaseFence {
+    LeaseFence { op_id: leased.op.op_id, attempt: leased.op.attempt, lease_id: leased.lease_id }
+}
+
+fn finished(fence: LeaseFence, outcome: Outcome) -> Finished {
+    Finished {
+        fence,
+        outcome,
+        result: (outcome == Outcome::Succeeded).then(|| json!({ "done": true })),
+        error: (outcome == Outcome::Failed).then(|| FinishError {
+            code: "test".to_owned(),
+            message: "failed".to_owned(),
+            retryable: true,
+        }),
+        checkpoint: None,
+        children: Vec::new(),
+        backup: None,
+        jitter: 0.0,
+    }
+}
+
+async fn status(database: &Database, id: OperationId) -> OperationStatus {
+    database.operation_by_id(id).await.unwrap().unwrap().status
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_operation_goes_to_one_of_many_claimers() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    for _ in 0..60 {
+        create(database, &new_operation()).await;
+    }
+    let claims = join_all((0..10).map(|_| claim(database, 9))).await;
+    let leased: Vec<OperationId> = claims.iter().flatten().map(|leased| leased.op.op_id).collect();
+    let distinct: HashSet<OperationId> = leased.iter().copied().collect();
+    assert_eq!(leased.len(), distinct.len(), "no operation was leased twice");
+    let rest = claim(database, 100).await;
+    assert_eq!(leased.len() + rest.len(), 60);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_one_exclusive_key_one_operation_runs_at_a_time() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    for _ in 0..5 {
+        create(database, &NewOperation { exclusive_key: Some("project:x".to_owned()), ..new_operation() })
+            .await;
+    }
+    for left in (0..5).rev() {
+        let claims = join_all((0..4).map(|_| claim(database, 5))).await;
+        let leased: Vec<&LeasedOperation> = claims.iter().flatten().collect();
+        assert_eq!(leased.len(), 1, "with {left} left");
+        let outcome =
+            database.finish_operation(&finished(fence(leased[0]), Outcome::Succeeded)).await.unwrap();
+        assert!(matches!(outcome, FinishOutcome::Recorded(_)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_one_dedupe_key_one_operation_is_active() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let keyed = || NewOperation { dedupe_key: Some("nightly".to_owned()), ..new_operation() };
+    let wishes: Vec<NewOperation> = (0..8).map(|_| keyed()).collect();
+    let outcomes = join_all(wishes.iter().map(|new| database.create_operation(new, false))).await;
+    let created =
+        outcomes.iter().filter(|outcome| matches!(outcome, Ok(CreateOutcome::Created { .. }))).count();
+    assert_eq!(created, 1);
+    let other_input = NewOperation { input_hash: vec![2], ..keyed() };
+    let refused = database.create_operation(&other_input, false).await.unwrap();
+    assert!(matches!(refused, CreateOutcome::DedupeMismatch(_)));
+    let CreateOutcome::Created { op, replaced } =
+        database.create_operation(&other_input, true).await.unwrap()
+    else {
+        panic!("force takes the key")
+    };
+    assert_eq!(replaced.unwrap().op.status, OperationStatus::Canceled);
+    assert_eq!(op.dedupe_key.as_deref(), Some("nightly"));
+    // What has ended holds no key.
+    let leased = claim(database, 1).await;
+    database.finish_operation(&finished(fence(&leased[0]), Outcome::Succeeded)).await.unwrap();
+    create(database, &keyed()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_lost_its_lease_can_write_nothing() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let id = create(database, &new_operation()).await;
+    let zombie = claim_for(database, 1, -1.0).await.remove(0);
+    let swept = database.sweep_operations(10, 0.0).await.unwrap();
+    assert_eq!(swept.leases_lost.len(), 1);
+    assert_eq!(status(database, id).await, OperationStatus::Queued);
+    let current = claim(database, 1).await.remove(0);
+    assert_eq!(current.op.attempt, 2);
+    assert_eq!(current.op.lease_losses, 1);
+
+    let beat = |leased: &LeasedOperation| Heartbeat {
+        fence: fence(leased),
+        summary: None,
+        checkpoint: Some(json!({ "by": leased.op.attempt })),
+    };
+    assert!(database.heartbeat_operations(&[beat(&zombie)], 30.0).await.unwrap().is_empty());
+    assert_eq!(database.heartbeat_operations(&[beat(&current)], 30.0).await.unwrap().len(), 1);
+    assert_eq!(database.checkpoint(id).await.unwrap(), Some(json!({ "by": 2 })));
+    for outcome in [Outcome::Succeeded, Outcome::Failed, Outcome::Canceled, Outcome::HandedBack] {
+        let answer = database.finish_operation(&finished(fence(&zombie), outcome)).await.unwrap();
+        assert_eq!(answer, FinishOutcome::Lost);
+    }
+    let success = finished(fence(&current), Outcome::Succeeded);
+    assert!(matches!(database.finish_operation(&success).await.unwrap(), FinishOutcome::Recorded(_)));
+    assert_eq!(database.finish_operation(&success).await.unwrap(), FinishOutcome::Repeated);
+    let late = database.cancel_operation(Scope::Hub, id).await.unwrap();
+    assert!(matches!(late, CancelOutcome::Unchanged(op) if op.status == OperationStatus::Succeeded));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attempts_are_used_up_and_their_errors_kept() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let id = create(database, &new_operation()).await;
+    for attempt in 1..=2 {
+        let leased = claim(database, 1).await.remove(0);
+        assert_eq!(leased.op.attempt, attempt);
+        database.finish_operation(&finished(fence(&leased), Outcome::Failed)).await.unwrap();
+    }
+    let op = database.operation_by_id(id).await.unwrap().unwrap();
+    assert_eq!(op.status, OperationStatus::Failed);
+    assert_eq!(op.error.unwrap().history.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_waits_without_a_lease_and_goes_on_after_its_last_child() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let parent = create(database, &new_operation()).await;
+    let leased = claim(database, 1).await.remove(0);
+    let child = |key: &str| NewOperation { parent: Some((parent, key.to_owned())), ..new_operation() };
+    let mut waiting = finished(fence(&leased), Outcome::WaitsForChildren);
+    waiting.children = vec![child("a"), child("b"), child("a")];
+    let FinishOutcome::Recorded(ended) = database.finish_operation(&waiting).await.unwrap() else { panic!() };
+    assert!(ended.op.waiting_for_children && ended.op.lease_until.is_none());
+    assert_eq!(ended.others.len(), 2, "the same key makes one child");
+
+    let children = claim(database, 10).await;
+    assert_eq!(children.len(), 2, "the parent is not claimed");
+    database.finish_operation(&finished(fence(&children[0]), Outcome::Succeeded)).await.unwrap();
+    assert!(claim(database, 10).await.is_empty());
+    database.finish_operation(&finished(fence(&children[1]), Outcome::Canceled)).await.unwrap();
+    let again = claim(database, 10).await;
+    assert_eq!(again.len(), 1);
+    assert_eq!(again[0].op.op_id, parent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn canceling_a_waiting_parent_ends_its_children_first() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let parent = create(database, &new_operation()).await;
+    let leased = claim(database, 1).await.remove(0);
+    let mut waiting = finished(fence(&leased), Outcome::WaitsForChildren);
+    waiting.children = (0..2)
+        .map(|n| NewOperation { parent: Some((parent, format!("child-{n}"))), ..new_operation() })
+        .collect();
+    database.finish_operation(&waiting).await.unwrap();
+    let running = claim(database, 1).await.remove(0);
+    let CancelOutcome::Asked(asked) = database.cancel_operation(Scope::Hub, parent).await.unwrap() else {
+        panic!()
+    };
+    assert_eq!(asked.op.status, OperationStatus::Queued, "a child still runs");
+    database.finish_operation(&finished(fence(&running), Outcome::Canceled)).await.unwrap();
+    assert_eq!(status(database, parent).await, OperationStatus::Canceled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_over_its_time_expires_and_is_deleted_with_a_word_to_the_stream() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let short = NewOperation { time_to_live_s: 0, ..new_operation() };
+    let id = create(database, &short).await;
+    let done = create(database, &new_operation()).await;
+    let leased = claim(database, 1).await.remove(0);
+    assert_eq!(leased.op.op_id, done, "what has expired is not claimed");
+    let swept = database.sweep_operations(10, 0.0).await.unwrap();
+    assert_eq!(swept.expired.len(), 1);
+    assert_eq!(status(database, id).await, OperationStatus::Expired);
+    database.finish_operation(&finished(fence(&leased), Outcome::Succeeded)).await.unwrap();
+    assert!(database.sweep_operations(10, 0.0).await.unwrap().deleted.is_empty(), "it is kept for its time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_first_backups_make_one_bucket_and_a_project_keeps_its_own() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let new_bucket = || NewBucket {
+        id: Uuid::now_v7().into(),
+        purpose: "backups",
+        provider: "local".to_owned(),
+        account_id: None,
+        region: "weur".to_owned(),
+        name: format!("bucket-{}", Uuid::new_v4()),
+        endpoint: None,
+    };
+    let wishes: Vec<NewBucket> = (0..8).map(|_| new_bucket()).collect();
+    let buckets = join_all(wishes.iter().map(|new| database.bucket_in_use(new))).await;
+    let ids: HashSet<_> = buckets.iter().map(|bucket| bucket.as_ref().unwrap().id).collect();
+    assert_eq!(ids.len(), 1);
+    let id = *ids.iter().next().unwrap();
+    // One that is elsewhere is never used: the next wish makes another.
+    let placed = database.bucket_placed(id, &BucketPlacement::Mismatch("ENAM".to_owned())).await.unwrap();
+    assert_eq!((placed.status.as_str(), placed.location.as_deref()), ("mismatch", Some("ENAM")));
+    let other = database.bucket_in_use(&new_bucket()).await.unwrap();
+    assert_ne!(other.id, id);
+    assert_eq!(
+        database.bucket_placed(other.id, &BucketPlacement::Active(None)).await.unwrap().status,
+        "active"
+    );
+
+    let host = HostId::from(Uuid::new_v4());
+    database.create_host(host, "host", "weur").await.unwrap();
+    let project = NewProject {
+        id: ProjectId::from(Uuid::new_v4()),
+        title: "t".to_owned(),
+        host_id: host,
+        account_id: None,
+        region: None,
+    };
+    database.create_project(&project).await.unwrap().unwrap();
+    assert_eq!(database.bind_backup_bucket(project.id, other.id).await.unwrap(), Some(other.id));
+    assert_eq!(
+        database.bind_backup_bucket(project.id, id).await.unwrap(),
+        Some(other.id),
+        "it stays where it is"
+    );
+}

@@ -1,0 +1,37 @@
+//! The whole system, over real processes: what a person, a program or an operator does with it, and what must not happen
+//! when a part of it fails.
+#![allow(clippy::unwrap_used, reason = "a failing test panics")]
+
+mod authorization;
+mod bad_input;
+mod buckets;
+mod clients;
+mod documents;
+mod faults;
+mod main_job;
+mod operations;
+mod path_restore;
+mod restarts;
+
+use test_harness::{InUse, SharedSystem, SystemOptions};
+
+/// For tests that hurt nobody: each works on projects and operations of its own.
+static SYSTEM: SharedSystem =
+    SharedSystem::new(|| SystemOptions { hosts: 2, test_kinds: true, ..SystemOptions::default() });
+
+async fn system() -> InUse {
+    SYSTEM.get().await
+}
+
+/// `project-<id>`.
+fn scope(project: &str) -> String {
+    format!("project-{project}")
+}
+
+/// That two trees are the same in everything, with the differences where they are not.
+#[track_caller]
+fn assert_same_tree(one: &std::path::Path, other: &std::path::Path) {
+    let differences = volumes::compare_trees(one, other).unwrap();
+    let told: Vec<String> = differences.iter().map(ToString::to_string).collect();
+    assert!(told.is_empty(), "{} and {} differ:\n{}", one.display(), other.display(), told.join("\n"));
+}

@@ -1,0 +1,86 @@
+//! Restoring a part of a backup beside, over or in place of what is there, and trying without changing anything.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use test_harness::{Client, SystemOptions, TestSystem, btrfs_is_available, make_tree};
+
+use crate::{assert_same_tree, scope, system};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_directories_a_path_is_restored_as_its_conflict_rule_says() {
+    path_restores(&*system().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_btrfs_a_path_is_restored_as_its_conflict_rule_says() {
+    if btrfs_is_available() {
+        let options = SystemOptions { btrfs: true, ..SystemOptions::default() };
+        path_restores(&TestSystem::start(options).await.unwrap()).await;
+    }
+}
+
+async fn failed(client: &Client, project: &str, input: Value) -> Value {
+    let op_id = client.create(scope(project), "project-restore", input).await;
+    let op = client.ended(scope(project), &op_id).await;
+    assert_eq!(op["status"], "failed", "{op:#}");
+    op
+}
+
+async fn path_restores(system: &TestSystem) {
+    let client = system.operator().await;
+    let project = client.create_project_with_files(system, 21).await;
+    let files = system.project_files(0, &project);
+    let backup = client.done(&project, "project-backup", json!({})).await["backup_id"].clone();
+    let restore = |input: Value| {
+        let (client, project) = (client.clone(), project.clone());
+        async move { client.done(&project, "project-restore", input).await }
+    };
+
+    // Beside, at a target that does not exist yet.
+    let result = restore(json!({ "backup_id": backup, "path": "project/src", "target": "restored/src" })).await;
+    assert_eq!(result["target"], "project/restored/src");
+    assert_eq!(result["receipt"], "match");
+    assert_same_tree(&files.join("src"), &files.join("restored/src"));
+
+    // One file, into its own place, which is the default.
+    fs::write(files.join("src/file-003.rs"), "ruined").unwrap();
+    restore(json!({ "backup_id": backup, "path": "project/src/file-003.rs" })).await;
+    assert_same_tree(&files.join("restored/src/file-003.rs"), &files.join("src/file-003.rs"));
+
+    // Replace: what is there goes, what was there comes.
+    make_tree(&files.join("src"), 99);
+    restore(json!({ "backup_id": "latest", "path": "project/src", "conflict": "replace" })).await;
+    assert_same_tree(&files.join("restored/src"), &files.join("src"));
+
+    // Keep: what is there stays.
+    fs::write(files.join("src/file-004.rs"), "mine").unwrap();
+    let kept = restore(json!({ "backup_id": backup, "path": "project/src", "conflict": "keep" })).await;
+    assert!(kept["target"].as_str().unwrap().contains("kept"), "{kept}");
+    assert_eq!(fs::read_to_string(files.join("src/file-004.rs")).unwrap(), "mine");
+
+    // Fail: what is there stays, and the operation says why it failed, at its first attempt.
+    let op = failed(&client, &project, json!({ "backup_id": backup, "path": "project/src", "conflict": "fail" })).await;
+    assert_eq!((&op["error"]["code"], &op["attempt"]), (&json!("already_exists"), &json!(1)), "{op:#}");
+    assert_eq!(fs::read_to_string(files.join("src/file-004.rs")).unwrap(), "mine");
+
+    // A path that the backup does not have.
+    let op = failed(&client, &project, json!({ "backup_id": backup, "path": "project/no/such" })).await;
+    assert_eq!(op["error"]["code"], "not_found", "{op:#}");
+
+    // Of the persist store, beside the files.
+    restore(json!({ "backup_id": backup, "path": "persist/data", "target": "from-persist" })).await;
+    assert_same_tree(&system.persist_store(0, &project).join("data"), &files.join("from-persist"));
+
+    // A dry run reads and verifies everything, and changes nothing.
+    let whole = restore(json!({ "backup_id": backup, "dry_run": true })).await;
+    assert!(whole["files"].as_u64() > Some(100) && whole["target"].as_str().unwrap().contains("dry run"), "{whole}");
+    restore(json!({ "backup_id": backup, "path": "project/src", "dry_run": true })).await;
+    assert_eq!(fs::read_to_string(files.join("src/file-004.rs")).unwrap(), "mine");
+    let staging = files.join("../../staging");
+    let left: Vec<_> = fs::read_dir(&staging).unwrap().flatten().map(|entry| entry.path()).collect();
+    assert!(left.is_empty(), "staged trees are left: {left:?}");
+    let hidden = fs::read_dir(&files).unwrap().flatten().map(|entry| entry.file_name().into_string());
+    let hidden: Vec<_> = hidden.flatten().filter(|name| name.starts_with(".longhaul")).collect();
+    assert!(hidden.is_empty(), "staged trees are left: {hidden:?}");
+}
