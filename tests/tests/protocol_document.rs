@@ -29,7 +29,9 @@ fn every_endpoint_is_documented_and_every_documented_one_exists() {
         table_rows("4. Endpoints").into_iter().map(|row| row[0].clone()).collect();
     let names = |call: &str| -> Vec<String> {
         let calls = ENDPOINTS.split(call).skip(1);
-        calls.filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next().map(str::to_owned)).collect()
+        calls
+            .filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next().map(str::to_owned))
+            .collect()
     };
     let mut served = BTreeSet::new();
     for name in names(".api(").into_iter().chain(names(".waiting(")) {

@@ -151,23 +151,18 @@ impl Bars {
     }
 }
 
-/// The message of an event with its count, in words for people.
+/// The message of an event, or its count where it has none.
 fn text_of(event: &ProgressEvent) -> String {
-    let count = |count: u64, unit: Option<&str>| match unit {
-        Some("bytes") => output::size(count),
-        Some(unit) => format!("{count} {unit}"),
-        None => count.to_string(),
-    };
-    let counted = event.progress.as_ref().and_then(|progress| {
-        let unit = progress.unit.as_deref();
-        Some(match progress.total {
-            Some(total) => format!("{} of {}", count(progress.current?, unit), count(total, unit)),
-            None => count(progress.current?, unit),
-        })
-    });
-    match counted {
-        Some(counted) => format!("{} ({counted})", event.message),
-        None => event.message.clone(),
+    match &event.progress {
+        Some(Progress { current: Some(current), total, unit, .. }) if event.message.is_empty() => {
+            let count = |count: u64| match unit.as_deref() {
+                Some("bytes") => output::size(count),
+                Some(unit) => format!("{count} {unit}"),
+                None => count.to_string(),
+            };
+            total.map_or_else(|| count(*current), |total| format!("{} of {}", count(*current), count(total)))
+        }
+        _ => event.message.clone(),
     }
 }
 

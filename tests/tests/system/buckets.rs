@@ -49,9 +49,10 @@ async fn a_bucket_that_turns_out_to_be_elsewhere_is_never_used() {
     let op = client.ended(scope(&project), &op_id).await;
     assert_eq!((&op["status"], &op["error"]["code"]), (&json!("failed"), &json!("failed_precondition")), "{op:#}");
     let listed = client.call("hub", "bucket.list", json!({})).await;
-    for bucket in listed["buckets"].as_array().unwrap() {
-        assert_eq!((&bucket["status"], &bucket["location"]), (&json!("mismatch"), &json!("enam")), "{bucket}");
-    }
+    let buckets = listed["buckets"].as_array().unwrap();
+    let elsewhere = buckets.iter().filter(|bucket| bucket["status"] == "mismatch" && bucket["location"] == "enam");
+    assert_eq!(elsewhere.count(), 3, "it gives up after three: {buckets:#?}");
+    assert!(buckets.iter().all(|bucket| bucket["status"] != "active"), "{buckets:#?}");
     let project = client.call(scope(&project), "project.get", json!({})).await;
     assert_eq!(project["project"]["backup_bucket_id"], Value::Null);
 }

@@ -1,10 +1,12 @@
 //! The main job: back a project up by a request on the bus, watch it live and late, restore it on another host.
 
+use std::path::Path;
+
 use domain_model::OperationStatus;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use test_harness::{
-    Client, ObjectStoreKind, ReadyObjectStore, SystemOptions, TestSystem, add_bytes, btrfs_is_available,
+    Client, Finished, ObjectStoreKind, ReadyObjectStore, SystemOptions, TestSystem, add_bytes, btrfs_is_available,
     change_a_little, make_tree, restic, run, watch_to_the_end,
 };
 use tokio::process::Command;
@@ -170,7 +172,7 @@ async fn listed_with_its_facts(client: &Client, project: &str, result: &Value) {
     assert_eq!(status["project"]["last_backup_id"], backup["backup_id"]);
 }
 
-async fn copied(from: &std::path::Path, to: &std::path::Path) {
+async fn copied(from: &Path, to: &Path) {
     let mut copy = Command::new("cp");
     copy.arg("--archive").arg(from).arg(to);
     run(copy).await.expect_success();
@@ -181,34 +183,43 @@ async fn restic_reads_it(
     system: &TestSystem,
     client: &Client,
     project: &str,
-    restic: &std::path::Path,
+    restic: &Path,
     backup: &Value,
-    expected: &std::path::Path,
+    expected: &Path,
 ) {
+    let checked = restic_on(system, client, project, restic, &["check", "--read-data"]).await;
+    assert!(checked.expect_success().contains("no errors were found"), "{checked:?}");
+    let target = system.scratch("by-restic");
+    let id = backup["backup_id"].as_str().unwrap();
+    let restore = ["restore", id, "--target", target.to_str().unwrap()];
+    restic_on(system, client, project, restic, &restore).await.expect_success();
+    assert_same_tree(expected, &target.join("project"));
+    assert_same_tree(&system.persist_store(0, project), &target.join("persist"));
+}
+
+/// Runs restic on the repository of a project, with the password that the registry's program reveals.
+pub(crate) async fn restic_on(
+    system: &TestSystem,
+    client: &Client,
+    project: &str,
+    restic: &Path,
+    arguments: &[&str],
+) -> Finished {
     let mut reveal = Command::new(system.program("registry").unwrap());
     reveal.args(["reveal-password", "--config"]).arg(system.data_directory().join("config/registry.toml")).arg(project);
     let password = run(reveal).await.expect_success().trim().to_owned();
     let bucket_id = client.call(scope(project), "project.get", json!({})).await["project"]["backup_bucket_id"].clone();
     let bucket = client.call("hub", "bucket.get", json!({ "bucket_id": bucket_id })).await;
     let place = format!("{}/rustic/project-{project}", bucket["bucket"]["name"].as_str().unwrap());
-    let command = |arguments: &[&str]| {
-        let mut command = Command::new(restic);
-        match system.ready().object_store {
-            ReadyObjectStore::Local { root } => command.arg("--repo").arg(root.join(&place)),
-            ReadyObjectStore::S3 { endpoint, access_key_id, secret_access_key } => command
-                .arg("--repo")
-                .arg(format!("s3:{endpoint}/{place}"))
-                .env("AWS_ACCESS_KEY_ID", access_key_id)
-                .env("AWS_SECRET_ACCESS_KEY", secret_access_key),
-        };
-        command.args(["--no-cache", "--no-lock"]).args(arguments).env("RESTIC_PASSWORD", &password);
-        run(command)
+    let mut command = Command::new(restic);
+    match system.ready().object_store {
+        ReadyObjectStore::Local { root } => command.arg("--repo").arg(root.join(&place)),
+        ReadyObjectStore::S3 { endpoint, access_key_id, secret_access_key } => command
+            .arg("--repo")
+            .arg(format!("s3:{endpoint}/{place}"))
+            .env("AWS_ACCESS_KEY_ID", access_key_id)
+            .env("AWS_SECRET_ACCESS_KEY", secret_access_key),
     };
-    let checked = command(&["check", "--read-data"]).await;
-    assert!(checked.expect_success().contains("no errors were found"), "{checked:?}");
-    let target = system.scratch("by-restic");
-    let id = backup["backup_id"].as_str().unwrap();
-    command(&["restore", id, "--target", target.to_str().unwrap()]).await.expect_success();
-    assert_same_tree(expected, &target.join("project"));
-    assert_same_tree(&system.persist_store(0, project), &target.join("persist"));
+    command.args(["--no-cache", "--no-lock"]).args(arguments).env("RESTIC_PASSWORD", &password);
+    run(command).await
 }

@@ -164,7 +164,7 @@ async fn an_operation_that_fails_at_a_step_ends_with_the_history_of_its_attempts
     assert_eq!(op["error"]["code"], "test_failure");
     let attempts: Vec<u64> =
         op["error"]["history"].as_array().unwrap().iter().map(|error| error["attempt"].as_u64().unwrap()).collect();
-    assert_eq!(attempts, [1, 2], "the errors before the last: {:#}", op["error"]);
+    assert_eq!(attempts, [1, 2, 3], "{:#}", op["error"]);
     // Two steps are done once, by the first attempt: a checkpoint is gone on from.
     let steps = |attempt: u32| {
         let of_attempt = watcher.events.iter().filter(move |event| event.attempt == attempt);

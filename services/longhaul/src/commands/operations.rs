@@ -12,6 +12,21 @@ use crate::UsageError;
 use crate::connection::Connection;
 use crate::output::{Output, or_dash, seconds, size};
 
+/// The fields of results that are shown to people; `--json` has them all.
+const SHOWN_RESULTS: [&str; 11] = [
+    "backup_id",
+    "files",
+    "bytes",
+    "bytes_added",
+    "parent",
+    "source",
+    "tree",
+    "receipt",
+    "target",
+    "steps",
+    "vanished",
+];
+
 /// Arguments of `longhaul ops`.
 #[derive(clap::Args)]
 #[command(subcommand_negates_reqs = true)]
@@ -104,7 +119,8 @@ fn list(operations: &[Operation], output: Output) -> anyhow::Result<()> {
         operations,
         ["operation", "kind", "status", "progress", "attempt", "created", "message"],
         |op| {
-            let message = op.error.as_ref().map(|error| error.message.clone()).or(op.message.clone());
+            let error = op.error.as_ref().map(|error| error.message.clone());
+            let message = error.or_else(|| op.message.clone().filter(|_| !op.status.is_terminal()));
             [
                 op.op_id.to_string(),
                 op.kind.to_string(),
@@ -142,31 +158,11 @@ pub(super) fn fields(op: &Operation) -> Vec<(&'static str, String)> {
         fields.push(("error", format!("{}: {}", error.code, error.message)));
     }
     for (name, value) in op.result.iter().filter_map(Value::as_object).flatten() {
-        // Names of fields are few, and the program is short-lived.
-        let name: &'static str = known_field(name);
-        if !name.is_empty() {
-            fields.push((name, field_text(name, value)));
+        if let Some(known) = SHOWN_RESULTS.into_iter().find(|known| known == name) {
+            fields.push((known, field_text(known, value)));
         }
     }
     fields
-}
-
-/// The fields of results that are shown to people; `show --json` has them all.
-fn known_field(name: &str) -> &'static str {
-    const KNOWN: [&str; 11] = [
-        "backup_id",
-        "files",
-        "bytes",
-        "bytes_added",
-        "parent",
-        "source",
-        "tree",
-        "receipt",
-        "target",
-        "steps",
-        "vanished",
-    ];
-    KNOWN.into_iter().find(|known| *known == name).unwrap_or("")
 }
 
 fn field_text(name: &str, value: &Value) -> String {

@@ -19,7 +19,7 @@ const FILLER_FILE_BYTES: usize = 1_000_000;
 /// Not a part of a project's source.
 const LEFT_OUT: [&str; 2] = ["target", ".git"];
 
-/// What a tree holds.
+/// What a tree holds; a symbolic link counts as a file without bytes.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Filled {
     pub(super) files: u64,
@@ -94,6 +94,7 @@ fn copy(
         let copied = if kind.is_dir() {
             fs::create_dir_all(&target)
         } else if kind.is_symlink() {
+            filled.files += 1;
             fs::read_link(entry.path()).and_then(|link| std::os::unix::fs::symlink(link, &target))
         } else if kind.is_file() {
             copy_file(entry.path(), &target, filled)

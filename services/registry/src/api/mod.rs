@@ -24,6 +24,8 @@ pub(crate) const SERVICE: &str = "registry";
 /// Requests of one endpoint handled at the same time; a wait holds its place for up to 30 s.
 const CONCURRENCY: usize = 64;
 const CONCURRENT_WAITS: usize = 4096;
+/// What the server says about a client of another NATS account.
+const REQUEST_INFO: &str = "Nats-Request-Info";
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,14 +37,14 @@ pub(crate) enum Caller {
 }
 
 impl Caller {
+    /// From the header that the server sets where a request comes from another NATS account. A request that has
+    /// such a header, and one that does not read, is nobody's: never an operator's.
     pub(crate) fn of(request: &IncomingRequest) -> Result<Self, ApiError> {
-        match request.request_info() {
-            None => Ok(Self::Operator),
-            Some(info) => {
-                info.user.parse().map(Self::Account).map_err(|_| {
-                    ApiError::new(ErrorCode::Unauthenticated, "log in with a token of an account")
-                })
-            }
+        let comes_from_elsewhere = request.headers().get(REQUEST_INFO).is_some();
+        match request.request_info().map(|info| info.user.parse()) {
+            None if !comes_from_elsewhere => Ok(Self::Operator),
+            Some(Ok(Scope::Account(id))) => Ok(Self::Account(id)),
+            _ => Err(ApiError::new(ErrorCode::Unauthenticated, "log in with a token of an account")),
         }
     }
 

@@ -57,8 +57,10 @@ pub(crate) async fn measure(options: Options) -> anyhow::Result<Figures> {
 
     let (store, bucket) = measured.object_store().await?;
     let scratch = measured.system.scratch("peers");
-    let peers: Vec<Peer> =
-        [Tool::Rustic, Tool::Restic].iter().filter_map(|tool| Peer::find(*tool, &store, &bucket, &scratch)).collect();
+    let peers: Vec<Peer> = [Tool::Rustic, Tool::Restic]
+        .iter()
+        .filter_map(|tool| Peer::find(*tool, &store, &bucket, &scratch))
+        .collect();
 
     let mut files = measured.system.scratch("files");
     trees::make(&files, options.files, options.megabytes * 1_000_000, 2)?;
@@ -79,8 +81,14 @@ pub(crate) async fn measure(options: Options) -> anyhow::Result<Figures> {
         let places = contenders.len();
         contenders.rotate_left(number as usize % places);
 
-        let mut run =
-            Run { measured: &mut measured, figures: &mut figures, project, source: source.clone(), expected, number };
+        let mut run = Run {
+            measured: &mut measured,
+            figures: &mut figures,
+            project,
+            source: source.clone(),
+            expected,
+            number,
+        };
         run.back_up_by_all("first", &contenders).await?;
         run.back_up_by_all("unchanged", &contenders).await?;
         trees::change(&source, options.files, CHANGED_ONE_IN, u64::from(3 + number))?;
@@ -103,7 +111,8 @@ impl Run<'_> {
                     let (repository, source) = (repository.clone(), self.source.clone());
                     let name = repository.tool().name();
                     let taken =
-                        tokio::task::spawn_blocking(move || repository.back_up(&source, Secret::Password)).await??;
+                        tokio::task::spawn_blocking(move || repository.back_up(&source, Secret::Password))
+                            .await??;
                     self.figures.add(format!("backup.{what}.{name}"), taken.seconds, "s");
                     self.figures.add(format!("backup.{what}.{name}.memory"), taken.peak_mb, "MB");
                 }
@@ -140,7 +149,8 @@ impl Run<'_> {
                 Contender::Ours => self.restore().await?,
                 Contender::Theirs(repository) => {
                     let into = self.measured.system.scratch("restored");
-                    let (repository, source, target) = (repository.clone(), self.source.clone(), into.clone());
+                    let (repository, source, target) =
+                        (repository.clone(), self.source.clone(), into.clone());
                     let name = repository.tool().name();
                     let (taken, restored) =
                         tokio::task::spawn_blocking(move || repository.restore(&source, &target)).await??;

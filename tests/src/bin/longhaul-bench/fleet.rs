@@ -66,7 +66,9 @@ pub(crate) async fn measure(options: Options) -> anyhow::Result<Figures> {
     let scratch = measured.system.scratch("peers");
     let rustic = Peer::find(Tool::Rustic, &store, &bucket, &scratch);
     let mut repositories = Vec::new();
-    for (rustic, source) in rustic.iter().flat_map(|rustic| sources.iter().map(move |source| (rustic, source))) {
+    for (rustic, source) in
+        rustic.iter().flat_map(|rustic| sources.iter().map(move |source| (rustic, source)))
+    {
         let repository = rustic.initialise(&format!("fleet-{}", repositories.len()))?;
         repository.back_up(source, Secret::KeyFile)?;
         repositories.push(repository);
@@ -105,7 +107,9 @@ impl Fleet {
                 tell_where_the_time_goes(&ops);
                 ("fleet.ours", seconds)
             }
-            Contender::RusticPassword => ("fleet.rustic_password", self.loop_over_all(Secret::Password).await?),
+            Contender::RusticPassword => {
+                ("fleet.rustic_password", self.loop_over_all(Secret::Password).await?)
+            }
             Contender::RusticKeyFile => ("fleet.rustic_key_file", self.loop_over_all(Secret::KeyFile).await?),
         };
         self.figures.add(format!("{name}.seconds"), seconds, "s");

@@ -70,7 +70,8 @@ fn children_of(pid: u32) -> impl Iterator<Item = u32> {
 
 /// Before its `exec`, a child is still the parent in all but name.
 fn is_job(pid: u32) -> bool {
-    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == b"job"))
+    fs::read(format!("/proc/{pid}/cmdline"))
+        .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == b"job"))
 }
 
 #[cfg(test)]

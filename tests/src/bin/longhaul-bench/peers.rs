@@ -139,7 +139,8 @@ impl PeerRepository {
                 Ok((self.run(Secret::Password, arguments)?, into.to_owned()))
             }
             Tool::Restic => {
-                let arguments = ["restore".as_ref(), "latest".as_ref(), "--target".as_ref(), into.as_os_str()];
+                let arguments =
+                    ["restore".as_ref(), "latest".as_ref(), "--target".as_ref(), into.as_os_str()];
                 let below = source.strip_prefix("/").context("a source has an absolute path")?;
                 Ok((self.run(Secret::Password, arguments)?, into.join(below)))
             }
@@ -220,7 +221,8 @@ impl PeerRepository {
         let output = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         command.stdin(Stdio::null()).stderr(output.try_clone()?).stdout(output);
         let began = Instant::now();
-        let mut child = command.spawn().with_context(|| format!("starting {}", self.peer.program.display()))?;
+        let mut child =
+            command.spawn().with_context(|| format!("starting {}", self.peer.program.display()))?;
         let memory = PeakMemory::of_process(child.id());
         let status = child.wait().context("waiting for a command line")?;
         let seconds = elapsed(began);

@@ -40,7 +40,8 @@ impl MeasuredSystem {
             StoreKind::S3 => ObjectStoreKind::S3,
             StoreKind::Local => ObjectStoreKind::Local,
         };
-        let system = TestSystem::start(SystemOptions { hosts, object_store, ..SystemOptions::default() }).await?;
+        let system =
+            TestSystem::start(SystemOptions { hosts, object_store, ..SystemOptions::default() }).await?;
         let client = system.operator().await;
         let states = client.bus().subscribe("persist.*.lro.*.state".to_owned()).await?;
         Ok(Self { system, client, states })
@@ -48,7 +49,8 @@ impl MeasuredSystem {
 
     /// Makes a project of the first host known.
     pub(crate) async fn create_project(&self) -> anyhow::Result<String> {
-        let request = json!({ "title": "a project of a benchmark", "host_id": self.system.host(0).to_string() });
+        let request =
+            json!({ "title": "a project of a benchmark", "host_id": self.system.host(0).to_string() });
         let reply = self.client.ask("hub", "project.create", &request).await?;
         Ok(reply["project"]["id"].as_str().context("a project has an id")?.to_owned())
     }
@@ -130,9 +132,11 @@ impl MeasuredSystem {
 
     /// Requests to the object store by jobs of the first host so far; `None` where it does not count them.
     pub(crate) async fn object_store_requests(&self) -> anyhow::Result<Option<f64>> {
-        let url = self.system.ready().metrics.get("host-backup-0").cloned().context("host-backup has metrics")?;
+        let url =
+            self.system.ready().metrics.get("host-backup-0").cloned().context("host-backup has metrics")?;
         let address = url.trim_start_matches("http://").trim_end_matches("/metrics").to_owned();
-        let mut stream = TcpStream::connect(&address).await.with_context(|| format!("connecting to {address}"))?;
+        let mut stream =
+            TcpStream::connect(&address).await.with_context(|| format!("connecting to {address}"))?;
         let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut text = String::new();

@@ -17,9 +17,9 @@ const DIRECTORIES_PER_LEVEL: u32 = 16;
 const SETTLED: Duration = Duration::from_millis(2500);
 
 const WORDS: [&str; 32] = [
-    "let", "the", "return", "value", "of", "self", "a", "theorem", "matrix", "import", "for", "in", "range", "and",
-    "data", "result", "is", "not", "None", "function", "x", "print", "assert", "vector", "proof", "=", "+", "->", "(n)",
-    "\n", "\n    ", "lambda",
+    "let", "the", "return", "value", "of", "self", "a", "theorem", "matrix", "import", "for", "in", "range",
+    "and", "data", "result", "is", "not", "None", "function", "x", "print", "assert", "vector", "proof", "=",
+    "+", "->", "(n)", "\n", "\n    ", "lambda",
 ];
 
 /// Makes so many files of so many bytes in all below `root`, their sizes between a quarter and seven quarters of the
@@ -36,7 +36,8 @@ pub(crate) fn make(root: &Path, files: u32, bytes: u64, seed: u64) -> anyhow::Re
         // One more, one less: the sum is that of the means.
         let share = f64::from(number / 4 % 8) / 7.0 * 1.5 + 0.25;
         let length = (mean as f64 * share) as usize;
-        let contents = if number.is_multiple_of(2) { text(&mut random, length) } else { noise(&mut random, length) };
+        let contents =
+            if number.is_multiple_of(2) { text(&mut random, length) } else { noise(&mut random, length) };
         fs::write(&path, contents).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
@@ -48,13 +49,13 @@ pub(crate) fn change(root: &Path, files: u32, every: u32, seed: u64) -> anyhow::
     let mut changed = 0;
     for number in (0..files).step_by(every as usize) {
         let path = path_of(root, number);
-        let change = || -> std::io::Result<()> {
+        let mut overwrite = || -> std::io::Result<()> {
             let mut file = fs::File::options().write(true).open(&path)?;
             let middle = file.metadata()?.len() / 2;
             file.seek(SeekFrom::Start(middle))?;
             file.write_all(&text(&mut random, 1024))
         };
-        change().with_context(|| format!("changing {}", path.display()))?;
+        overwrite().with_context(|| format!("changing {}", path.display()))?;
         changed += 1;
     }
     Ok(changed)
