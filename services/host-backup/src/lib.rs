@@ -7,6 +7,7 @@ mod kinds;
 mod repository_job;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +59,11 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
     .with_context(|| format!("connect to NATS as {}", settings.nats.user))?;
     let caller = Routing::Host(settings.host.id);
     tell_interrupted(&bus, caller, interrupted).await;
+    // No endpoints: it works for others, and `nats micro ls` shows that it is there.
+    let description = format!("Backs up and restores the projects of the host {}", settings.host.id);
+    let metadata = BTreeMap::from([("host_id".to_owned(), settings.host.id.to_string())]);
+    let service =
+        bus.service("host-backup", env!("CARGO_PKG_VERSION"), &description, metadata).start().await?;
 
     let host = Arc::new(Host {
         root,
@@ -88,6 +94,7 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
     tracing::info!(host.id = %settings.host.id, "works");
     worker.run(shutdown.draining, shutdown.stopping).await;
     watching.abort();
+    service.stop().await;
     bus.drain().await;
     Ok(())
 }

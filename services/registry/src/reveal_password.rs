@@ -17,16 +17,15 @@ use crate::settings::RegistrySettings;
 /// # Errors
 /// Where the database does not answer, the project has never been backed up, or its password is wrapped with another
 /// master key than that of the settings.
-pub async fn reveal_password(
-    settings: RegistrySettings,
-    project: ProjectId,
-) -> anyhow::Result<SecretString> {
+pub async fn reveal_password(settings: RegistrySettings, project: ProjectId) -> anyhow::Result<SecretString> {
     let master_key = MasterKey::new(&settings.master_key.id, &settings.master_key.key)?;
     let database = Database::connect(&settings.database.url, 1).await?;
     let secret = database.project_secret(project).await;
     database.close().await;
     let secret = secret?.with_context(|| {
-        format!("the project {project} has no repository: there is no such project, or it was never backed up")
+        format!(
+            "the project {project} has no repository: there is no such project, or it was never backed up"
+        )
     })?;
     let password =
         master_key.unwrap(&project.to_string(), &secret.master_key_id, &secret.wrapped_password)?;

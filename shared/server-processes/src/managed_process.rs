@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -153,6 +153,8 @@ impl ProcessSpec {
         }
         let input = if self.standard_input.is_empty() { Stdio::null() } else { Stdio::piped() };
         command.stdin(input).stdout(log.try_clone()?).stderr(log);
+        // A group of its own: Ctrl-C on the launcher's terminal is for the launcher, which stops its children in order.
+        command.process_group(0);
         Ok(command)
     }
 }

@@ -143,15 +143,19 @@ impl Client {
 
     /// Waits until an operation has one of these values in a field.
     pub async fn until(&self, scope: impl Display, op_id: &str, field: &str, values: &[&str]) -> Value {
-        wait_for(&format!("{field} of {op_id} to be one of {values:?}"), PATIENCE_FOR_AN_OPERATION, || async {
-            match self.ask(&scope, "lro.get", &json!({ "op_id": op_id })).await {
-                Ok(mut reply) if values.iter().any(|value| reply["op"][field] == **value) => {
-                    Ok(reply["op"].take())
+        wait_for(
+            &format!("{field} of {op_id} to be one of {values:?}"),
+            PATIENCE_FOR_AN_OPERATION,
+            || async {
+                match self.ask(&scope, "lro.get", &json!({ "op_id": op_id })).await {
+                    Ok(mut reply) if values.iter().any(|value| reply["op"][field] == **value) => {
+                        Ok(reply["op"].take())
+                    }
+                    Ok(reply) => Err(format!("{:#}", reply["op"])),
+                    Err(error) => Err(error.to_string()),
                 }
-                Ok(reply) => Err(format!("{:#}", reply["op"])),
-                Err(error) => Err(error.to_string()),
-            }
-        })
+            },
+        )
         .await
     }
 

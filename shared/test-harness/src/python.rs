@@ -49,7 +49,8 @@ async fn make(staging: &PathBuf) -> Result<(), String> {
         return Err(made.errors);
     }
     let requirements = staging.join("requirements.txt");
-    fs::write(&requirements, format!("nats-py=={VERSION} --hash=sha256:{SHA256}\n")).map_err(|error| error.to_string())?;
+    fs::write(&requirements, format!("nats-py=={VERSION} --hash=sha256:{SHA256}\n"))
+        .map_err(|error| error.to_string())?;
     let packages = run({
         let mut ask = Command::new(staging.join("bin/python"));
         ask.args(["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]);
@@ -57,8 +58,18 @@ async fn make(staging: &PathBuf) -> Result<(), String> {
     })
     .await;
     let mut install = Command::new("python3");
-    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]);
-    install.args(["--only-binary=:all:", "--target", packages.output.trim(), "--requirement"]).arg(&requirements);
+    install.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--require-hashes",
+    ]);
+    install
+        .args(["--only-binary=:all:", "--target", packages.output.trim(), "--requirement"])
+        .arg(&requirements);
     let installed = run(install).await;
     if installed.status.success() { Ok(()) } else { Err(installed.errors) }
 }

@@ -119,19 +119,23 @@ impl TestSystem {
     }
 
     async fn launch(&mut self) -> anyhow::Result<()> {
-        let mut spec = ProcessSpec::new("longhaul-up", program("longhaul")?, self.data_directory().join("logs"))
-            .arguments(["up", "--hosts", &self.options.hosts.to_string(), "--data-dir"])
-            .argument(self.data_directory())
-            .argument("--ready-file")
-            .argument(self.ready_file())
-            .arguments(["--object-store", match self.options.object_store {
-                ObjectStoreKind::Local => "local",
-                ObjectStoreKind::S3 => "s3",
-            }])
-            // The developer's own settings are none of the test's.
-            .without_environment("LONGHAUL_DATA")
-            .without_environment("LONGHAUL_TEST_KINDS")
-            .death_signal(Signal::TERM);
+        let mut spec =
+            ProcessSpec::new("longhaul-up", program("longhaul")?, self.data_directory().join("logs"))
+                .arguments(["up", "--hosts", &self.options.hosts.to_string(), "--data-dir"])
+                .argument(self.data_directory())
+                .argument("--ready-file")
+                .argument(self.ready_file())
+                .arguments([
+                    "--object-store",
+                    match self.options.object_store {
+                        ObjectStoreKind::Local => "local",
+                        ObjectStoreKind::S3 => "s3",
+                    },
+                ])
+                // The developer's own settings are none of the test's.
+                .without_environment("LONGHAUL_DATA")
+                .without_environment("LONGHAUL_TEST_KINDS")
+                .death_signal(Signal::TERM);
         if self.options.test_kinds {
             spec = spec.environment("LONGHAUL_TEST_KINDS", "1");
         }
@@ -147,7 +151,8 @@ impl TestSystem {
         }
         let launcher = ManagedProcess::spawn(spec).await?;
         fs::write(self.directory.join("launcher.pid"), launcher.pid().to_string())?;
-        let started = wait_until(&launcher, PATIENCE_TO_START, || async { self.read_ready().map(drop) }).await;
+        let started =
+            wait_until(&launcher, PATIENCE_TO_START, || async { self.read_ready().map(drop) }).await;
         self.launcher = Some(launcher);
         if let Err(error) = started {
             logs::print(&self.data_directory());
@@ -221,7 +226,8 @@ impl TestSystem {
     /// Where nats-server refuses it.
     pub async fn operator(&self) -> Client {
         let ops = self.ready().credentials["ops"].clone();
-        self.connect(Credentials::UserPassword { user: ops.user, password: ops.password.into() }, "_INBOX").await
+        self.connect(Credentials::UserPassword { user: ops.user, password: ops.password.into() }, "_INBOX")
+            .await
     }
 
     /// A connection with these credentials.
@@ -252,8 +258,11 @@ impl TestSystem {
 
     /// A connection with a token of an account.
     pub async fn token_holder(&self, account: &str, token: &str) -> Result<Client, bus_client::BusError> {
-        self.try_connect(Credentials::Token(SecretString::from(token.to_owned())), &format!("_INBOX_{account}"))
-            .await
+        self.try_connect(
+            Credentials::Token(SecretString::from(token.to_owned())),
+            &format!("_INBOX_{account}"),
+        )
+        .await
     }
 
     /// The identity of a host, as its service has it.
@@ -281,7 +290,9 @@ impl TestSystem {
     pub fn set_faults(&self, plan: &serde_json::Value) {
         assert!(self.options.faults, "start the system with `faults`");
         let new = self.directory.join("faults.new");
-        fs::write(&new, plan.to_string()).and_then(|()| fs::rename(&new, self.faults_file())).expect("write the plan");
+        fs::write(&new, plan.to_string())
+            .and_then(|()| fs::rename(&new, self.faults_file()))
+            .expect("write the plan");
     }
 
     /// Makes the object store work again.
@@ -309,7 +320,10 @@ impl TestSystem {
             Server::Scheduler => "scheduler",
             Server::HostBackup(index) => return self.ready().hosts.get(index).map(|host| host.pid),
         };
-        children_of(self.launcher.as_ref()?.pid()).into_iter().find(|(_, found)| found == name).map(|(pid, _)| pid)
+        children_of(self.launcher.as_ref()?.pid())
+            .into_iter()
+            .find(|(_, found)| found == name)
+            .map(|(pid, _)| pid)
     }
 
     /// Kills a server as a crash does (SIGKILL), and returns the process id that it had.
@@ -327,6 +341,38 @@ impl TestSystem {
         let known = known.expect("process ids are small and positive");
         rustix::process::kill_process(known, signal).expect("signal a process of our own launcher");
         pid
+    }
+
+    /// Keeps what is killed from being started again, until [`Self::allow_restarts`].
+    ///
+    /// # Panics
+    /// Where the system is not running.
+    pub fn hold_restarts(&self) {
+        self.launcher
+            .as_ref()
+            .expect("the system is running")
+            .signal(Signal::STOP)
+            .expect("stop the launcher");
+    }
+
+    /// Has everything that was killed meanwhile be started again.
+    ///
+    /// # Panics
+    /// Where the system is not running.
+    pub fn allow_restarts(&self) {
+        self.launcher
+            .as_ref()
+            .expect("the system is running")
+            .signal(Signal::CONT)
+            .expect("continue the launcher");
+    }
+
+    /// Waits until a server that was killed, as the process `old`, has come to its end.
+    pub async fn gone(&self, server: Server, old: u32) {
+        wait_for(&format!("{server:?} to end"), PATIENCE_TO_RESTART, || async {
+            if self.running(server) == Some(old) { Err(format!("process {old} is there")) } else { Ok(()) }
+        })
+        .await;
     }
 
     /// Waits until a server that was killed, as the process `old`, is running again and says so.
@@ -374,6 +420,8 @@ impl Drop for TestSystem {
         }
         if let Some(launcher) = self.launcher.take() {
             let _ = launcher.signal(Signal::TERM);
+            // A test may have held it.
+            let _ = launcher.signal(Signal::CONT);
             let give_up = Instant::now() + PATIENCE_TO_STOP;
             while launcher.is_running() && Instant::now() < give_up {
                 std::thread::sleep(Duration::from_millis(20));
@@ -395,7 +443,10 @@ fn program(name: &str) -> anyhow::Result<PathBuf> {
     let directories = own.ancestors().skip(1).take(2);
     let found = directories.map(|directory| directory.join(name)).find(|program| program.is_file());
     found.with_context(|| {
-        format!("there is no program {name} beside {}: run tests through ./dev test, which builds it", own.display())
+        format!(
+            "there is no program {name} beside {}: run tests through ./dev test, which builds it",
+            own.display()
+        )
     })
 }
 

@@ -45,7 +45,8 @@ pub fn btrfs_is_available() -> bool {
         skip("there is no mkfs.btrfs (btrfs-progs)");
         return false;
     }
-    let known = || std::fs::read_to_string("/proc/filesystems").is_ok_and(|known| known.contains("\tbtrfs\n"));
+    let known =
+        || std::fs::read_to_string("/proc/filesystems").is_ok_and(|known| known.contains("\tbtrfs\n"));
     if !known() {
         // It may be a module that nobody needed so far.
         let _ = Command::new("modprobe").arg("btrfs").output();

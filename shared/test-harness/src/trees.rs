@@ -23,7 +23,8 @@ pub fn make_tree(root: &Path, seed: u64) {
     write(&root.join("README.md"), format!("# A project with the seed {seed}\n").as_bytes());
     write(&root.join("nothing"), b"");
     for number in 0..180 {
-        let text = format!("fn function_{number}() -> u64 {{ {} }}\n", random.next_u64()).repeat(1 + number % 7);
+        let text =
+            format!("fn function_{number}() -> u64 {{ {} }}\n", random.next_u64()).repeat(1 + number % 7);
         write(&root.join(format!("src/file-{number:03}.rs")), text.as_bytes());
     }
     write(&root.join("src/deep/er/still/here.txt"), b"deep");

@@ -42,7 +42,8 @@ impl Seen {
     pub fn assert_complete(&self, status: OperationStatus) {
         let mut before = (0, 0);
         for event in &self.events {
-            let expected = if event.attempt == before.0 { (before.0, before.1 + 1) } else { (event.attempt, 1) };
+            let expected =
+                if event.attempt == before.0 { (before.0, before.1 + 1) } else { (event.attempt, 1) };
             assert_eq!((event.attempt, event.n), expected, "after {before:?}: {:#?}", self.events);
             assert!(event.attempt >= before.0, "an earlier attempt after a later one: {:#?}", self.events);
             before = (event.attempt, event.n);

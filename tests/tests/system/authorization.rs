@@ -73,7 +73,8 @@ async fn a_person_uses_their_own_project_and_no_other() {
         assert_forbidden(&eve.client, &scope, endpoint).await;
     }
     // Naming a host is for operators: it would be a way to another host's files.
-    let restore = json!({ "kind": "project-restore", "input": { "backup_id": "latest", "host_id": system.host(1) } });
+    let restore =
+        json!({ "kind": "project-restore", "input": { "backup_id": "latest", "host_id": system.host(1) } });
     let refusal = eve.client.refused(scope(&mine), "lro.create", restore).await;
     assert_eq!(refusal.status, 403);
 }
@@ -86,10 +87,14 @@ async fn a_collaborator_may_from_the_next_log_in_on_and_no_longer_after_removal(
     let project = project_of(&system, None).await;
     assert_forbidden(&bob.client, &scope(&project), "project.get").await;
 
-    let added = operator.call(scope(&project), "project.add_collaborator", json!({ "account_id": bob.id })).await;
+    let added =
+        operator.call(scope(&project), "project.add_collaborator", json!({ "account_id": bob.id })).await;
     assert_eq!(added["project"]["collaborators"], json!([bob.id]));
     let in_time = login(&system, &bob.id).await;
-    assert_eq!(in_time.call(scope(&project), "project.get", json!({})).await["project"]["id"], json!(project));
+    assert_eq!(
+        in_time.call(scope(&project), "project.get", json!({})).await["project"]["id"],
+        json!(project)
+    );
 
     operator.call(scope(&project), "project.remove_collaborator", json!({ "account_id": bob.id })).await;
     let too_late = login(&system, &bob.id).await;
@@ -108,7 +113,11 @@ async fn wrong_credentials_are_refused_at_the_door() {
     for credentials in wrong {
         let told = format!("{credentials:?}");
         let refused = system.try_connect(credentials, "_INBOX").await;
-        assert_eq!(refused.map(drop).map_err(|error| error.kind()), Err(BusErrorKind::Unauthorized), "{told}");
+        assert_eq!(
+            refused.map(drop).map_err(|error| error.kind()),
+            Err(BusErrorKind::Unauthorized),
+            "{told}"
+        );
     }
     // A token that was good once.
     let operator = system.operator().await;

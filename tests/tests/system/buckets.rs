@@ -47,10 +47,15 @@ async fn a_bucket_that_turns_out_to_be_elsewhere_is_never_used() {
     system.set_faults(&json!({ "report_location": [{ "bucket": "*", "answer": { "fixed": "enam" } }] }));
     let op_id = client.create(scope(&project), "project-backup", json!({})).await;
     let op = client.ended(scope(&project), &op_id).await;
-    assert_eq!((&op["status"], &op["error"]["code"]), (&json!("failed"), &json!("failed_precondition")), "{op:#}");
+    assert_eq!(
+        (&op["status"], &op["error"]["code"]),
+        (&json!("failed"), &json!("failed_precondition")),
+        "{op:#}"
+    );
     let listed = client.call("hub", "bucket.list", json!({})).await;
     let buckets = listed["buckets"].as_array().unwrap();
-    let elsewhere = buckets.iter().filter(|bucket| bucket["status"] == "mismatch" && bucket["location"] == "enam");
+    let elsewhere =
+        buckets.iter().filter(|bucket| bucket["status"] == "mismatch" && bucket["location"] == "enam");
     assert_eq!(elsewhere.count(), 3, "it gives up after three: {buckets:#?}");
     assert!(buckets.iter().all(|bucket| bucket["status"] != "active"), "{buckets:#?}");
     let project = client.call(scope(&project), "project.get", json!({})).await;

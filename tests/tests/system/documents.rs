@@ -32,7 +32,8 @@ fn commands(document: &str) -> Vec<(usize, String)> {
 
 #[test]
 fn commands_are_found_in_sh_blocks_only() {
-    let document = "```sh\none \\\n two\n\n# not\nthree\n```\n```text\nfour\n```\n```\nfive\n```\n```sh\nsix\n```\n";
+    let document =
+        "```sh\none \\\n two\n\n# not\nthree\n```\n```text\nfour\n```\n```\nfive\n```\n```sh\nsix\n```\n";
     let found: Vec<String> = commands(document).into_iter().map(|(_, command)| command).collect();
     assert_eq!(found, ["one  two", "three", "six"]);
 }
@@ -45,8 +46,10 @@ async fn every_command_of_the_readme_and_the_runbook_works() {
     let project = client.create_project_with_files(&system, 91).await;
     let op_id = client.create(scope(&project), "project-backup", json!({ "tags": ["first"] })).await;
     let backup = client.result(scope(&project), &op_id).await["backup_id"].as_str().unwrap().to_owned();
-    let bound = client.call(scope(&project), "project.get", json!({})).await["project"]["backup_bucket_id"].clone();
-    let account = client.call("hub", "account.create", json!({ "name": "eve" })).await["account"]["id"].clone();
+    let bound =
+        client.call(scope(&project), "project.get", json!({})).await["project"]["backup_bucket_id"].clone();
+    let account =
+        client.call("hub", "account.create", json!({ "name": "eve" })).await["account"]["id"].clone();
     let host = system.host(1).to_string();
     let values = [
         ("<project>", project.as_str()),
@@ -70,9 +73,11 @@ async fn every_command_of_the_readme_and_the_runbook_works() {
             }
             tried += 1;
             let finished = run(environment.shell(&filled)).await;
-            let refused = finished.output.contains("Nats-Service-Error") || finished.errors.contains("Nats-Service-Error");
+            let refused = finished.output.contains("Nats-Service-Error")
+                || finished.errors.contains("Nats-Service-Error");
             if !finished.status.success() || refused {
-                failures.push(format!("{document}:{line}: {command}\n{}\n{}", finished.output, finished.errors));
+                failures
+                    .push(format!("{document}:{line}: {command}\n{}\n{}", finished.output, finished.errors));
             }
         }
     }
@@ -92,7 +97,8 @@ impl Environment {
         let home = system.scratch("home");
         let contexts = home.join(".config/nats/context");
         fs::create_dir_all(&contexts).unwrap();
-        fs::copy(system.ready().nats_context_dir.join("ops.json"), contexts.join("longhaul-ops.json")).unwrap();
+        fs::copy(system.ready().nats_context_dir.join("ops.json"), contexts.join("longhaul-ops.json"))
+            .unwrap();
         let ours = system.program("longhaul").unwrap().parent().unwrap().to_owned();
         let mut directories = vec![ours];
         directories.extend(nats.and_then(Path::parent).map(Path::to_owned));
@@ -103,7 +109,11 @@ impl Environment {
     fn shell(&self, command: &str) -> Command {
         let mut shell = Command::new("bash");
         shell.args(["-euo", "pipefail", "-c", command]).current_dir(&self.home);
-        shell.env("PATH", &self.path).env("HOME", &self.home).env_remove("XDG_CONFIG_HOME");
+        // nats asks the system for the home directory, so HOME alone does not do.
+        shell
+            .env("PATH", &self.path)
+            .env("HOME", &self.home)
+            .env("XDG_CONFIG_HOME", self.home.join(".config"));
         shell.env("LONGHAUL_DATA", &self.data).env("DATA", &self.data);
         shell
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use domain_model::OperationStatus;
 use serde_json::{Value, json};
 use test_harness::{
-    Client, ObjectStoreKind, Seen, Server, Signal, SystemOptions, TestSystem, add_bytes, wait_for, watch_to_the_end,
+    Client, ObjectStoreKind, Seen, Server, Signal, SystemOptions, TestSystem, add_bytes, wait_for,
+    watch_to_the_end,
 };
 use tokio::task::JoinHandle;
 
@@ -72,8 +73,12 @@ async fn whichever_server_dies_in_mid_backup_the_backup_goes_on_and_watchers_mis
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_is_killed_in_mid_upload_backs_up_in_another_attempt() {
-    let options =
-        SystemOptions { hosts: 2, object_store: ObjectStoreKind::S3, faults: true, ..SystemOptions::default() };
+    let options = SystemOptions {
+        hosts: 2,
+        object_store: ObjectStoreKind::S3,
+        faults: true,
+        ..SystemOptions::default()
+    };
     let system = TestSystem::start(options).await.unwrap();
     let client = system.operator().await;
     let project = client.create_project_with_files(&system, 41).await;
@@ -115,7 +120,8 @@ async fn a_host_that_is_killed_in_mid_upload_backs_up_in_another_attempt() {
 
 async fn checks_clean(system: &TestSystem, client: &Client, project: &str) {
     let Some(restic) = test_harness::restic() else { return };
-    let checked = crate::main_job::restic_on(system, client, project, &restic, &["check", "--read-data"]).await;
+    let checked =
+        crate::main_job::restic_on(system, client, project, &restic, &["check", "--read-data"]).await;
     assert!(checked.expect_success().contains("no errors were found"), "{checked:?}");
 }
 
@@ -155,7 +161,8 @@ async fn a_backup_to_a_bucket_that_cannot_be_reached_fails_with_the_cause_and_is
     }
     system.clear_faults();
     let listed = client.call(scope(&project), "backup.list", json!({})).await;
-    let listed: Vec<&Value> = listed["backups"].as_array().unwrap().iter().map(|one| &one["backup_id"]).collect();
+    let listed: Vec<&Value> =
+        listed["backups"].as_array().unwrap().iter().map(|one| &one["backup_id"]).collect();
     assert_eq!(listed, [&first["backup_id"]]);
     assert_eq!(client.call(scope(&new), "backup.list", json!({})).await["backups"], json!([]));
 
@@ -198,6 +205,11 @@ async fn canceling_a_backup_in_mid_upload_stops_its_job_and_leaves_no_backup() {
 }
 
 fn has_child(parent: u32) -> bool {
-    let tasks = fs::read_dir(Path::new("/proc").join(parent.to_string()).join("task")).into_iter().flatten().flatten();
-    tasks.into_iter().any(|task| fs::read_to_string(task.path().join("children")).is_ok_and(|ids| !ids.trim().is_empty()))
+    let tasks = fs::read_dir(Path::new("/proc").join(parent.to_string()).join("task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    tasks
+        .into_iter()
+        .any(|task| fs::read_to_string(task.path().join("children")).is_ok_and(|ids| !ids.trim().is_empty()))
 }

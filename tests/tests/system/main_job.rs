@@ -6,8 +6,8 @@ use domain_model::OperationStatus;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use test_harness::{
-    Client, Finished, ObjectStoreKind, ReadyObjectStore, SystemOptions, TestSystem, add_bytes, btrfs_is_available,
-    change_a_little, make_tree, restic, run, watch_to_the_end,
+    Client, Finished, ObjectStoreKind, ReadyObjectStore, SystemOptions, TestSystem, add_bytes,
+    btrfs_is_available, change_a_little, make_tree, restic, run, watch_to_the_end,
 };
 use tokio::process::Command;
 
@@ -57,12 +57,16 @@ async fn the_main_job(options: SystemOptions) {
         assert!(text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit()), "{field}: {text}");
     }
     assert!(first["files"].as_u64() > Some(360) && first["bytes"].as_u64() > Some(30_000_000), "{first:#}");
-    assert!(first["bytes_added"].as_u64() > Some(30_000_000) && first["duration_s"].as_f64() > Some(0.0), "{first:#}");
+    assert!(
+        first["bytes_added"].as_u64() > Some(30_000_000) && first["duration_s"].as_f64() > Some(0.0),
+        "{first:#}"
+    );
     assert_eq!(first["vanished"], 0);
     assert!(first["snapshot_at"].as_str().unwrap().ends_with('Z'));
     listed_with_its_facts(&client, &project, &first).await;
     if btrfs {
-        let left: Vec<_> = std::fs::read_dir(system.data_directory().join("hosts/0/snapshots")).unwrap().collect();
+        let left: Vec<_> =
+            std::fs::read_dir(system.data_directory().join("hosts/0/snapshots")).unwrap().collect();
         assert!(left.is_empty(), "a snapshot is left: {left:?}");
     }
 
@@ -107,7 +111,10 @@ async fn backed_up_while_three_watch(system: &TestSystem, client: &Client, proje
     let created = client.call(scope(project), "lro.create", request).await;
     let (op, subject) = (&created["op"], created["subject"].as_str().unwrap().to_owned());
     let op_id = op["op_id"].as_str().unwrap().to_owned();
-    assert_eq!((&created["created"], &op["status"], &op["attempt"]), (&json!(true), &json!("queued"), &json!(0)));
+    assert_eq!(
+        (&created["created"], &op["status"], &op["attempt"]),
+        (&json!(true), &json!("queued"), &json!(0))
+    );
     assert_eq!(subject, format!("persist.project-{project}.lro.{op_id}"));
 
     let watcher = |bus: bus_client::Bus, subject: String| {
@@ -138,7 +145,8 @@ async fn backed_up_while_three_watch(system: &TestSystem, client: &Client, proje
     // What any subscriber sees, without our client: readable by its headers alone.
     let mut messages = Vec::new();
     while let Ok(Some(message)) = tokio::time::timeout(std::time::Duration::from_secs(10), raw.next()).await {
-        let is_last = message.subject.ends_with(".state") && message.headers.get("Lro-Status") == Some("succeeded");
+        let is_last =
+            message.subject.ends_with(".state") && message.headers.get("Lro-Status") == Some("succeeded");
         messages.push(message);
         if is_last {
             break;
@@ -206,9 +214,13 @@ pub(crate) async fn restic_on(
     arguments: &[&str],
 ) -> Finished {
     let mut reveal = Command::new(system.program("registry").unwrap());
-    reveal.args(["reveal-password", "--config"]).arg(system.data_directory().join("config/registry.toml")).arg(project);
+    reveal
+        .args(["reveal-password", "--config"])
+        .arg(system.data_directory().join("config/registry.toml"))
+        .arg(project);
     let password = run(reveal).await.expect_success().trim().to_owned();
-    let bucket_id = client.call(scope(project), "project.get", json!({})).await["project"]["backup_bucket_id"].clone();
+    let bucket_id =
+        client.call(scope(project), "project.get", json!({})).await["project"]["backup_bucket_id"].clone();
     let bucket = client.call("hub", "bucket.get", json!({ "bucket_id": bucket_id })).await;
     let place = format!("{}/rustic/project-{project}", bucket["bucket"]["name"].as_str().unwrap());
     let mut command = Command::new(restic);

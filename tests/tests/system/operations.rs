@@ -38,7 +38,10 @@ async fn asking_twice_with_one_dedupe_key_makes_one_operation() {
 
     let other = with(sleep(61.0), &json!({ "dedupe_key": "asked-twice" }));
     let refusal = client.refused("hub", "lro.create", other.clone()).await;
-    assert_eq!((refusal.status, serde_json::to_value(refusal.code).unwrap()), (409, json!("dedupe_mismatch")));
+    assert_eq!(
+        (refusal.status, serde_json::to_value(refusal.code).unwrap()),
+        (409, json!("dedupe_mismatch"))
+    );
     assert_eq!(refusal.details["op_id"], json!(id(&first)));
 
     // `force` takes the key over, and the one that had it is canceled.
@@ -162,8 +165,12 @@ async fn an_operation_that_fails_at_a_step_ends_with_the_history_of_its_attempts
     let op = client.ended("hub", &op_id).await;
     assert_eq!((&op["status"], &op["attempt"]), (&json!("failed"), &op["max_attempts"]));
     assert_eq!(op["error"]["code"], "test_failure");
-    let attempts: Vec<u64> =
-        op["error"]["history"].as_array().unwrap().iter().map(|error| error["attempt"].as_u64().unwrap()).collect();
+    let attempts: Vec<u64> = op["error"]["history"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| error["attempt"].as_u64().unwrap())
+        .collect();
     assert_eq!(attempts, [1, 2, 3], "{:#}", op["error"]);
     // Two steps are done once, by the first attempt: a checkpoint is gone on from.
     let steps = |attempt: u32| {
@@ -182,15 +189,24 @@ async fn an_operation_that_fails_at_a_step_ends_with_the_history_of_its_attempts
     let again = client.ended("hub", &id(&retried)).await;
     assert_eq!(again["status"], "failed");
     let events = client.events("hub", &id(&retried)).await;
-    assert!(!events.iter().any(|event| event["message"].as_str().unwrap().starts_with("step 1")), "{events:#?}");
+    assert!(
+        !events.iter().any(|event| event["message"].as_str().unwrap().starts_with("step 1")),
+        "{events:#?}"
+    );
     let fresh = client.call("hub", "lro.retry", json!({ "op_id": op_id, "from_start": true })).await;
     client.ended("hub", &id(&fresh)).await;
     let events = client.events("hub", &id(&fresh)).await;
-    assert!(events.iter().any(|event| event["message"].as_str().unwrap().starts_with("step 1")), "{events:#?}");
+    assert!(
+        events.iter().any(|event| event["message"].as_str().unwrap().starts_with("step 1")),
+        "{events:#?}"
+    );
 
     let running = create(&client, sleep(60.0)).await;
     let refusal = client.refused("hub", "lro.retry", json!({ "op_id": running })).await;
-    assert_eq!((refusal.status, serde_json::to_value(refusal.code).unwrap()), (412, json!("failed_precondition")));
+    assert_eq!(
+        (refusal.status, serde_json::to_value(refusal.code).unwrap()),
+        (412, json!("failed_precondition"))
+    );
     client.call("hub", "lro.cancel", json!({ "op_id": running })).await;
 }
 
@@ -202,7 +218,11 @@ async fn a_parent_waits_for_its_children_without_a_lease() {
     let op_id = create(&client, request).await;
     wait_for("the parent to wait", Duration::from_secs(60), || async {
         let op = client.operation("hub", &op_id).await;
-        if op["waiting_for_children"] == true && op["lease_until"].is_null() { Ok(()) } else { Err(format!("{op:#}")) }
+        if op["waiting_for_children"] == true && op["lease_until"].is_null() {
+            Ok(())
+        } else {
+            Err(format!("{op:#}"))
+        }
     })
     .await;
     let result = client.result("hub", &op_id).await;
@@ -226,7 +246,11 @@ async fn canceling_a_parent_cancels_its_children() {
     let children = wait_for("two children to run", Duration::from_secs(60), || async {
         let list = client.call("hub", "lro.list", json!({ "parent_id": op_id })).await;
         let ops = list["ops"].as_array().unwrap().clone();
-        if ops.len() == 2 && ops.iter().all(|op| op["status"] == "running") { Ok(ops) } else { Err(format!("{ops:?}")) }
+        if ops.len() == 2 && ops.iter().all(|op| op["status"] == "running") {
+            Ok(ops)
+        } else {
+            Err(format!("{ops:?}"))
+        }
     })
     .await;
     client.call("hub", "lro.cancel", json!({ "op_id": op_id })).await;

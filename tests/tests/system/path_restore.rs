@@ -38,7 +38,8 @@ async fn path_restores(system: &TestSystem) {
     };
 
     // Beside, at a target that does not exist yet.
-    let result = restore(json!({ "backup_id": backup, "path": "project/src", "target": "restored/src" })).await;
+    let result =
+        restore(json!({ "backup_id": backup, "path": "project/src", "target": "restored/src" })).await;
     assert_eq!(result["target"], "project/restored/src");
     assert_eq!(result["receipt"], "match");
     assert_same_tree(&files.join("src"), &files.join("restored/src"));
@@ -60,7 +61,9 @@ async fn path_restores(system: &TestSystem) {
     assert_eq!(fs::read_to_string(files.join("src/file-004.rs")).unwrap(), "mine");
 
     // Fail: what is there stays, and the operation says why it failed, at its first attempt.
-    let op = failed(&client, &project, json!({ "backup_id": backup, "path": "project/src", "conflict": "fail" })).await;
+    let op =
+        failed(&client, &project, json!({ "backup_id": backup, "path": "project/src", "conflict": "fail" }))
+            .await;
     assert_eq!((&op["error"]["code"], &op["attempt"]), (&json!("already_exists"), &json!(1)), "{op:#}");
     assert_eq!(fs::read_to_string(files.join("src/file-004.rs")).unwrap(), "mine");
 
@@ -74,7 +77,10 @@ async fn path_restores(system: &TestSystem) {
 
     // A dry run reads and verifies everything, and changes nothing.
     let whole = restore(json!({ "backup_id": backup, "dry_run": true })).await;
-    assert!(whole["files"].as_u64() > Some(100) && whole["target"].as_str().unwrap().contains("dry run"), "{whole}");
+    assert!(
+        whole["files"].as_u64() > Some(100) && whole["target"].as_str().unwrap().contains("dry run"),
+        "{whole}"
+    );
     restore(json!({ "backup_id": backup, "path": "project/src", "dry_run": true })).await;
     assert_eq!(fs::read_to_string(files.join("src/file-004.rs")).unwrap(), "mine");
     let staging = files.join("../../staging");

@@ -68,13 +68,11 @@ async fn after_the_stream_was_lost_its_summaries_are_written_anew() {
     let running = client.create("hub", "test-sleep", json!({ "seconds": 40, "steps": 200 })).await;
     client.until("hub", &running, "status", &["running"]).await;
 
+    system.hold_restarts();
     let old = system.kill_nine(Server::Nats);
-    // The launcher waits half a second before it starts it again.
-    wait_for("nats-server to be gone", Duration::from_millis(400), || async {
-        if fs::exists(format!("/proc/{old}/fd/0")).unwrap_or(false) { Err("it is there") } else { Ok(()) }
-    })
-    .await;
+    system.gone(Server::Nats, old).await;
     fs::remove_dir_all(system.data_directory().join("nats/jetstream")).unwrap();
+    system.allow_restarts();
     system.restarted(Server::Nats, old).await;
 
     for op_id in ended.iter().chain([&running]) {

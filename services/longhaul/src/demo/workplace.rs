@@ -4,7 +4,7 @@
 //! not be reached, when the value is dropped.
 
 use std::fs::{self, File};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -73,8 +73,7 @@ impl Workplace {
             say(&format!("kept: longhaul up --data-dir {}", self.directory.display()));
             return Ok(());
         }
-        fs::remove_dir_all(&self.directory)
-            .with_context(|| format!("removing {}", self.directory.display()))?;
+        remove_tree(&self.directory).with_context(|| format!("removing {}", self.directory.display()))?;
         say("everything has been removed");
         Ok(())
     }
@@ -121,6 +120,20 @@ impl Drop for Workplace {
             say(&format!("left mounted: {error:#}"));
         }
     }
+}
+
+/// Removes a tree of our own with all that is in it. Whoever is not root needs the permission to change a directory in
+/// order to empty it, and some of those that the demo makes do not give it.
+fn remove_tree(tree: &Path) -> std::io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        for entry in
+            walkdir::WalkDir::new(tree).into_iter().flatten().filter(|entry| entry.file_type().is_dir())
+        {
+            // Where this fails, the removal says why.
+            let _ = fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o700));
+        }
+    }
+    fs::remove_dir_all(tree)
 }
 
 fn run(command: &mut Command) -> anyhow::Result<()> {

@@ -20,6 +20,7 @@ const PATIENCE_TO_START: Duration = Duration::from_secs(90);
 const PATIENCE_FOR_AN_ANSWER: Duration = Duration::from_secs(2);
 /// A service gives running work 20 s after the first signal, and ends within 10 s after that.
 const PATIENCE_TO_STOP: Duration = Duration::from_secs(35);
+const BETWEEN_SIGNALS: Duration = Duration::from_millis(100);
 const PATIENCE_IN_A_HURRY: Duration = Duration::from_secs(5);
 
 /// A running service.
@@ -79,7 +80,8 @@ impl Service {
             () = hurry.cancelled() => {}
             () = tokio::time::sleep(PATIENCE_TO_STOP) => {}
         }
-        // A second signal: running work is left.
+        // A second signal: running work is left. Two at the same moment would be one to their receiver.
+        tokio::time::sleep(BETWEEN_SIGNALS).await;
         self.process.stop(PATIENCE_IN_A_HURRY).await.map(drop)
     }
 }

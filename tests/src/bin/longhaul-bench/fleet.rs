@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::Common;
 use crate::figures::{Figures, percentile};
 use crate::peers::{Peer, PeerRepository, Secret, Tool, elapsed};
+use crate::processor_time::ProcessorTime;
 use crate::system::MeasuredSystem;
 use crate::trees;
 
@@ -103,8 +104,12 @@ impl Fleet {
         trees::settle().await;
         let (name, seconds) = match contender {
             Contender::Ours => {
+                let launcher = self.measured.system.ready().pid;
+                let before = ProcessorTime::of_children(launcher);
                 let (seconds, ops) = self.measured.back_up_all(&self.projects).await?;
+                let after = ProcessorTime::of_children(launcher);
                 tell_where_the_time_goes(&ops);
+                eprintln!("processor time of each backup: {}", after.since(&before, ops.len()));
                 ("fleet.ours", seconds)
             }
             Contender::RusticPassword => {

@@ -10,6 +10,7 @@ mod figures;
 mod fleet;
 mod peak_memory;
 mod peers;
+mod processor_time;
 mod system;
 mod trees;
 

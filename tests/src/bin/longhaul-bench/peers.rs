@@ -37,13 +37,13 @@ impl Tool {
     fn program(self) -> Option<PathBuf> {
         let variable = format!("LONGHAUL_{}", self.name().to_uppercase());
         let found = match std::env::var_os(&variable) {
-            Some(program) => Some(PathBuf::from(program)),
+            Some(program) => Some(PathBuf::from(program)).filter(|program| program.is_file()),
             None => std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
                 .map(|directory| directory.join(self.name()))
                 .find(|program| program.is_file()),
         };
         if found.is_none() {
-            eprintln!("NOT MEASURED: {} (neither {variable} nor on PATH)", self.name());
+            eprintln!("NOT MEASURED: {} ({variable}, or on PATH)", self.name());
         }
         found
     }
