@@ -30,7 +30,7 @@ async fn a_request_that_makes_no_sense_gets_a_4xx_that_says_what_to_do_and_leave
     let (of_project, nobody) = (scope(&project), scope(NOBODY));
     let backup = |input: Value| json!({ "kind": "project-backup", "input": input });
     let restore = |input: Value| json!({ "kind": "project-restore", "input": input });
-    let no_backup = "ab".repeat(32);
+    let (no_backup, no_account) = ("ab".repeat(32), format!("account-{NOBODY}"));
     let cases: Vec<(&str, &str, &str, Value, u16, &str)> = vec![
         // (what, scope, endpoint, request, status, a word of the message)
         ("a scope that is no uuid", "project-123", "lro.create", backup(json!({})), 400, "scope"),
@@ -329,20 +329,8 @@ async fn a_request_that_makes_no_sense_gets_a_4xx_that_says_what_to_do_and_leave
             404,
             "account",
         ),
-        (
-            "a token of nobody",
-            &format!("account-{NOBODY}"),
-            "account.create_token",
-            json!({}),
-            404,
-            "account",
-        ),
-    ]
-    .into_iter()
-    .map(|(what, scope, endpoint, request, status, word)| {
-        (what, &*scope.to_owned().leak(), endpoint, request, status, word)
-    })
-    .collect();
+        ("a token of nobody", &no_account, "account.create_token", json!({}), 404, "account"),
+    ];
     for (what, scope, endpoint, request, status, word) in &cases {
         for encoding in [Encoding::Json, Encoding::MessagePack] {
             let error = refused(&client, encoding, scope, endpoint, request).await;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use bus_messages::EventLevel;
 use domain_model::OperationStatus;
 use serde_json::{Value, json};
 use test_harness::{
@@ -61,6 +62,8 @@ async fn whichever_server_dies_in_mid_backup_the_backup_goes_on_and_watchers_mis
         let op = client.ended(scope(&project), &op_id).await;
         system.clear_faults();
         assert_eq!((&op["status"], &op["attempt"]), (&json!("succeeded"), &json!(1)), "{server:?}: {op:#}");
+        // It was killed in the upload, which takes four seconds.
+        assert!(op["result"]["duration_s"].as_f64() >= Some(4.0), "{op:#}");
         let seen = watcher.await.unwrap();
         seen.assert_complete(OperationStatus::Succeeded);
         let late = watch_to_the_end(client.bus(), &format!("persist.{}.lro.{op_id}", scope(&project))).await;
@@ -151,13 +154,13 @@ async fn a_backup_to_a_bucket_that_cannot_be_reached_fails_with_the_cause_and_is
         assert!(error["code"] == "bucket_unreachable" || error["code"] == "unavailable", "{error:#}");
         assert!(!error["message"].as_str().unwrap().is_empty());
         // Each attempt that is followed by another says so, with the cause.
-        let said: Vec<&str> = seen
-            .events
-            .iter()
-            .filter(|event| event.phase == "queued")
-            .map(|event| event.message.as_str())
-            .collect();
+        let said: Vec<_> = seen.events.iter().filter(|event| event.phase == "queued").collect();
         assert_eq!(said.len(), attempts - 1, "{:#?}", seen.events);
+        for event in said {
+            assert_eq!(event.level, Some(EventLevel::Warn), "{event:#?}");
+            assert_eq!(event.detail.as_ref().unwrap()["code"], error["code"], "{event:#?}");
+            assert!(event.message.contains("injected failure"), "{event:#?}");
+        }
     }
     system.clear_faults();
     let listed = client.call(scope(&project), "backup.list", json!({})).await;

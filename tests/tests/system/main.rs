@@ -9,6 +9,7 @@ mod clients;
 mod documents;
 mod faults;
 mod main_job;
+mod measures;
 mod operations;
 mod path_restore;
 mod restarts;
