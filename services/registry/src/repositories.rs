@@ -91,22 +91,15 @@ impl Repositories {
     /// The bucket in use for the backups of a region, made where there is none.
     async fn bucket_for(&self, region: &str) -> Result<Bucket, ApiError> {
         loop {
-            let mismatches =
-                self.database.mismatched_buckets(PURPOSE, region).await.map_err(from_database)?;
-            let bucket =
-                self.database.bucket_in_use(&self.new_bucket(region)).await.map_err(from_database)?;
-            if bucket.status == "active" {
-                return Ok(bucket);
-            }
-            if mismatches >= MOST_MISMATCHES {
-                return Err(ApiError::new(
-                    ErrorCode::FailedPrecondition,
-                    format!(
-                        "{mismatches} buckets for the region {region} turned out to be elsewhere; \
-                         look at api.v1.hub.bucket.list and the provider's locations"
-                    ),
-                ));
-            }
+            let known = self.database.find_bucket_in_use(PURPOSE, region).await.map_err(from_database)?;
+            let bucket = match known {
+                Some(bucket) if bucket.status == "active" => return Ok(bucket),
+                Some(bucket) => bucket,
+                None => {
+                    self.refuse_after_mismatches(region).await?;
+                    self.database.bucket_in_use(&self.new_bucket(region)).await.map_err(from_database)?
+                }
+            };
             let placed = self.place(&bucket).await?;
             if placed.status == "active" {
                 return Ok(placed);
@@ -118,6 +111,21 @@ impl Repositories {
                 "a bucket is not where it should be, and is not used"
             );
         }
+    }
+
+    /// An error where so many buckets of a region turned out to be elsewhere that somebody has to look.
+    async fn refuse_after_mismatches(&self, region: &str) -> Result<(), ApiError> {
+        let mismatches = self.database.mismatched_buckets(PURPOSE, region).await.map_err(from_database)?;
+        if mismatches < MOST_MISMATCHES {
+            return Ok(());
+        }
+        Err(ApiError::new(
+            ErrorCode::FailedPrecondition,
+            format!(
+                "{mismatches} buckets for the region {region} turned out to be elsewhere; \
+                 look at api.v1.hub.bucket.list and the provider's locations"
+            ),
+        ))
     }
 
     /// Makes a bucket that is written down, reads its location back and records it.

@@ -25,6 +25,7 @@ pub(crate) const CANCEL_LINE: &str = "cancel";
 /// own program. Standard input and output belong to the protocol. The exit status is 0 only after a
 /// `finished` event.
 pub fn run_job_child() -> ExitCode {
+    end_with_any_panic();
     let events = Arc::new(EventWriter::default());
     let progress = Arc::new(ChildProgress::default());
     let result = read_request().and_then(|request| {
@@ -41,6 +42,16 @@ pub fn run_job_child() -> ExitCode {
         return ExitCode::FAILURE;
     }
     status
+}
+
+/// A panic in one of rustic's threads (no memory for another one, say) would leave the others waiting for it
+/// forever. Here it ends the process, after its words, and the parent takes that for a retryable failure.
+fn end_with_any_panic() {
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        say(panic);
+        std::process::abort();
+    }));
 }
 
 fn invalid(message: String) -> JobFailure {

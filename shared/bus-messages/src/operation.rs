@@ -89,7 +89,7 @@ pub struct OperationError {
     pub message: String,
     /// Whether another attempt may succeed.
     pub retryable: bool,
-    /// The errors of the attempts before, oldest first.
+    /// The error of each attempt that failed, oldest first; the last twenty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<AttemptError>,
 }

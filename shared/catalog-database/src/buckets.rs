@@ -71,17 +71,8 @@ impl Database {
     /// the making); returns the one that counts. Two callers at the same moment get the same one.
     pub async fn bucket_in_use(&self, new: &NewBucket) -> Result<Bucket, DatabaseError> {
         for _ in 0..5 {
-            let row = sqlx::query_as!(
-                Row,
-                "SELECT * FROM buckets WHERE purpose = $1 AND region = $2 AND status IN ('active', 'unknown')",
-                new.purpose,
-                new.region
-            )
-            .fetch_optional(&self.pool)
-            .await
-            .during("find the bucket of a region")?;
-            if let Some(row) = row {
-                return Ok(row.into());
+            if let Some(bucket) = self.find_bucket_in_use(new.purpose, &new.region).await? {
+                return Ok(bucket);
             }
             sqlx::query!(
                 "INSERT INTO buckets (id, purpose, provider, account_id, region, name, endpoint)
@@ -99,6 +90,24 @@ impl Database {
             .during("write down a bucket to be made")?;
         }
         Err(DatabaseError::row("buckets.status", "it changes all the time"))
+    }
+
+    /// The bucket of a purpose and region that is in use, or in the making.
+    pub async fn find_bucket_in_use(
+        &self,
+        purpose: &str,
+        region: &str,
+    ) -> Result<Option<Bucket>, DatabaseError> {
+        let row = sqlx::query_as!(
+            Row,
+            "SELECT * FROM buckets WHERE purpose = $1 AND region = $2 AND status IN ('active', 'unknown')",
+            purpose,
+            region
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .during("find the bucket of a region")?;
+        Ok(row.map(Bucket::from))
     }
 
     /// Records where a bucket turned out to be.

@@ -16,6 +16,8 @@ const DIRECTORIES_PER_LEVEL: u32 = 16;
 /// again by the next backup.
 const SETTLED: Duration = Duration::from_millis(2500);
 
+/// Text repeats itself within a piece only as text does.
+const PIECE_BYTES: usize = 16 * 1024;
 const WORDS: [&str; 32] = [
     "let", "the", "return", "value", "of", "self", "a", "theorem", "matrix", "import", "for", "in", "range",
     "and", "data", "result", "is", "not", "None", "function", "x", "print", "assert", "vector", "proof", "=",
@@ -26,6 +28,7 @@ const WORDS: [&str; 32] = [
 /// mean.
 pub(crate) fn make(root: &Path, files: u32, bytes: u64, seed: u64) -> anyhow::Result<()> {
     let mut random = StdRng::seed_from_u64(seed);
+    let words = words(&mut random);
     let mean = bytes / u64::from(files);
     for number in 0..files {
         let path = path_of(root, number);
@@ -36,8 +39,11 @@ pub(crate) fn make(root: &Path, files: u32, bytes: u64, seed: u64) -> anyhow::Re
         // One more, one less: the sum is that of the means.
         let share = f64::from(number / 4 % 8) / 7.0 * 1.5 + 0.25;
         let length = (mean as f64 * share) as usize;
-        let contents =
-            if number.is_multiple_of(2) { text(&mut random, length) } else { noise(&mut random, length) };
+        let contents = if number.is_multiple_of(2) {
+            text(&mut random, &words, length)
+        } else {
+            noise(&mut random, length)
+        };
         fs::write(&path, contents).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
@@ -53,7 +59,7 @@ pub(crate) fn change(root: &Path, files: u32, every: u32, seed: u64) -> anyhow::
             let mut file = fs::File::options().write(true).open(&path)?;
             let middle = file.metadata()?.len() / 2;
             file.seek(SeekFrom::Start(middle))?;
-            file.write_all(&text(&mut random, 1024))
+            file.write_all(&noise(&mut random, 1024))
         };
         overwrite().with_context(|| format!("changing {}", path.display()))?;
         changed += 1;
@@ -67,14 +73,21 @@ fn path_of(root: &Path, number: u32) -> PathBuf {
     root.join(format!("part-{above:02}/section-{below:02}/file-{number:06}.txt"))
 }
 
-fn text(random: &mut StdRng, length: usize) -> Vec<u8> {
-    let mut text = Vec::with_capacity(length + 16);
+/// Pieces of the words, put together anew each time.
+fn text(random: &mut StdRng, words: &[u8], length: usize) -> Vec<u8> {
+    let mut text = Vec::with_capacity(length);
     while text.len() < length {
-        text.extend_from_slice(WORDS[random.random_range(0..WORDS.len())].as_bytes());
-        text.push(b' ');
+        let from = random.random_range(0..words.len());
+        let upto = words.len().min(from + PIECE_BYTES).min(from + length - text.len());
+        text.extend_from_slice(&words[from..upto]);
     }
-    text.truncate(length);
     text
+}
+
+/// A text of some megabytes.
+fn words(random: &mut StdRng) -> Vec<u8> {
+    let words = (0..500_000).flat_map(|_| [WORDS[random.random_range(0..WORDS.len())], " "]);
+    words.collect::<String>().into_bytes()
 }
 
 fn noise(random: &mut StdRng, length: usize) -> Vec<u8> {
