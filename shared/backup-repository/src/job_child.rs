@@ -45,11 +45,12 @@ pub fn run_job_child() -> ExitCode {
 }
 
 /// A panic in one of rustic's threads (no memory for another one, say) would leave the others waiting for it
-/// forever. Here it ends the process, after its words, and the parent takes that for a retryable failure.
+/// forever. Here it ends the process, after its words, and the parent takes that for a retryable failure. Not
+/// after a backtrace: that needs memory under a lock, and where there is none the thread waits for itself.
 fn end_with_any_panic() {
-    let say = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        say(panic);
+    std::panic::set_hook(Box::new(|panic| {
+        // Standard error may be gone as well; the end is what counts.
+        let _ = writeln!(io::stderr(), "{panic}");
         std::process::abort();
     }));
 }

@@ -63,6 +63,8 @@ impl JobProcess {
             .env("TZ", "UTC")
             // glibc keeps freed memory per thread and processor: rustic's many threads would hold hundreds of MB.
             .env("MALLOC_ARENA_MAX", "2")
+            // Where memory is at its end, a backtrace makes the thread wait for itself; see `job_child`.
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
