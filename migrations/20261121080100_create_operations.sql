@@ -58,6 +58,8 @@ CREATE UNIQUE INDEX operations_one_child_per_key
 CREATE INDEX operations_to_claim
     ON long_running_operations (routing, kind, priority DESC, not_before, id)
     WHERE status = 'queued' AND NOT waiting_for_children;
+CREATE INDEX operations_queued_by_exclusive_key
+    ON long_running_operations (exclusive_key, kind, routing) WHERE exclusive_key IS NOT NULL AND status = 'queued';
 CREATE INDEX operations_running ON long_running_operations (id) WHERE status = 'running';
 CREATE INDEX operations_of_a_scope ON long_running_operations (scope_type, scope_id, id DESC);
 CREATE INDEX operations_to_expire ON long_running_operations (expires_at);

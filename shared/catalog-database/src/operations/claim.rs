@@ -7,6 +7,9 @@ use super::row::OperationRow;
 use crate::error::During;
 use crate::{Database, DatabaseError, outbox};
 
+/// How often a claim may collide with others before it is left to the worker's next one.
+const MOST_TURNS: u32 = 5;
+
 /// What a worker wants to work on.
 #[derive(Debug, Clone)]
 pub struct ClaimWanted {
@@ -46,31 +49,18 @@ impl Database {
         for (kind, slots) in &wanted.kinds {
             let taken = u32::try_from(leased.len()).unwrap_or(u32::MAX);
             let free = (*slots).min(wanted.max.saturating_sub(taken));
-            let mut limit = free;
-            while limit > 0 {
-                match self.claim_kind(wanted, kind, limit).await {
+            if free == 0 {
+                continue;
+            }
+            for _ in 0..MOST_TURNS {
+                match self.claim_kind(wanted, kind, free).await {
                     Ok(more) => {
                         leased.extend(more);
                         break;
                     }
-                    // Two of one exclusive key: nobody else can see it beforehand. One at a time cannot collide
-                    // with itself; and where another claimer won, the next look sees that.
-                    Err(error) if error.constraint() == Some("operations_one_running_per_exclusive_key") => {
-                        limit = if limit > 1 { 1 } else { 0 };
-                        if limit == 1 && free > 1 {
-                            for _ in 0..free {
-                                match self.claim_kind(wanted, kind, 1).await {
-                                    Ok(more) if more.is_empty() => break,
-                                    Ok(more) => leased.extend(more),
-                                    Err(error)
-                                        if error.constraint()
-                                            == Some("operations_one_running_per_exclusive_key") => {}
-                                    Err(error) => return Err(error),
-                                }
-                            }
-                            break;
-                        }
-                    }
+                    // An operation of the same exclusive key, of another kind or on another host, was claimed at
+                    // the same moment. The next look sees that it runs.
+                    Err(error) if error.constraint() == Some("operations_one_running_per_exclusive_key") => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -104,10 +94,21 @@ impl Database {
                 SELECT id FROM long_running_operations AS candidate
                 WHERE status = 'queued' AND NOT waiting_for_children
                     AND kind = $1 AND routing = ANY ($2) AND not_before <= now() AND expires_at > now()
-                    AND (exclusive_key IS NULL OR parent_id IS NOT NULL OR NOT EXISTS (
-                        SELECT 1 FROM long_running_operations AS other
-                        WHERE other.exclusive_key = candidate.exclusive_key AND other.status = 'running'
-                            AND other.parent_id IS NULL))
+                    AND (exclusive_key IS NULL OR parent_id IS NOT NULL OR (
+                        NOT EXISTS (
+                            SELECT 1 FROM long_running_operations AS other
+                            WHERE other.exclusive_key = candidate.exclusive_key AND other.status = 'running'
+                                AND other.parent_id IS NULL)
+                        -- Of several in one queue the first: so no claim takes two, nor two claims one each.
+                        AND NOT EXISTS (
+                            SELECT 1 FROM long_running_operations AS first
+                            WHERE first.exclusive_key = candidate.exclusive_key AND first.status = 'queued'
+                                AND first.kind = candidate.kind AND first.routing = candidate.routing
+                                AND first.parent_id IS NULL AND NOT first.waiting_for_children
+                                AND first.not_before <= now() AND first.expires_at > now()
+                                AND (first.priority > candidate.priority
+                                    OR (first.priority = candidate.priority
+                                        AND (first.not_before, first.id) < (candidate.not_before, candidate.id))))))
                 ORDER BY priority DESC, not_before, id
                 LIMIT $3
                 FOR UPDATE SKIP LOCKED))
