@@ -1,8 +1,6 @@
 //! Projects, hosts, buckets, backups and accounts, as the API shows them.
 
-use domain_model::{
-    AccountId, BackupId, BucketId, HostId, LayoutPath, OperationId, ProjectId, Tag, Timestamp,
-};
+use domain_model::{AccountId, BackupId, BucketId, HostId, OperationId, ProjectId, Tag, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// A request without fields.
@@ -251,16 +249,6 @@ pub struct BackupList {
     pub backups: Vec<Backup>,
     /// Where the next page starts; null on the last.
     pub next_cursor: Option<String>,
-}
-
-/// `backup.ls`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ListBackupEntries {
-    /// Which backup.
-    pub backup_id: BackupId,
-    /// A directory in it.
-    pub path: LayoutPath,
 }
 
 /// An account.

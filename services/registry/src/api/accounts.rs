@@ -5,21 +5,18 @@ use std::sync::Arc;
 use aws_lc_rs::digest;
 use bus_client::{IncomingRequest, Reply};
 use bus_messages::{AccountReply, ApiError, CreateAccount, CreateToken, SecretText, TokenReply};
-use domain_model::{AccountId, Scope};
+use domain_model::AccountId;
 use rand::RngCore;
 use uuid::Uuid;
 
-use super::{account, named, subject, wrong_scope};
+use super::{account, hub, named};
 use crate::errors::from_database;
 use crate::registry::Registry;
 
 const DAY_S: u32 = 24 * 3600;
 
 pub(super) async fn create(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
-    match subject(&request)?.scope {
-        Scope::Hub => {}
-        other => return Err(wrong_scope(other, "the hub")),
-    }
+    hub(&request)?;
     let create: CreateAccount = request.decode()?;
     named("name", &create.name)?;
     let id = AccountId::from(Uuid::new_v4());

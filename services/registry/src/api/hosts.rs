@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use bus_client::{IncomingRequest, Reply};
 use bus_messages::{ApiError, CreateHost, HostList, HostReply, Nothing};
-use domain_model::{HostId, Scope};
+use domain_model::HostId;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{host, known_region, named, subject, wrong_scope};
+use super::{host, hub, known_region, named};
 use crate::errors::from_database;
 use crate::registry::Registry;
 
@@ -16,13 +16,6 @@ use crate::registry::Registry;
 pub(super) const REGIONS: [&str; 6] = ["wnam", "enam", "weur", "eeur", "apac", "oc"];
 /// Where a host is that does not say.
 const DEFAULT_REGION: &str = "weur";
-
-fn hub(request: &IncomingRequest) -> Result<(), ApiError> {
-    match subject(request)?.scope {
-        Scope::Hub => Ok(()),
-        other => Err(wrong_scope(other, "the hub")),
-    }
-}
 
 pub(super) async fn create(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     hub(&request)?;

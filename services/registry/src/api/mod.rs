@@ -65,6 +65,13 @@ fn wrong_scope(scope: Scope, expected: &str) -> ApiError {
     ApiError::invalid_argument(format!("this request is about {expected}, and its subject names {scope}"))
 }
 
+fn hub(request: &IncomingRequest) -> Result<(), ApiError> {
+    match subject(request)?.scope {
+        Scope::Hub => Ok(()),
+        other => Err(wrong_scope(other, "the hub")),
+    }
+}
+
 fn project(request: &IncomingRequest) -> Result<ProjectId, ApiError> {
     match subject(request)?.scope {
         Scope::Project(id) => Ok(id),

@@ -8,10 +8,10 @@ use bus_messages::{
     ProjectStatus,
 };
 use catalog_database::NewProject;
-use domain_model::{ProjectId, Scope, Timestamp};
+use domain_model::{ProjectId, Timestamp};
 use uuid::Uuid;
 
-use super::{bad_cursor, known_region, named, page_size, project, subject, wrong_scope};
+use super::{bad_cursor, hub, known_region, named, page_size, project};
 use crate::errors::from_database;
 use crate::registry::Registry;
 
@@ -100,11 +100,4 @@ pub(super) async fn remove_collaborator(
     registry.database.remove_collaborator(id, change.account_id).await.map_err(from_database)?;
     let project = known(&registry, id).await?;
     Ok(request.reply(&ProjectReply { project }))
-}
-
-fn hub(request: &IncomingRequest) -> Result<(), ApiError> {
-    match subject(request)?.scope {
-        Scope::Hub => Ok(()),
-        other => Err(wrong_scope(other, "the hub")),
-    }
 }
