@@ -223,7 +223,8 @@ pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) ->
             "a checkpoint has at most {MOST_CHECKPOINT_BYTES} bytes"
         )));
     }
-    // Only the holder's word counts, so that the rest is not even looked at for anybody else.
+    // What follows from the kind is looked up here; whether the caller holds the operation is decided under the row's
+    // lock, in `finish_operation`.
     let op = registry.database.operation_by_id(finish.op_id).await.map_err(from_database)?;
     let Some(op) = op else { return Ok(request.reply(&FinishReply { ok: false, lost: true })) };
     let backup = match (op.kind.as_str(), finish.outcome) {

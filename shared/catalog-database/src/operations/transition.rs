@@ -66,9 +66,8 @@ pub(super) async fn apply(
 ) -> Result<Ended, DatabaseError> {
     let status = next_state(row.status()?, change.event)
         .map_err(|illegal| DatabaseError::row("long_running_operations.status", illegal))?;
-    let now = database_now(connection).await?;
     let error = match change.error {
-        Some(error) => Some(with_history(row, error, now)?),
+        Some(error) => Some(with_history(row, error, database_now(connection).await?)?),
         // A success after failures keeps no error; a cancel or an expiry keeps the last one.
         None if status == OperationStatus::Succeeded => None,
         None => row.error.clone(),
