@@ -384,7 +384,7 @@ impl RepositoryBackend {
         let mut uploads = lock(&self.uploads);
         uploads.spawn_on(
             async move {
-                let result = store.put(&key, body, PutMode::Overwrite).await;
+                let result = store.put(&key, body, PutMode::NamedByHash).await;
                 drop(permit);
                 result.map_err(|error| (key.as_str().to_owned(), error))
             },
@@ -511,7 +511,7 @@ impl WriteBackend for RepositoryBackend {
             FileType::Index => {
                 self.finish_uploads()?;
                 self.check_may_write(key.as_str())?;
-                self.put(&key, body.clone(), PutMode::Overwrite)?;
+                self.put(&key, body.clone(), PutMode::NamedByHash)?;
                 self.index_writes.fetch_add(1, Ordering::SeqCst);
                 self.cache.put(id, &body);
                 Ok(())
@@ -522,12 +522,12 @@ impl WriteBackend for RepositoryBackend {
                     return Ok(());
                 }
                 self.check_may_write(key.as_str())?;
-                self.put(&key, body.clone(), PutMode::Overwrite)?;
+                self.put(&key, body.clone(), PutMode::NamedByHash)?;
                 *lock(&self.last_snapshot) = Some(*id);
                 self.cache.put(id, &body);
                 Ok(())
             }
-            FileType::Key => self.put(&key, body, PutMode::Overwrite),
+            FileType::Key => self.put(&key, body, PutMode::NamedByHash),
             // Two that initialise at once must not both believe that their config is the one.
             FileType::Config => self.put(&key, body, PutMode::CreateOnly),
         }

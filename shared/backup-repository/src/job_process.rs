@@ -60,7 +60,8 @@ impl JobProcess {
         let mut child = Command::new(program)
             .args(args)
             // Times in a snapshot carry the offset of the local zone; the same tree has to give the same bytes.
-            .env("TZ", "UTC")
+            // Empty is UTC without a search through the zones' files.
+            .env("TZ", "")
             // glibc keeps freed memory per thread and processor: rustic's many threads would hold hundreds of MB.
             .env("MALLOC_ARENA_MAX", "2")
             // Where memory is at its end, a backtrace makes the thread wait for itself; see `job_child`.

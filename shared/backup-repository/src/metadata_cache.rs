@@ -24,13 +24,17 @@ use sha2::{Digest, Sha256};
 /// What a job keeps in memory at most, in bytes.
 const MEMORY_LIMIT_BYTES: usize = 32 * 1024 * 1024;
 
+/// Trimming looks at every file of a cache that serves a whole host, so a job does it with the probability
+/// that it was the one to fill the last sixteenth of the limit.
+const TRIM_SHARE: u64 = 16;
+
 /// Where the local cache of metadata is, and how large it may grow.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CacheSettings {
     /// Its directory, created when it is missing. May be shared by all projects and jobs of a host.
     pub directory: PathBuf,
-    /// What it may hold after a job, in bytes.
+    /// What it is trimmed to, in bytes. It may hold a few sixteenths more for a while.
     pub limit_bytes: u64,
 }
 
@@ -87,10 +91,13 @@ impl MetadataCache {
         }
     }
 
-    /// Brings the directory under its limit again, if this process wrote to it.
+    /// Brings the directory under its limit again: always after as much as a sixteenth of it was written by
+    /// this process, else once in as many calls as it takes to write that.
     pub(crate) fn trim(&self) {
+        let written_bytes = self.written_bytes.swap(0, Ordering::Relaxed);
         if let Some(settings) = &self.settings
-            && self.written_bytes.swap(0, Ordering::Relaxed) > 0
+            && written_bytes > 0
+            && written_bytes >= rand::random_range(0..=settings.limit_bytes / TRIM_SHARE)
             && let Err(error) = trim_directory(&settings.directory, settings.limit_bytes)
         {
             tracing::warn!(cache.path = %settings.directory.display(), %error, "cannot trim the metadata cache");
@@ -213,6 +220,22 @@ mod tests {
         cache.trim();
         let left: Vec<_> = objects.iter().map(|object| cache.path(&hash(object)).unwrap().exists()).collect();
         assert_eq!(left, [false, false, true, true]);
+    }
+
+    #[test]
+    fn many_small_jobs_keep_it_near_its_limit_though_few_of_them_trim_it() {
+        let directory = tempfile::tempdir().unwrap();
+        for number in 0..1000_u32 {
+            let cache = MetadataCache::new(settings(directory.path(), 16_000));
+            let bytes = Bytes::from(number.to_le_bytes().repeat(25));
+            cache.put(&hash(&bytes), &bytes);
+            cache.trim();
+        }
+        let files = walkdir::WalkDir::new(directory.path()).into_iter().map(Result::unwrap);
+        let total: u64 =
+            files.filter(|file| file.file_type().is_file()).map(|file| file.metadata().unwrap().len()).sum();
+        // Twice the limit would be 160 jobs in a row that do not trim, each with a probability below 0.9.
+        assert!((14_000..32_000).contains(&total), "{total}");
     }
 
     #[test]

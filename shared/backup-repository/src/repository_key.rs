@@ -1,11 +1,17 @@
 //! The two secrets of a repository. The password is what people use with the `restic` and `rustic` command
-//! lines; deriving the key from it costs 0.4 s and 150 MB (scrypt) each time. The repository key is the
-//! result: it is kept beside the password and handed to jobs, so that no job ever pays for the derivation.
+//! lines: it opens the key file in the repository, which holds the key. The repository key is kept beside the
+//! password as well and handed to jobs, so that none of them pays for a derivation.
+//!
+//! rustic_core derives the key of a key file with scrypt at a cost of 0.4 s and 150 MB, which is for passwords
+//! that people think of. Nobody guesses 32 random bytes at any cost, so for those the key file is written here,
+//! with little of it; restic and rustic read the cost from the file.
 
 use std::fmt;
 
+use aes256ctr_poly1305aes::aead::{self, AeadInPlace};
+use aes256ctr_poly1305aes::{Aes256CtrPoly1305Aes, Key};
 use rand::RngCore;
-use rustic_core::repofile::MasterKey;
+use rustic_core::repofile::{KeyFile, MasterKey};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -15,9 +21,59 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[serde(transparent)]
 pub struct RepositoryKey(MasterKey);
 
+/// scrypt's block size and parallelism: those that it was published with.
+const SCRYPT_BLOCK_SIZE: u32 = 8;
+const SCRYPT_PARALLELISM: u32 = 1;
+
+/// scrypt's cost for a password of 32 random bytes, as the logarithm to base 2: 1 MiB, some milliseconds.
+const SCRYPT_LOG_COST_RANDOM: u8 = 10;
+
+/// scrypt's cost for any other password: rustic_core's.
+const SCRYPT_LOG_COST: u8 = 17;
+
 impl RepositoryKey {
     pub(crate) fn new(key: MasterKey) -> Self {
         Self(key)
+    }
+
+    /// A new one from the operating system's randomness.
+    pub(crate) fn generate() -> Self {
+        Self(MasterKey::new())
+    }
+
+    /// The file with which the password opens the repository: what is to be stored as `keys/<SHA-256>`.
+    /// In restic's format, see "Keys, Encryption and MAC" in its design document. Errors are texts without
+    /// secrets.
+    pub(crate) fn key_file(&self, password: &RepositoryPassword) -> Result<Vec<u8>, String> {
+        let log_cost = if password.is_random() { SCRYPT_LOG_COST_RANDOM } else { SCRYPT_LOG_COST };
+        let parameters = scrypt::Params::new(log_cost, SCRYPT_BLOCK_SIZE, SCRYPT_PARALLELISM)
+            .map_err(|error| error.to_string())?;
+        let mut salt = vec![0; 64];
+        rand::rng().fill_bytes(&mut salt);
+        let mut derived = Key::default();
+        scrypt::scrypt(password.expose().as_bytes(), &salt, &parameters, &mut derived)
+            .map_err(|error| error.to_string())?;
+
+        let mut nonce = aead::Nonce::<Aes256CtrPoly1305Aes>::default();
+        rand::rng().fill_bytes(&mut nonce);
+        let mut data = nonce.to_vec();
+        data.extend(serde_json::to_vec(&self.0).map_err(|error| error.to_string())?);
+        let tag = Aes256CtrPoly1305Aes::new(&derived)
+            .encrypt_in_place_detached(&nonce, &[], &mut data[nonce.len()..])
+            .map_err(|error| error.to_string())?;
+        data.extend(tag);
+        serde_json::to_vec(&KeyFile {
+            hostname: Some("longhaul".to_owned()),
+            username: Some("registry".to_owned()),
+            created: Some(jiff::Zoned::now()),
+            kdf: "scrypt".to_owned(),
+            n: 1 << log_cost,
+            r: SCRYPT_BLOCK_SIZE,
+            p: SCRYPT_PARALLELISM,
+            data,
+            salt,
+        })
+        .map_err(|error| error.to_string())
     }
 
     pub(crate) fn master_key(&self) -> MasterKey {
@@ -61,6 +117,12 @@ impl RepositoryPassword {
         let mut bytes = [0_u8; 32];
         rand::rng().fill_bytes(&mut bytes);
         Self(SecretString::from(data_encoding::HEXLOWER.encode(&bytes)))
+    }
+
+    /// Whether it looks like one that was generated.
+    fn is_random(&self) -> bool {
+        let text = self.expose().as_bytes();
+        text.len() == 64 && text.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     }
 
     /// The text itself, to wrap it for storage or to show it to its owner.

@@ -203,14 +203,22 @@ impl RestoreJob {
             Ok(())
         };
         match &request.target {
-            RestoreTarget::Whole { .. } => trees.visit(Path::new(""), snapshot.tree, &mut add)?,
+            RestoreTarget::Whole { .. } => {
+                for entry in trees.entries(Path::new(""), snapshot.tree)? {
+                    let (path, node) = entry?;
+                    add(&path, node)?;
+                }
+            }
             RestoreTarget::Path { path, .. } => {
                 let node = trees.find(request.snapshot, snapshot, path)?;
                 let base = PathBuf::from(path.name());
                 let subtree = node.subtree;
                 add(&base, node)?;
                 if let Some(subtree) = subtree {
-                    trees.visit(&base, subtree, &mut add)?;
+                    for entry in trees.entries(&base, subtree)? {
+                        let (path, node) = entry?;
+                        add(&path, node)?;
+                    }
                 }
             }
         }

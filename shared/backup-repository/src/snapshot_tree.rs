@@ -71,34 +71,11 @@ impl<S: IndexedTree> SnapshotTrees<'_, S> {
         ))
     }
 
-    /// Visits everything below `tree`, parents before children, siblings in the order of their names.
-    /// Paths begin with `base`.
-    pub(crate) fn visit(
-        &self,
-        base: &Path,
-        tree: TreeId,
-        visit: &mut dyn FnMut(&Path, Node) -> Result<()>,
-    ) -> Result<()> {
-        let mut levels: Vec<(PathBuf, std::vec::IntoIter<(OsString, Node)>)> =
-            vec![(base.to_owned(), self.directory(base, tree)?.into_iter())];
-        while let Some((directory, entries)) = levels.last_mut() {
-            let Some((name, node)) = entries.next() else {
-                levels.pop();
-                continue;
-            };
-            let path = directory.join(name);
-            let subtree = match (node.is_dir(), node.subtree) {
-                (false, _) => None,
-                (true, Some(subtree)) => Some(subtree),
-                (true, None) => return Err(self.damaged(&path, "the directory has no content")),
-            };
-            visit(&path, node)?;
-            if let Some(subtree) = subtree {
-                let entries = self.directory(&path, subtree)?;
-                levels.push((path, entries.into_iter()));
-            }
-        }
-        Ok(())
+    /// Everything below `tree`, parents before children, siblings in the order of their names. Paths begin
+    /// with `base`.
+    pub(crate) fn entries(&self, base: &Path, tree: TreeId) -> Result<SnapshotEntries<'_, S>> {
+        let top = self.directory(base, tree)?.into_iter();
+        Ok(SnapshotEntries { trees: self, levels: vec![(base.to_owned(), top)], next: None })
     }
 
     /// The entry at a path of the snapshot, for example `project/src`.
@@ -124,6 +101,49 @@ impl<S: IndexedTree> SnapshotTrees<'_, S> {
             found = Some(node);
         }
         found.ok_or_else(|| self.damaged(path.as_path(), "the path is empty"))
+    }
+}
+
+/// See [`SnapshotTrees::entries`]. The first error is the end.
+pub(crate) struct SnapshotEntries<'a, S> {
+    trees: &'a SnapshotTrees<'a, S>,
+    levels: Vec<(PathBuf, std::vec::IntoIter<(OsString, Node)>)>,
+    /// The directory that was yielded last, to be entered.
+    next: Option<(PathBuf, TreeId)>,
+}
+
+impl<S: IndexedTree> SnapshotEntries<'_, S> {
+    fn step(&mut self) -> Result<Option<(PathBuf, Node)>> {
+        if let Some((path, tree)) = self.next.take() {
+            let entries = self.trees.directory(&path, tree)?.into_iter();
+            self.levels.push((path, entries));
+        }
+        while let Some((directory, entries)) = self.levels.last_mut() {
+            let Some((name, node)) = entries.next() else {
+                self.levels.pop();
+                continue;
+            };
+            let path = directory.join(name);
+            self.next = match (node.is_dir(), node.subtree) {
+                (false, _) => None,
+                (true, Some(subtree)) => Some((path.clone(), subtree)),
+                (true, None) => return Err(self.trees.damaged(&path, "the directory has no content")),
+            };
+            return Ok(Some((path, node)));
+        }
+        Ok(None)
+    }
+}
+
+impl<S: IndexedTree> Iterator for SnapshotEntries<'_, S> {
+    type Item = Result<(PathBuf, Node)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let entry = self.step().transpose();
+        if matches!(entry, Some(Err(_))) {
+            self.levels.clear();
+        }
+        entry
     }
 }
 

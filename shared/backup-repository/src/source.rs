@@ -27,7 +27,7 @@ use rustix::io::Errno;
 use crate::backend::WriteGuard;
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
 use crate::repository::Progress;
-use crate::walk::{OPEN_DIRECTORY, Walk, WalkEntry, WalkFault};
+use crate::walk::{ExtendedAttributes, OPEN_DIRECTORY, Walk, WalkEntry, WalkFault};
 
 /// The name of the root that holds the project's files.
 pub const PROJECT_ROOT: &str = "project";
@@ -40,6 +40,13 @@ const NAMED_PATHS: usize = 10;
 
 /// Clocks of file systems tick this coarsely at worst.
 const CLOCK_GRAIN: Duration = Duration::from_secs(2);
+
+/// These take their times from the kernel's clock, which ticks every 10 ms or oftener; and five ticks are
+/// allowed for.
+const FINE_CLOCK_GRAIN: Duration = Duration::from_millis(50);
+
+/// Their numbers in the kernel's `magic.h`: btrfs, ext2 to ext4, XFS, tmpfs.
+const FILE_SYSTEMS_WITH_FINE_CLOCKS: [i64; 4] = [0x9123_683e, 0xef53, 0x5846_5342, 0x0102_1994];
 
 /// Whether what is backed up can change meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -87,6 +94,7 @@ pub(crate) struct SourceFindings {
 struct Shared {
     live: bool,
     taken_at: Option<SystemTime>,
+    clock_grain: Duration,
     guard: WriteGuard,
     progress: Arc<dyn Progress>,
     findings: Mutex<SourceFindings>,
@@ -110,6 +118,10 @@ impl Shared {
             self.guard.close();
         }
         self.guard.is_closed()
+    }
+
+    fn is_racy(&self, changed: Option<Timestamp>, looked_at: SystemTime) -> bool {
+        is_racy(changed, self.taken_at.unwrap_or(looked_at), self.clock_grain)
     }
 
     /// Takes down what could not be read.
@@ -160,15 +172,16 @@ impl BackupSource {
                 Some(SystemTime::UNIX_EPOCH + since_epoch)
             }
         };
+        // In the order of a snapshot.
+        let roots =
+            [(PERSIST_ROOT, open_root(persist, "back up")?), (PROJECT_ROOT, open_root(project, "back up")?)];
+        let fine = roots.iter().all(|(_, root)| has_fine_clock(root));
         Ok(Self {
-            // In the order of a snapshot.
-            roots: [
-                (PERSIST_ROOT, open_root(persist, "back up")?),
-                (PROJECT_ROOT, open_root(project, "back up")?),
-            ],
+            roots,
             shared: Arc::new(Shared {
                 live: state == SourceState::Live,
                 taken_at,
+                clock_grain: if fine { FINE_CLOCK_GRAIN } else { CLOCK_GRAIN },
                 guard,
                 progress,
                 findings: Mutex::default(),
@@ -191,13 +204,39 @@ impl BackupSource {
         })
     }
 
-    fn walks(&self) -> Vec<Walk> {
+    /// Whether the tree is, entry by entry, what `stored` lists. Neither contents nor extended attributes are
+    /// read: both cannot change without the change time, which is compared, and an entry whose change time
+    /// is too young to trust counts as changed. So does whatever cannot be read: the backup will say why.
+    pub(crate) fn equals(&self, stored: impl Iterator<Item = Result<(PathBuf, Node)>>) -> Result<bool> {
+        let mut found = self.walks(ExtendedAttributes::Skipped).into_iter().flatten();
+        for entry in stored {
+            if self.shared.is_stopped() {
+                return Ok(false);
+            }
+            let (path, mut node) = entry?;
+            let looked_at = SystemTime::now();
+            let Some(Ok(found)) = found.next() else { return Ok(false) };
+            (node.content, node.subtree) = (None, None);
+            node.meta.extended_attributes.clear();
+            if found.path != path
+                || found.node != node
+                || self.shared.is_racy(found.node.meta.ctime, looked_at)
+            {
+                return Ok(false);
+            }
+        }
+        Ok(found.next().is_none())
+    }
+
+    fn walks(&self, attributes: ExtendedAttributes) -> Vec<Walk> {
         let mut walks = Vec::new();
         for (number, (name, root)) in self.roots.iter().enumerate() {
             match rustix::io::fcntl_dupfd_cloexec(root, 0) {
                 // From 1, because rustic takes 0 for "no device"; far apart, because a hard link never
                 // reaches from one root into the other in a restored project.
-                Ok(root) => walks.push(Walk::new(OsStr::new(name), root, 1 + 1000 * number as u64)),
+                Ok(root) => {
+                    walks.push(Walk::new(OsStr::new(name), root, 1 + 1000 * number as u64, attributes))
+                }
                 Err(error) => self.shared.fault(Path::new(name), &error.into()),
             }
         }
@@ -224,7 +263,7 @@ impl ReadSource for BackupSource {
     /// Counts everything for the progress display; runs beside the backup.
     fn size(&self) -> RusticResult<Option<u64>> {
         let (mut files, mut bytes) = (0, 0);
-        for entry in self.walks().into_iter().flatten() {
+        for entry in self.walks(ExtendedAttributes::Skipped).into_iter().flatten() {
             if self.shared.is_stopped() {
                 return Ok(None);
             }
@@ -238,7 +277,7 @@ impl ReadSource for BackupSource {
     }
 
     fn entries(&self) -> Self::Iter {
-        let mut walks = self.walks();
+        let mut walks = self.walks(ExtendedAttributes::Read);
         walks.reverse();
         SourceEntries { walks, shared: Arc::clone(&self.shared) }
     }
@@ -287,8 +326,7 @@ impl SourceEntries {
             expected: Expected::of(&node),
             shared: Arc::clone(&self.shared),
         });
-        let still_until = self.shared.taken_at.unwrap_or(looked_at);
-        if is_racy(node.meta.ctime, still_until) {
+        if self.shared.is_racy(node.meta.ctime, looked_at) {
             node.meta.ctime = Some(never_again(looked_at));
         }
         ReadSourceEntry { path, node, open }
@@ -304,9 +342,16 @@ fn never_again(looked_at: SystemTime) -> Timestamp {
     Timestamp::new(-seconds, -nanoseconds).unwrap_or(Timestamp::MIN)
 }
 
-fn is_racy(changed: Option<Timestamp>, still_until: SystemTime) -> bool {
+/// Whether an entry with this change time may have changed again until then, without a new change time.
+fn is_racy(changed: Option<Timestamp>, still_until: SystemTime, clock_grain: Duration) -> bool {
     changed.is_some_and(|changed| {
-        SystemTime::from(changed).checked_add(CLOCK_GRAIN).is_none_or(|settled| settled >= still_until)
+        SystemTime::from(changed).checked_add(clock_grain).is_none_or(|settled| settled >= still_until)
+    })
+}
+
+fn has_fine_clock(root: &OwnedFd) -> bool {
+    rustix::fs::fstatfs(root).is_ok_and(|found| {
+        i64::try_from(found.f_type).is_ok_and(|number| FILE_SYSTEMS_WITH_FINE_CLOCKS.contains(&number))
     })
 }
 
@@ -437,10 +482,15 @@ mod tests {
     #[test]
     fn a_file_changed_within_the_clocks_grain_is_read_again_next_time() {
         let now = SystemTime::now();
-        let at = |ago_s: u64| Some(Timestamp::try_from(now - Duration::from_secs(ago_s)).unwrap());
-        assert!(is_racy(at(0), now));
-        assert!(is_racy(at(1), now));
-        assert!(!is_racy(at(3), now));
+        let racy = |ago_ms: u64, grain| {
+            let changed = Timestamp::try_from(now - Duration::from_millis(ago_ms)).unwrap();
+            is_racy(Some(changed), now, grain)
+        };
+        assert!(racy(0, CLOCK_GRAIN));
+        assert!(racy(1000, CLOCK_GRAIN));
+        assert!(!racy(3000, CLOCK_GRAIN));
+        assert!(racy(20, FINE_CLOCK_GRAIN));
+        assert!(!racy(100, FINE_CLOCK_GRAIN));
         assert!(never_again(now) < Timestamp::UNIX_EPOCH);
         assert_ne!(never_again(now), never_again(now + Duration::from_nanos(1)));
     }

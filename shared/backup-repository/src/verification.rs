@@ -19,7 +19,7 @@ use crate::metadata_cache::hash;
 use crate::restore::{PlannedEntry, RestoreJob};
 use crate::restore_content::chunk_length;
 use crate::tree_digest::{TreeCounts, TreeDigest};
-use crate::walk::Walk;
+use crate::walk::{ExtendedAttributes, Walk};
 
 /// How many differences an error names.
 const NAMED_DIFFERENCES: usize = 5;
@@ -33,7 +33,8 @@ pub(crate) fn verify(job: &RestoreJob, expected: &str) -> Result<TreeCounts> {
     for (number, staging) in job.staging.iter().enumerate() {
         let prefix = &job.prefixes[number];
         let descriptor = staging.descriptor().map_err(|error| unreadable(prefix, error))?;
-        let walk = Walk::new(prefix.as_os_str(), descriptor, 1 + 1000 * number as u64);
+        let device_offset = 1 + 1000 * number as u64;
+        let walk = Walk::new(prefix.as_os_str(), descriptor, device_offset, ExtendedAttributes::Read);
         // Without a prefix, the staging directory itself is no part of what is restored.
         for found in walk.skip(usize::from(prefix.as_os_str() == OsStr::new(""))) {
             job.check_canceled()?;

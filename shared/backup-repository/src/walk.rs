@@ -45,6 +45,14 @@ struct Level {
     names: std::vec::IntoIter<OsString>,
 }
 
+/// Whether a walk asks for extended attributes: that is a request to the kernel for every entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExtendedAttributes {
+    Read,
+    /// The nodes have none.
+    Skipped,
+}
+
 /// The walk over the directory `root`, whose entries get the paths `<name>/…`; the first entry is the
 /// directory itself, as `<name>`.
 #[derive(Debug)]
@@ -54,6 +62,7 @@ pub(crate) struct Walk {
     devices: Vec<u64>,
     /// Added to device numbers, so that two walks never share one.
     device_offset: u64,
+    attributes: ExtendedAttributes,
     start: Option<(PathBuf, OwnedFd)>,
 }
 
@@ -61,11 +70,17 @@ pub(crate) const OPEN_DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Walk {
-    pub(crate) fn new(name: &OsStr, root: OwnedFd, device_offset: u64) -> Self {
+    pub(crate) fn new(
+        name: &OsStr,
+        root: OwnedFd,
+        device_offset: u64,
+        attributes: ExtendedAttributes,
+    ) -> Self {
         Self {
             levels: Vec::new(),
             devices: Vec::new(),
             device_offset,
+            attributes,
             start: Some((PathBuf::from(name), root)),
         }
     }
@@ -182,7 +197,9 @@ impl Walk {
             links,
             extended_attributes: Vec::new(),
         };
-        set_extended_attributes(&mut meta, extended_attributes(attributes_path)?)?;
+        if self.attributes == ExtendedAttributes::Read {
+            set_extended_attributes(&mut meta, extended_attributes(attributes_path)?)?;
+        }
         Ok(Node::new_node(name, node_type, meta))
     }
 }

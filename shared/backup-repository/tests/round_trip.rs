@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use backup_repository::*;
@@ -76,10 +77,54 @@ async fn an_unchanged_backup_reads_no_file_and_costs_few_requests() {
     let second = back_up(location(), request.clone(), progress()).await.unwrap();
     request.parent = Some(second.snapshot);
     let third = back_up(location(), request, progress()).await.unwrap();
-    assert_eq!(third.parent_use, ParentUse::Used);
+    assert_eq!(third.parent_use, ParentUse::Unchanged);
+    assert_eq!((third.files, third.bytes, third.parent), (first.files, first.bytes, Some(second.snapshot)));
     assert_eq!(third.tree, first.tree);
     assert_eq!(third.bytes_added, 0);
     assert!(third.requests.total() <= 5, "{:?}", third.requests);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_changes_in_any_entry_is_no_unchanged_backup() {
+    let test = TestRepository::new().await;
+    fill_with_everything(&test.project());
+    fs::write(test.project().join("z"), b"z").unwrap();
+    let changes: [(&str, fn(&Path)); 8] = [
+        ("nothing", |_| {}),
+        ("an attribute", |project| xattr::set(project.join("z"), "user.new", b"1").unwrap()),
+        ("a mode", |project| {
+            fs::set_permissions(project.join("z"), fs::Permissions::from_mode(0o600)).unwrap()
+        }),
+        ("content", |project| fs::write(project.join("z"), b"y").unwrap()),
+        ("a new file at the end", |project| fs::write(project.join("zz"), b"").unwrap()),
+        ("a name", |project| fs::rename(project.join("z"), project.join("y")).unwrap()),
+        ("another hard link", |project| fs::hard_link(project.join("y"), project.join("yy")).unwrap()),
+        ("one less", |project| fs::remove_file(project.join("zz")).unwrap()),
+    ];
+    let mut request = test.request(None);
+    for (number, (what, change)) in changes.iter().enumerate() {
+        // Twice, in snapshots taken so much later that every change time can be trusted.
+        let mut settled = None;
+        for turn in 1..=2 {
+            let later = SystemTime::now() + Duration::from_secs(10 * (2 * number as u64 + turn));
+            let taken_at = later.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+            request.source = SourceState::ReadOnly { taken_at };
+            let backup = test.back_up(request.clone()).await.unwrap();
+            request.parent = Some(backup.snapshot);
+            settled = Some(backup);
+        }
+        let before = settled.unwrap();
+        change(&test.project());
+        let after = test.back_up(request.clone()).await.unwrap();
+        request.parent = Some(after.snapshot);
+        let expected = if number == 0 { ParentUse::Unchanged } else { ParentUse::Used };
+        assert_eq!(after.parent_use, expected, "{what}");
+        assert_eq!(after.tree == before.tree, number == 0, "{what}");
+    }
+    let last = test.back_up(request).await.unwrap();
+    assert_eq!(last.parent_use, ParentUse::Unchanged);
+    let restored = test.restore(last.snapshot, test.whole("restored")).await.unwrap();
+    assert_eq!(restored.tree, last.tree);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -168,7 +168,7 @@ impl ObjectRequests for LocalBucket {
         blocking(move || {
             let directory = bucket.directory("put")?;
             let placement = match mode {
-                PutMode::Overwrite => Placement::Replace,
+                PutMode::Overwrite | PutMode::NamedByHash => Placement::Replace,
                 PutMode::CreateOnly => Placement::CreateOnly,
             };
             let incoming = bucket.root.join(INCOMING);

@@ -68,6 +68,9 @@ pub struct ObjectMetadata {
 pub enum PutMode {
     /// Create or replace.
     Overwrite,
+    /// Create or replace an object whose key ends with the SHA-256 of its body, in hexadecimal digits: the
+    /// provider is told to expect that hash, and one that can (S3) refuses a body that does not have it.
+    NamedByHash,
     /// Fail with [`AlreadyExists`](crate::ObjectStorageErrorKind::AlreadyExists) where there is an object.
     CreateOnly,
 }

@@ -11,17 +11,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use aws_runtime::auth::PayloadSigningOverride;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    Config, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    Config, ConfigBag, Credentials, Intercept, Region, RequestChecksumCalculation,
+    ResponseChecksumValidation, RuntimeComponents, SharedHttpClient,
 };
+use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration, Delete, ObjectIdentifier};
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{self, TlsContext, TrustStore};
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 
@@ -63,6 +69,9 @@ impl S3Provider {
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
         if let Some(endpoint) = &settings.endpoint {
             config = config.endpoint_url(endpoint);
+            if endpoint.starts_with("http://") {
+                config = config.http_client(client_without_certificates());
+            }
         }
         Ok(Self { client: Client::from_conf(config.build()), without_conditional_writes: Arc::default() })
     }
@@ -87,6 +96,18 @@ impl S3Provider {
                 _ => return Ok(false),
             }
         }
+    }
+}
+
+/// The system's root certificates are a hundred files and more, read and parsed by every process that has
+/// the default client: a good part of a short job, and of no use where nothing is encrypted.
+fn client_without_certificates() -> SharedHttpClient {
+    let context = TlsContext::builder().with_trust_store(TrustStore::empty()).build();
+    let provider = tls::Provider::Rustls(CryptoMode::AwsLc);
+    let builder = aws_smithy_http_client::Builder::new().tls_provider(provider);
+    match context {
+        Ok(context) => builder.tls_context(context).build_https(),
+        Err(_) => builder.build_https(),
     }
 }
 
@@ -163,6 +184,35 @@ impl BucketRequests for S3Provider {
     }
 }
 
+/// The SHA-256 of a body that need not be computed for the signature, because the object's name has it.
+#[derive(Debug)]
+struct ExpectedHash(Option<String>);
+
+impl ExpectedHash {
+    fn of(key: &ObjectKey, mode: PutMode) -> Self {
+        let name = key.as_str().rsplit('/').next().unwrap_or_default();
+        Self((mode == PutMode::NamedByHash).then(|| name.to_owned()))
+    }
+}
+
+impl Intercept for ExpectedHash {
+    fn name(&self) -> &'static str {
+        "ExpectedHash"
+    }
+
+    fn modify_before_signing(
+        &self,
+        _context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _components: &RuntimeComponents,
+        config: &mut ConfigBag,
+    ) -> std::result::Result<(), BoxError> {
+        if let Some(hash) = &self.0 {
+            config.interceptor_state().store_put(PayloadSigningOverride::Precomputed(hash.clone()));
+        }
+        Ok(())
+    }
+}
+
 /// The objects of one bucket.
 #[derive(Debug)]
 struct S3Bucket {
@@ -186,6 +236,8 @@ impl ObjectRequests for S3Bucket {
                 .key(key.as_str())
                 .set_if_none_match(condition)
                 .body(body.clone().into())
+                .customize()
+                .interceptor(ExpectedHash::of(key, mode))
                 .send()
         };
         if mode == PutMode::CreateOnly {

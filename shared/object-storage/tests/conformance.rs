@@ -38,6 +38,7 @@ macro_rules! conformance {
 conformance! {
     what_was_put_is_what_is_got
     a_put_replaces_an_object
+    an_object_named_by_its_hash_is_stored_and_a_spoiled_one_refused
     a_create_only_put_finds_what_is_there
     one_of_many_create_only_puts_wins
     a_range_is_exact_or_an_error
@@ -71,6 +72,19 @@ async fn a_put_replaces_an_object(fixture: Fixture) {
     bucket.put(&key("a/b"), "shorter".into(), PutMode::Overwrite).await.unwrap();
     assert_eq!(bucket.get(&key("a/b")).await.unwrap(), "shorter");
     assert_eq!(bucket.list("").await.unwrap().len(), 1);
+}
+
+async fn an_object_named_by_its_hash_is_stored_and_a_spoiled_one_refused(fixture: Fixture) {
+    let bucket = fixture.bucket().await;
+    let body = Bytes::from_static(b"longhaul");
+    // printf longhaul | sha256sum
+    let name = "data/0f/0fc573d1b14c00b6ce10d3ccdc125224ea8938b18f5dd0464600e9ad6e53bad9";
+    bucket.put(&key(name), body.clone(), PutMode::NamedByHash).await.unwrap();
+    assert_eq!(bucket.get(&key(name)).await.unwrap(), body);
+    if fixture.compares_hashes {
+        bucket.put(&key(name), "longhauI".into(), PutMode::NamedByHash).await.unwrap_err();
+        assert_eq!(bucket.get(&key(name)).await.unwrap(), body);
+    }
 }
 
 async fn a_create_only_put_finds_what_is_there(fixture: Fixture) {

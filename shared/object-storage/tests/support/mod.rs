@@ -28,6 +28,8 @@ pub(crate) struct Fixture {
     pub(crate) reports_location: bool,
     /// Whether one of several create-only writers at the same moment wins, and only one.
     pub(crate) create_only_is_atomic: bool,
+    /// Whether a body without the hash that its name promises is refused; S3 and R2 do.
+    pub(crate) compares_hashes: bool,
     /// Whether a write to a bucket that does not exist is refused.
     pub(crate) refuses_unknown_buckets: bool,
     /// Whether a backslash in a key stays one; SeaweedFS stores it as `/`.
@@ -43,6 +45,7 @@ impl Fixture {
             settings: ProviderSettings::Local(LocalSettings { root: directory.path().to_owned() }),
             reports_location: true,
             create_only_is_atomic: true,
+            compares_hashes: false,
             refuses_unknown_buckets: true,
             keeps_backslashes: true,
             _server: Box::new(directory),
@@ -56,6 +59,7 @@ impl Fixture {
             settings: s3_settings(&server.endpoint),
             reports_location: false,
             create_only_is_atomic: false,
+            compares_hashes: true,
             refuses_unknown_buckets: false,
             keeps_backslashes: true,
             _server: Box::new(server),
@@ -69,6 +73,7 @@ impl Fixture {
             settings: s3_settings(endpoint),
             reports_location: false,
             create_only_is_atomic: true,
+            compares_hashes: false,
             refuses_unknown_buckets: false,
             keeps_backslashes: false,
             _server: Box::new(()),
