@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use backup_repository::CacheSettings;
+use backup_repository::{CacheSettings, JobProcesses};
 use bus_client::{Bus, ConnectSettings, Credentials};
 use bus_messages::{Encoding, FinishError, FinishReply, FinishRequest, Outcome};
 use bus_subjects::WorkSubject;
@@ -69,7 +69,10 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
         root,
         records,
         runner: JobRunner {
-            program: std::env::current_exe().context("find this program")?,
+            processes: JobProcesses::new(
+                std::env::current_exe().context("find this program")?,
+                [JOB_ARGUMENT],
+            ),
             cache: CacheSettings { directory: settings.host.cache, limit_bytes: settings.host.cache_bytes },
             memory_bytes: settings.jobs.memory_bytes,
             requests: ObjectStoreRequests::register(&runtime.metrics),

@@ -1,11 +1,9 @@
 //! A job on a repository: in a child process of this very program (`host-backup job`), told what to do over
 //! a pipe, its progress passed on to the operation.
 
-use std::path::PathBuf;
-
 use backup_repository::{
-    BackupRepositoryErrorKind, CacheSettings, JobEvent, JobFailure, JobFailureKind, JobProcess, JobProgress,
-    JobRequest, JobResult, JobTask, RepositoryIdentity, RequestCounts,
+    BackupRepositoryErrorKind, CacheSettings, JobEvent, JobFailure, JobFailureKind, JobProcesses,
+    JobProgress, JobRequest, JobResult, JobTask, RepositoryIdentity, RequestCounts,
 };
 use bus_messages::{ObjectStoreGrant, RepositoryGrant};
 use domain_model::Progress;
@@ -16,8 +14,8 @@ use service_runtime::{Counter, Family, Labels, Metrics};
 /// How jobs are run on this host.
 #[derive(Debug, Clone)]
 pub(crate) struct JobRunner {
-    /// This program.
-    pub program: PathBuf,
+    /// Of this very program.
+    pub processes: JobProcesses,
     pub cache: CacheSettings,
     pub memory_bytes: u64,
     pub requests: ObjectStoreRequests,
@@ -76,7 +74,9 @@ impl JobRunner {
             memory_limit_bytes: Some(self.memory_bytes),
             task,
         };
-        let mut job = JobProcess::spawn(&self.program, [JOB_ARGUMENT], &request)
+        let mut job = self
+            .processes
+            .start(&request)
             .map_err(|error| OperationFailure::retryable("job", error.chain()))?;
         let cancellation = operation.cancellation();
         let mut asked = false;
@@ -98,6 +98,7 @@ impl JobRunner {
                     return Ok(result);
                 }
                 Some(JobEvent::Failed(failure)) => return Err(failure_of(operation, &failure)),
+                Some(JobEvent::Ready) => {}
                 None => return Err(OperationFailure::retryable("job", "the job ended without a word")),
             }
         }

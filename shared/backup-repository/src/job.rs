@@ -1,10 +1,11 @@
-//! What is said between a service and the child process that does one job for it.
+//! What is said between a service and the child process that does jobs for it, one after another.
 //!
 //! The parent writes one line of JSON, the [`JobRequest`], to the child's standard input, and keeps it open:
 //! a line `cancel` asks for an orderly end, and the end of the input means that the parent is dead, after
 //! which the child ends at once. The child answers on its standard output with lines of JSON, each a
-//! [`JobEvent`], the last one being `finished` or `failed`. The request holds secrets, which is why it goes
-//! over a pipe: arguments and environments can be read by others.
+//! [`JobEvent`], the last one of a job being `finished` or `failed`. After a success the child may say `ready`
+//! and wait for the next request; otherwise it ends. The request holds secrets, which is why it goes over a
+//! pipe: arguments and environments can be read by others.
 
 use std::sync::Arc;
 
@@ -136,6 +137,8 @@ pub enum JobEvent {
     Finished(JobResult),
     /// It has failed. The last event.
     Failed(JobFailure),
+    /// The process takes another request; said between two jobs, and never passed on.
+    Ready,
 }
 
 /// Does a job in this process. Blocks; `runtime` carries the requests. A panic of rustic_core goes through,

@@ -1,12 +1,15 @@
-//! The child's side of a job: read the request, do it, say how it goes, never outlive the parent.
+//! The child's side of jobs: read a request, do it, say how it goes, wait for the next, never outlive the parent.
 
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use object_storage::{BucketControl, ProviderSettings};
 use rustix::process::{Resource, Rlimit};
+use tokio::runtime::Runtime;
 
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
 use crate::job::{JobEvent, JobFailure, JobFailureKind, JobProgress, JobRequest, JobResult, run_job};
@@ -21,27 +24,54 @@ const LONGEST_REQUEST: u64 = 1024 * 1024;
 /// The line that asks for an orderly end.
 pub(crate) const CANCEL_LINE: &str = "cancel";
 
-/// Does one job as the child of a [`JobProcess`](crate::JobProcess): for a hidden subcommand of a service's
-/// own program. Standard input and output belong to the protocol. The exit status is 0 only after a
-/// `finished` event.
+/// So many jobs are done before the process makes way for a fresh one, whatever it has leaked by then.
+const MOST_JOBS: u32 = 100;
+
+/// A process that has taken more memory than this is not kept: an idle one is to cost next to nothing.
+const MOST_KEPT_BYTES: u64 = 128 * 1024 * 1024;
+
+/// Does jobs as the child of a [`JobProcess`](crate::JobProcess): for a hidden subcommand of a service's own
+/// program. Standard input and output belong to the protocol. A second job finds the process started, its
+/// memory mapped and its connections to the object store open. The exit status is 0 only after a `finished`
+/// event.
 pub fn run_job_child() -> ExitCode {
     end_with_any_panic();
-    let events = Arc::new(EventWriter::default());
-    let progress = Arc::new(ChildProgress::default());
-    let result = read_request().and_then(|request| {
-        limit_resources(&request)?;
-        watch_parent(Arc::clone(&progress));
-        report_progress(Arc::clone(&progress), Arc::clone(&events));
-        run(request, progress)
-    });
-    let (event, status) = match result {
-        Ok(result) => (JobEvent::Finished(result), ExitCode::SUCCESS),
-        Err(failure) => (JobEvent::Failed(failure), ExitCode::FAILURE),
-    };
-    if events.write_last(&event).is_err() {
-        return ExitCode::FAILURE;
+    let requests = hear_parent();
+    let mut executor = None;
+    for number in 1.. {
+        // The end of the input ends the process elsewhere.
+        let Ok((request, progress)) = requests.recv() else { return ExitCode::SUCCESS };
+        let events = Arc::new(EventWriter::default());
+        let result = request.and_then(|request| {
+            limit_resources(&request)?;
+            report_progress(Arc::clone(&progress), Arc::clone(&events));
+            let executor = match &mut executor {
+                Some(executor) => executor,
+                none => none.insert(Executor::new()?),
+            };
+            executor.run(request, progress)
+        });
+        let (event, status) = match result {
+            Ok(result) => (JobEvent::Finished(result), ExitCode::SUCCESS),
+            Err(failure) => (JobEvent::Failed(failure), ExitCode::FAILURE),
+        };
+        if events.write_last(&event).is_err() {
+            return ExitCode::FAILURE;
+        }
+        let stays = status == ExitCode::SUCCESS && number < MOST_JOBS && resident_bytes() <= MOST_KEPT_BYTES;
+        if !stays || write_line(&JobEvent::Ready).is_err() {
+            return status;
+        }
     }
-    status
+    ExitCode::SUCCESS
+}
+
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok().and_then(|text| {
+        let resident = text.split_whitespace().nth(1)?;
+        resident.parse::<u64>().ok()
+    });
+    pages.map_or(u64::MAX, |pages| pages * rustix::param::page_size() as u64)
 }
 
 /// A panic in one of rustic's threads (no memory for another one, say) would leave the others waiting for it
@@ -59,13 +89,9 @@ fn invalid(message: String) -> JobFailure {
     JobFailure { kind: JobFailureKind::Permanent, reason: Kind::InvalidArgument, message }
 }
 
-fn read_request() -> std::result::Result<JobRequest, JobFailure> {
-    let mut line = String::new();
-    io::Read::take(io::stdin().lock(), LONGEST_REQUEST)
-        .read_line(&mut line)
-        .map_err(|error| JobFailure::of_process(format!("the request cannot be read: {error}")))?;
+fn read_request(line: &str) -> std::result::Result<JobRequest, JobFailure> {
     // The parser's own message could quote a secret.
-    serde_json::from_str(&line).map_err(|error| {
+    serde_json::from_str(line).map_err(|error| {
         invalid(format!("the request is not understood (line {}, column {})", error.line(), error.column()))
     })
 }
@@ -88,18 +114,29 @@ fn limit_resources(request: &JobRequest) -> std::result::Result<(), JobFailure> 
     Ok(())
 }
 
-/// Hears `cancel`; at the end of the input, the parent is gone and nobody wants this job any more.
-fn watch_parent(progress: Arc<ChildProgress>) {
+type HeardRequest = (std::result::Result<JobRequest, JobFailure>, Arc<ChildProgress>);
+
+/// Hears requests, and `cancel` for the latest of them; at the end of the input, the parent is gone and
+/// nobody wants any job any more.
+fn hear_parent() -> Receiver<HeardRequest> {
+    let (sender, requests) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        for line in io::stdin().lock().lines() {
-            if line.is_ok_and(|line| line.trim() == CANCEL_LINE) {
-                progress.canceled.store(true, Ordering::SeqCst);
-            } else {
-                break;
+        let mut latest = Arc::new(ChildProgress::default());
+        let mut input = io::stdin().lock();
+        loop {
+            let mut line = String::new();
+            match io::Read::take(&mut input, LONGEST_REQUEST).read_line(&mut line) {
+                Ok(0) | Err(_) => std::process::abort(),
+                Ok(_) if line.trim() == CANCEL_LINE => latest.canceled.store(true, Ordering::SeqCst),
+                Ok(_) => {
+                    latest = Arc::new(ChildProgress::default());
+                    // Nobody receives any more: the process is ending.
+                    let _ = sender.send((read_request(&line), Arc::clone(&latest)));
+                }
             }
         }
-        std::process::abort();
     });
+    requests
 }
 
 fn report_progress(progress: Arc<ChildProgress>, events: Arc<EventWriter>) {
@@ -110,50 +147,64 @@ fn report_progress(progress: Arc<ChildProgress>, events: Arc<EventWriter>) {
             let now = progress.now();
             if now != last {
                 last = now;
-                if events.write(&JobEvent::Progress(now)).is_err() {
+                match events.write(&JobEvent::Progress(now)) {
+                    Ok(Written::Written) => {}
+                    Ok(Written::JobHasEnded) => return,
                     // Nobody reads any more.
-                    std::process::abort();
+                    Err(_) => std::process::abort(),
                 }
             }
         }
     });
 }
 
-fn run(request: JobRequest, progress: Arc<ChildProgress>) -> std::result::Result<JobResult, JobFailure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| JobFailure::of_process(format!("the runtime cannot start: {error}")))?;
-    let handle = runtime.handle().clone();
-    let job = std::thread::spawn(move || -> Result<JobResult> {
-        let store = handle
-            .block_on(async { request.provider.connect() })
-            .map_err(|error| BackupRepositoryError::from_storage("connect", error))?
-            .open_bucket(&request.bucket);
+/// What serves job after job: the runtime that carries requests, and the latest object store, connected.
+struct Executor {
+    runtime: Runtime,
+    store: Option<(ProviderSettings, Arc<dyn BucketControl>)>,
+}
+
+impl Executor {
+    fn new() -> std::result::Result<Self, JobFailure> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|error| JobFailure::of_process(format!("the runtime cannot start: {error}")))?;
+        Ok(Self { runtime, store: None })
+    }
+
+    fn connected(&mut self, provider: ProviderSettings) -> Result<Arc<dyn BucketControl>> {
+        match &self.store {
+            Some((settings, store)) if *settings == provider => Ok(Arc::clone(store)),
+            _ => {
+                let store = self
+                    .runtime
+                    .block_on(async { provider.connect() })
+                    .map_err(|error| BackupRepositoryError::from_storage("connect", error))?;
+                self.store = Some((provider, Arc::clone(&store)));
+                Ok(store)
+            }
+        }
+    }
+
+    fn run(
+        &mut self,
+        request: JobRequest,
+        progress: Arc<ChildProgress>,
+    ) -> std::result::Result<JobResult, JobFailure> {
+        let store = self.connected(request.provider).map_err(|error| JobFailure::from(&error))?;
         let location = RepositoryLocation {
-            store,
+            store: store.open_bucket(&request.bucket),
             root: request.root,
             identity: request.identity,
             key: request.key,
             cache: request.cache,
         };
+        let handle = self.runtime.handle().clone();
         let progress: Arc<dyn Progress> = progress;
-        run_job(&request.task, location, handle, &progress)
-    });
-    let result = match job.join() {
-        Ok(result) => result.map_err(|error| JobFailure::from(&error)),
-        Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("no message");
-            Err(JobFailure::of_process(format!("the job panicked: {text}")))
-        }
-    };
-    runtime.shutdown_background();
-    result
+        run_job(&request.task, location, handle, &progress).map_err(|error| JobFailure::from(&error))
+    }
 }
 
 /// Writes events line by line; nothing comes after the last one.
@@ -162,10 +213,15 @@ struct EventWriter {
     ended: Mutex<bool>,
 }
 
+enum Written {
+    Written,
+    JobHasEnded,
+}
+
 impl EventWriter {
-    fn write(&self, event: &JobEvent) -> io::Result<()> {
+    fn write(&self, event: &JobEvent) -> io::Result<Written> {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        if *ended { Ok(()) } else { write_line(event) }
+        if *ended { Ok(Written::JobHasEnded) } else { write_line(event).map(|()| Written::Written) }
     }
 
     fn write_last(&self, event: &JobEvent) -> io::Result<()> {

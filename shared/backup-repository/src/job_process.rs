@@ -1,18 +1,21 @@
-//! The parent's side of a job: a child process that can be stopped, that cannot hurt the service, and whose
-//! end is always known.
+//! The parent's side of jobs: child processes that can be stopped, that cannot hurt the service, and whose end
+//! is always known.
 //!
 //! rustic_core panics, has no way to cancel and takes the memory it likes: in a process of its own, all of
 //! that is a retryable failure. The child is killed when its handle is dropped, and ends by itself when the
 //! parent dies, because its standard input ends then (the kernel's death signal is no help: it follows the
 //! parent's *thread*, and a runtime's threads come and go).
+//!
+//! A child does one job at a time. One that has ended a job with success is kept warm for a minute: starting a
+//! process and connecting it costs more than a small backup. Any other end is the end of the process, too.
 
-use std::ffi::OsStr;
-use std::path::Path;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
@@ -25,40 +28,94 @@ use crate::job_child::CANCEL_LINE;
 /// How long a canceled job may take to end before it is killed.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
+/// How long a process without a job is kept.
+const IDLE_TIME: Duration = Duration::from_secs(60);
+
 /// The longest part of the child's last words that is passed on, in characters.
 const LAST_WORDS_CHARS: usize = 300;
 
-/// A job in a child process. Dropping it kills the child.
+/// Starts jobs, in processes that are kept for the next one. Its clones share them; the last one to go ends
+/// those that are idle.
+#[derive(Debug, Clone)]
+pub struct JobProcesses(Arc<Pool>);
+
 #[derive(Debug)]
-pub struct JobProcess {
-    process_id: Option<u32>,
-    events: mpsc::Receiver<JobEvent>,
-    cancel: Arc<Notify>,
-    supervisor: AbortHandle,
+struct Pool {
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    /// The one that was used last is at the end.
+    idle: Mutex<Vec<(Instant, JobChild)>>,
 }
 
-impl Drop for JobProcess {
-    fn drop(&mut self) {
-        self.supervisor.abort();
+/// A process that takes requests.
+#[derive(Debug)]
+struct JobChild {
+    process: Child,
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+    last_words: Arc<Mutex<String>>,
+    /// The limit that it was started with, which cannot be raised again.
+    memory_limit_bytes: Option<u64>,
+}
+
+impl JobProcesses {
+    /// Jobs will be done by `program` with `arguments`, which must lead to
+    /// [`run_job_child`](crate::run_job_child).
+    pub fn new(program: impl Into<PathBuf>, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        let arguments = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
+        Self(Arc::new(Pool { program: program.into(), arguments, idle: Mutex::default() }))
+    }
+
+    /// Starts a job. Call it inside a runtime.
+    pub fn start(&self, request: &JobRequest) -> Result<JobProcess> {
+        let mut line = serde_json::to_vec(request)
+            .map_err(|error| self.0.fail("its request cannot be written").with_source(error))?;
+        line.push(b'\n');
+        let child = match self.0.take_idle(request.memory_limit_bytes) {
+            Some(child) => child,
+            None => self.0.spawn(request.memory_limit_bytes)?,
+        };
+        let process_id = child.process.id();
+        let (sender, events) = mpsc::channel(64);
+        let cancel = Arc::new(Notify::new());
+        let pool = Arc::downgrade(&self.0);
+        let supervisor = Supervisor { child, sender, cancel: Arc::clone(&cancel), pool };
+        let supervisor = tokio::spawn(supervisor.run(line)).abort_handle();
+        Ok(JobProcess { process_id, events, cancel, supervisor, ended: false })
     }
 }
 
-impl JobProcess {
-    /// Starts `program` with `args`, which must lead to [`run_job_child`](crate::run_job_child), and hands
-    /// it the request. Call it inside a runtime.
-    pub fn spawn(
-        program: &Path,
-        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
-        request: &JobRequest,
-    ) -> Result<Self> {
-        let fail = |message: &str| {
-            BackupRepositoryError::new(Kind::Retryable, "start job", program.display(), message)
-        };
-        let mut line = serde_json::to_vec(request)
-            .map_err(|error| fail("its request cannot be written").with_source(error))?;
-        line.push(b'\n');
-        let mut child = Command::new(program)
-            .args(args)
+impl Pool {
+    fn fail(&self, message: &str) -> BackupRepositoryError {
+        BackupRepositoryError::new(Kind::Retryable, "start job", self.program.display(), message)
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(Instant, JobChild)>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_idle(&self, memory_limit_bytes: Option<u64>) -> Option<JobChild> {
+        let mut idle = self.idle();
+        idle.retain_mut(|(_, child)| matches!(child.process.try_wait(), Ok(None)));
+        let fits = idle.iter().rposition(|(_, child)| child.memory_limit_bytes == memory_limit_bytes)?;
+        Some(idle.remove(fits).1)
+    }
+
+    /// Keeps a process for the next job, for a while.
+    fn keep(self: &Arc<Self>, child: JobChild) {
+        self.idle().push((Instant::now(), child));
+        let pool = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(IDLE_TIME).await;
+            if let Some(pool) = pool.upgrade() {
+                pool.idle().retain(|(since, _)| since.elapsed() < IDLE_TIME);
+            }
+        });
+    }
+
+    fn spawn(&self, memory_limit_bytes: Option<u64>) -> Result<JobChild> {
+        let mut process = Command::new(&self.program)
+            .args(&self.arguments)
             // Times in a snapshot carry the offset of the local zone; the same tree has to give the same bytes.
             // Empty is UTC without a search through the zones' files.
             .env("TZ", "")
@@ -71,24 +128,43 @@ impl JobProcess {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| fail("its process cannot start").with_source(error))?;
-        let pipes = child.stdin.take().zip(child.stdout.take());
-        let (stdin, stdout) = pipes.ok_or_else(|| fail("its pipes are missing"))?;
+            .map_err(|error| self.fail("its process cannot start").with_source(error))?;
+        let pipes = process.stdin.take().zip(process.stdout.take());
+        let (input, output) = pipes.ok_or_else(|| self.fail("its pipes are missing"))?;
         let last_words = Arc::new(Mutex::new(String::new()));
-        if let Some(stderr) = child.stderr.take() {
+        if let Some(stderr) = process.stderr.take() {
             tokio::spawn(listen(stderr, Arc::clone(&last_words)));
         }
-        let process_id = child.id();
-        let (sender, events) = mpsc::channel(64);
-        let cancel = Arc::new(Notify::new());
-        let supervisor = Supervisor { child, stdin, sender, cancel: Arc::clone(&cancel), last_words };
-        let supervisor = tokio::spawn(supervisor.run(line, stdout)).abort_handle();
-        Ok(Self { process_id, events, cancel, supervisor })
+        let output = BufReader::new(output).lines();
+        Ok(JobChild { process, input, output, last_words, memory_limit_bytes })
     }
+}
 
+/// A job in a child process. Dropping it before its last event kills the child.
+#[derive(Debug)]
+pub struct JobProcess {
+    process_id: Option<u32>,
+    events: mpsc::Receiver<JobEvent>,
+    cancel: Arc<Notify>,
+    supervisor: AbortHandle,
+    /// Whether the last event was given out: then the process may be another job's already.
+    ended: bool,
+}
+
+impl Drop for JobProcess {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.supervisor.abort();
+        }
+    }
+}
+
+impl JobProcess {
     /// The next event. Every job ends with exactly one `Finished` or `Failed`, after which there is `None`.
     pub async fn next_event(&mut self) -> Option<JobEvent> {
-        self.events.recv().await
+        let event = self.events.recv().await;
+        self.ended |= matches!(event, Some(JobEvent::Finished(_) | JobEvent::Failed(_)));
+        event
     }
 
     /// Asks the job to stop; it is killed if it has not ended after five seconds. Goes on delivering events,
@@ -104,54 +180,84 @@ impl JobProcess {
 }
 
 struct Supervisor {
-    child: Child,
-    stdin: ChildStdin,
+    child: JobChild,
     sender: mpsc::Sender<JobEvent>,
     cancel: Arc<Notify>,
-    last_words: Arc<Mutex<String>>,
+    pool: Weak<Pool>,
 }
 
 impl Supervisor {
-    async fn run(mut self, request: Vec<u8>, stdout: ChildStdout) {
+    async fn run(mut self, request: Vec<u8>) {
         // A child that dies at once is noticed below.
-        let _ = self.stdin.write_all(&request).await;
-        let mut lines = BufReader::new(stdout).lines();
+        let _ = self.child.input.write_all(&request).await;
         let mut last = None;
         let mut kill_at: Option<Instant> = None;
-        loop {
+        while last.is_none() {
             let deadline = kill_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
             tokio::select! {
-                line = lines.next_line() => match line {
-                    Ok(Some(line)) => match serde_json::from_str(&line) {
-                        Ok(JobEvent::Progress(progress)) => {
-                            // A slow listener misses some progress, never the end.
-                            let _ = self.sender.try_send(JobEvent::Progress(progress));
-                        }
-                        Ok(event) => last = Some(event),
-                        Err(_) => tracing::debug!("passed over output of a job that is no event"),
-                    },
-                    Ok(None) | Err(_) => break,
+                event = self.child.next_event() => match event {
+                    Some(JobEvent::Progress(progress)) => {
+                        // A slow listener misses some progress, never the end.
+                        let _ = self.sender.try_send(JobEvent::Progress(progress));
+                    }
+                    Some(JobEvent::Ready) => {}
+                    Some(event) => last = Some(event),
+                    None => break,
                 },
                 () = self.cancel.notified(), if kill_at.is_none() => {
                     kill_at = Some(Instant::now() + CANCEL_GRACE);
-                    let _ = self.stdin.write_all(format!("{CANCEL_LINE}\n").as_bytes()).await;
+                    let _ = self.child.input.write_all(format!("{CANCEL_LINE}\n").as_bytes()).await;
                 }
                 () = tokio::time::sleep_until(deadline), if kill_at.is_some() => {
-                    let _ = self.child.start_kill();
+                    let _ = self.child.process.start_kill();
                     break;
                 }
             }
         }
-        // Its output has ended: so has the process, or it is no use any more.
-        let status = match tokio::time::timeout(CANCEL_GRACE, self.child.wait()).await {
+        match last {
+            Some(event) => {
+                let _ = self.sender.send(event).await;
+                let ready = tokio::time::timeout(CANCEL_GRACE, self.child.next_event()).await;
+                if kill_at.is_none()
+                    && matches!(ready, Ok(Some(JobEvent::Ready)))
+                    && let Some(pool) = self.pool.upgrade()
+                {
+                    pool.keep(self.child);
+                } else {
+                    // What it had to do is done.
+                    let _ = self.child.process.kill().await;
+                }
+            }
+            None => {
+                let status = self.child.end().await;
+                let death = JobEvent::Failed(self.child.death(status, kill_at.is_some()));
+                let _ = self.sender.send(death).await;
+            }
+        }
+    }
+}
+
+impl JobChild {
+    /// `None` at the end of its output.
+    async fn next_event(&mut self) -> Option<JobEvent> {
+        while let Ok(Some(line)) = self.output.next_line().await {
+            match serde_json::from_str(&line) {
+                Ok(event) => return Some(event),
+                Err(_) => tracing::debug!("passed over output of a job that is no event"),
+            }
+        }
+        None
+    }
+
+    /// Waits for a process that has nothing more to say: it ends, or it is no use any more.
+    async fn end(&mut self) -> Option<ExitStatus> {
+        match tokio::time::timeout(CANCEL_GRACE, self.process.wait()).await {
             Ok(status) => status.ok(),
             Err(_) => {
-                let _ = self.child.start_kill();
-                self.child.wait().await.ok()
+                let _ = self.process.start_kill();
+                self.process.wait().await.ok()
             }
-        };
-        let event = last.unwrap_or_else(|| JobEvent::Failed(self.death(status, kill_at.is_some())));
-        let _ = self.sender.send(event).await;
+        }
     }
 
     /// What to make of a process that ended without a last event.

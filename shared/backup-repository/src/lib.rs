@@ -4,8 +4,8 @@
 //!
 //! rustic_core is young. It swallows unreadable files, panics on failing reads, has no way to cancel, and
 //! breaks its interface in most minor releases. Each module says which of these traps it is there for; what
-//! is left (panics, memory) is contained by running each job in a child process of its own
-//! ([`JobProcess`] in the parent, [`run_job_child`] in the child).
+//! is left (panics, memory) is contained by running jobs in child processes
+//! ([`JobProcesses`] in the parent, [`run_job_child`] in the child).
 
 mod backend;
 mod backup;
@@ -36,7 +36,7 @@ pub use error::{BackupRepositoryError, BackupRepositoryErrorKind, Result};
 pub use initialise::{MARKER_NAME, RepositoryIdentity, initialise, repository_root};
 pub use job::{JobEvent, JobFailure, JobFailureKind, JobProgress, JobRequest, JobResult, JobTask, run_job};
 pub use job_child::run_job_child;
-pub use job_process::JobProcess;
+pub use job_process::{JobProcess, JobProcesses};
 pub use metadata_cache::CacheSettings;
 pub use repository::{NoProgress, Progress, Repository, RepositoryLocation};
 pub use repository_key::{RepositoryKey, RepositoryPassword};

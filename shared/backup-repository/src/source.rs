@@ -120,8 +120,11 @@ impl Shared {
         self.guard.is_closed()
     }
 
-    fn is_racy(&self, changed: Option<Timestamp>, looked_at: SystemTime) -> bool {
-        is_racy(changed, self.taken_at.unwrap_or(looked_at), self.clock_grain)
+    /// Whether a file may have changed again after it was looked at, without a new change time. Of anything
+    /// else nothing is ever taken over because of its change time.
+    fn is_racy(&self, node: &Node, looked_at: SystemTime) -> bool {
+        let still_until = self.taken_at.unwrap_or(looked_at);
+        node.is_file() && is_racy(node.meta.ctime, still_until, self.clock_grain)
     }
 
     /// Takes down what could not be read.
@@ -204,11 +207,11 @@ impl BackupSource {
         })
     }
 
-    /// Whether the tree is, entry by entry, what `stored` lists. Neither contents nor extended attributes are
-    /// read: both cannot change without the change time, which is compared, and an entry whose change time
-    /// is too young to trust counts as changed. So does whatever cannot be read: the backup will say why.
+    /// Whether the tree is, entry by entry, what `stored` lists. Neither contents nor extended attributes of
+    /// files are read: both cannot change without the change time, which is compared, and a file whose change
+    /// time is too young to trust counts as changed. So does whatever cannot be read: the backup will say why.
     pub(crate) fn equals(&self, stored: impl Iterator<Item = Result<(PathBuf, Node)>>) -> Result<bool> {
-        let mut found = self.walks(ExtendedAttributes::Skipped).into_iter().flatten();
+        let mut found = self.walks(ExtendedAttributes::ReadExceptOfFiles).into_iter().flatten();
         for entry in stored {
             if self.shared.is_stopped() {
                 return Ok(false);
@@ -217,11 +220,10 @@ impl BackupSource {
             let looked_at = SystemTime::now();
             let Some(Ok(found)) = found.next() else { return Ok(false) };
             (node.content, node.subtree) = (None, None);
-            node.meta.extended_attributes.clear();
-            if found.path != path
-                || found.node != node
-                || self.shared.is_racy(found.node.meta.ctime, looked_at)
-            {
+            if node.is_file() {
+                node.meta.extended_attributes.clear();
+            }
+            if found.path != path || found.node != node || self.shared.is_racy(&found.node, looked_at) {
                 return Ok(false);
             }
         }
@@ -263,7 +265,7 @@ impl ReadSource for BackupSource {
     /// Counts everything for the progress display; runs beside the backup.
     fn size(&self) -> RusticResult<Option<u64>> {
         let (mut files, mut bytes) = (0, 0);
-        for entry in self.walks(ExtendedAttributes::Skipped).into_iter().flatten() {
+        for entry in self.walks(ExtendedAttributes::ReadExceptOfFiles).into_iter().flatten() {
             if self.shared.is_stopped() {
                 return Ok(None);
             }
@@ -326,7 +328,7 @@ impl SourceEntries {
             expected: Expected::of(&node),
             shared: Arc::clone(&self.shared),
         });
-        if self.shared.is_racy(node.meta.ctime, looked_at) {
+        if self.shared.is_racy(&node, looked_at) {
             node.meta.ctime = Some(never_again(looked_at));
         }
         ReadSourceEntry { path, node, open }

@@ -49,8 +49,8 @@ struct Level {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExtendedAttributes {
     Read,
-    /// The nodes have none.
-    Skipped,
+    /// The nodes of regular files have none.
+    ReadExceptOfFiles,
 }
 
 /// The walk over the directory `root`, whose entries get the paths `<name>/…`; the first entry is the
@@ -197,7 +197,7 @@ impl Walk {
             links,
             extended_attributes: Vec::new(),
         };
-        if self.attributes == ExtendedAttributes::Read {
+        if self.attributes == ExtendedAttributes::Read || file_type != FileType::RegularFile {
             set_extended_attributes(&mut meta, extended_attributes(attributes_path)?)?;
         }
         Ok(Node::new_node(name, node_type, meta))

@@ -36,8 +36,12 @@ fn request(test: &TestRepository, task: JobTask) -> JobRequest {
     }
 }
 
+fn processes() -> JobProcesses {
+    JobProcesses::new(std::env::current_exe().unwrap(), CHILD)
+}
+
 fn spawn(request: &JobRequest) -> JobProcess {
-    JobProcess::spawn(&std::env::current_exe().unwrap(), CHILD, request).unwrap()
+    processes().start(request).unwrap()
 }
 
 async fn end(job: &mut JobProcess) -> JobEvent {
@@ -85,9 +89,10 @@ fn fill(test: &TestRepository, megabytes: u64) {
 }
 
 fn is_running(process_id: u32) -> bool {
-    // A zombie has ended.
+    // A zombie has ended, once its other threads are gone.
+    let threads = fs::read_dir(format!("/proc/{process_id}/task")).map_or(0, Iterator::count);
     fs::read_to_string(format!("/proc/{process_id}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
+        .is_ok_and(|stat| threads > 1 || !stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,7 +235,52 @@ async fn errors_come_through_with_their_kind_and_without_the_key() {
 async fn a_program_that_is_no_job_is_an_error() {
     let test = TestRepository::new().await;
     let request = request(&test, JobTask::Check { read_data: false });
-    JobProcess::spawn(Path::new("/nowhere/at/all"), CHILD, &request).unwrap_err();
-    let mut job = JobProcess::spawn(Path::new("/bin/true"), CHILD, &request).unwrap();
+    JobProcesses::new("/nowhere/at/all", CHILD).start(&request).unwrap_err();
+    let mut job = JobProcesses::new("/bin/true", CHILD).start(&request).unwrap();
     assert_eq!(failure(&mut job).await.kind, JobFailureKind::Retryable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_does_job_after_job_until_one_fails() {
+    let test = TestRepository::new().await;
+    fill(&test, 1);
+    let processes = processes();
+    let backup = || request(&test, JobTask::Backup(test.request(None)));
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let mut job = processes.start(&backup()).unwrap();
+        ids.push(job.process_id().unwrap());
+        assert!(matches!(end(&mut job).await, JobEvent::Finished(JobResult::Backup(_))));
+    }
+    assert_eq!(ids, [ids[0]; 3], "one process for all");
+
+    // While it is busy, another job gets another process.
+    let mut first = processes.start(&backup()).unwrap();
+    let mut second = processes.start(&backup()).unwrap();
+    assert_eq!(first.process_id(), Some(ids[0]));
+    assert_ne!(second.process_id(), Some(ids[0]));
+    for job in [&mut first, &mut second] {
+        assert!(matches!(end(job).await, JobEvent::Finished(_)));
+    }
+
+    // A cancel that comes too late is not one of the next job.
+    first.cancel();
+    let mut bad = backup();
+    bad.root = "rustic/project-elsewhere".to_owned();
+    let mut failing = processes.start(&bad).unwrap();
+    let failed_in = failing.process_id().unwrap();
+    assert_eq!(failure(&mut failing).await.reason, BackupRepositoryErrorKind::NotFound);
+    wait_until("the process of the failed job is gone", || !is_running(failed_in)).await;
+
+    let mut killed = processes.start(&backup()).unwrap();
+    assert!(matches!(end(&mut killed).await, JobEvent::Finished(_)));
+    let idle = killed.process_id().unwrap();
+    rustix::process::kill_process(Pid::from_raw(idle.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    wait_until("the idle process is gone", || !is_running(idle)).await;
+    let mut next = processes.start(&backup()).unwrap();
+    assert!(matches!(end(&mut next).await, JobEvent::Finished(_)), "a dead process is not used");
+
+    let last = next.process_id().unwrap();
+    drop(processes);
+    wait_until("idle processes end with their owner", || !is_running(last)).await;
 }

@@ -326,10 +326,10 @@ async fn a_lost_or_damaged_cache_is_only_slower() {
     }
     assert!(cached >= 3, "an index, a snapshot and a pack of trees: {cached}");
     let second = back_up(location(), test.request(Some(first.snapshot)), progress()).await.unwrap();
-    assert_eq!((second.parent_use, &second.tree), (ParentUse::Used, &first.tree));
+    assert_eq!((second.parent, &second.tree), (Some(first.snapshot), &first.tree));
     fs::remove_dir_all(test.path("cache")).unwrap();
     let third = back_up(location(), test.request(Some(second.snapshot)), progress()).await.unwrap();
-    assert_eq!((third.parent_use, &third.tree), (ParentUse::Used, &first.tree));
+    assert_eq!((third.parent, &third.tree), (Some(second.snapshot), &first.tree));
 }
 
 #[tokio::test(flavor = "multi_thread")]
