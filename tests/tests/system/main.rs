@@ -2,6 +2,7 @@
 //! when a part of it fails.
 #![allow(clippy::unwrap_used, reason = "a failing test panics")]
 
+mod adding_a_kind;
 mod authorization;
 mod bad_input;
 mod buckets;
@@ -13,6 +14,7 @@ mod measures;
 mod operations;
 mod path_restore;
 mod restarts;
+mod wire_conformance;
 
 use test_harness::{InUse, SharedSystem, SystemOptions};
 

@@ -1,5 +1,6 @@
 //! `longhaul-bench NAME`: what the main jobs cost, end to end, beside what the `rustic` and `restic` command lines take
-//! for the same files on the same server in the same minutes.
+//! for the same files on the same server in the same minutes; and what the operation engine costs, beside what Postgres
+//! and nats-server do without it.
 //!
 //! A duration alone says little: machines differ, and are busy with other things. So everybody's turns are taken in
 //! changing order, several times over, and what counts are the medians and the ratios within a run. Standard output has
@@ -8,6 +9,7 @@
 mod backup;
 mod figures;
 mod fleet;
+mod lro;
 mod peak_memory;
 mod peers;
 mod processor_time;
@@ -19,7 +21,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 #[derive(Parser)]
-#[command(about = "Measure the main jobs beside the rustic and restic command lines", long_about = None)]
+#[command(about = "Measure the main jobs and the operation engine beside their peers and floors", long_about = None)]
 struct Arguments {
     #[command(subcommand)]
     benchmark: Benchmark,
@@ -31,6 +33,8 @@ enum Benchmark {
     Backup(backup::Options),
     /// Many small projects, one incremental backup of each; and one small project, thirty times
     Fleet(fleet::Options),
+    /// Long-running operations: latency, throughput, events, recovery, idle
+    Lro(lro::Options),
 }
 
 /// What all benchmarks can be told.
@@ -57,6 +61,7 @@ async fn main() -> ExitCode {
     let measured = match Arguments::parse().benchmark {
         Benchmark::Backup(options) => backup::measure(options).await,
         Benchmark::Fleet(options) => fleet::measure(options).await,
+        Benchmark::Lro(options) => lro::measure(options).await,
     };
     match measured.and_then(|figures| figures.print()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -38,6 +38,12 @@ impl ProcessorTime {
         Self(seconds)
     }
 
+    /// Seconds used since `earlier`, by the name of the launcher's child.
+    pub(crate) fn seconds_since(&self, earlier: &Self) -> BTreeMap<String, f64> {
+        let before = |name: &String| earlier.0.get(name).copied().unwrap_or(0.0);
+        self.0.iter().map(|(name, seconds)| (name.clone(), seconds - before(name))).collect()
+    }
+
     /// What was used since `earlier`, as a line for people: milliseconds for each of `shares`.
     pub(crate) fn since(&self, earlier: &Self, shares: usize) -> String {
         let used = self.0.iter().map(|(name, seconds)| {

@@ -1,0 +1,191 @@
+//! Progress on its way from workers through the registry to watchers.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use bus_client::{Bus, WatchItem, watch};
+use bus_messages::{
+    ClaimReply, ClaimRequest, Lease, OperationProgress, ProgressEvent, ProgressReply, ProgressRequest,
+};
+use bus_subjects::OperationSubject;
+use futures::StreamExt as _;
+
+use super::bench_system::{BenchSystem, Who, typed};
+use super::empty_worker::{EmptyWorker, Work};
+use super::floors::publish_many;
+use super::latency::{add, milliseconds};
+use crate::figures::{Figures, percentile};
+
+/// Workers with a connection each, and how many operations each runs.
+const WORKERS: u32 = 4;
+const OPERATIONS_A_WORKER: u32 = 600;
+const EVENTS_A_SECOND: u32 = 10;
+const WATCHERS: usize = 200;
+const WATCHERS_A_CONNECTION: usize = 50;
+const RING: u64 = 256;
+
+/// How many events a second the registry puts into the stream, when more are offered: operations that report at the cap.
+pub(super) async fn rate(system: &BenchSystem, figures: &mut Figures, seconds: u32) -> anyhow::Result<()> {
+    system.start_afresh().await?;
+    let operations = WORKERS * OPERATIONS_A_WORKER;
+    system.add_operations(operations, -1000, 0).await?;
+    let mut workers = Vec::new();
+    for _ in 0..WORKERS {
+        let bus = system.connect(Who::Worker).await?;
+        let mut worker = EmptyWorker::start(bus, OPERATIONS_A_WORKER, Work::Report);
+        for _ in 0..OPERATIONS_A_WORKER {
+            worker.begun().await?;
+        }
+        workers.push(worker);
+    }
+    // All have begun to report, the first of them with what they may have saved up.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let (before, began) = (system.metric("registry", "longhaul_events_total").await?, Instant::now());
+    let used = system.processor_time();
+    tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+    let events = system.metric("registry", "longhaul_events_total").await? - before;
+    eprintln!("an event used {}", system.processor_time().since(&used, events as usize));
+    figures.add("lro.events.offered", f64::from(operations * EVENTS_A_SECOND), "events/s");
+    figures.add("lro.events", events / began.elapsed().as_secs_f64(), "events/s");
+    for worker in workers {
+        worker.stop().await?;
+    }
+    Ok(())
+}
+
+/// An operation that the benchmark itself works on, message by message.
+struct Held {
+    bus: Bus,
+    lease: Lease,
+    n: u64,
+}
+
+impl Held {
+    async fn claim(system: &BenchSystem) -> anyhow::Result<Self> {
+        system.add_operations(1, -1000, 100).await?;
+        let bus = system.connect(Who::Worker).await?;
+        let kinds = BTreeMap::from([("test-sleep".parse()?, 1)]);
+        let request = ClaimRequest { worker_id: "longhaul-bench".to_owned(), kinds, max: 1 };
+        let reply: ClaimReply = typed(&bus, "work.v1.hub.claim", &request).await?;
+        let lease = reply.leases.into_iter().next().context("there is an operation to claim")?;
+        Ok(Self { bus, lease, n: 0 })
+    }
+
+    fn subject(&self) -> OperationSubject {
+        OperationSubject { scope: self.lease.op.scope, op_id: self.lease.op.op_id }
+    }
+
+    /// Reports one event.
+    async fn report(&mut self) -> anyhow::Result<()> {
+        self.n += 1;
+        let event = ProgressEvent {
+            op_id: self.lease.op.op_id,
+            attempt: self.lease.attempt,
+            n: self.n,
+            ts: self.lease.lease_until,
+            phase: "sleep".to_owned(),
+            message: format!("{:0>100}", self.n),
+            level: None,
+            progress: None,
+            detail: None,
+            status: None,
+        };
+        let progress = OperationProgress {
+            op_id: self.lease.op.op_id,
+            attempt: self.lease.attempt,
+            lease_id: self.lease.lease_id,
+            events: vec![event],
+            summary: None,
+            checkpoint: None,
+        };
+        let request = ProgressRequest { worker_id: "longhaul-bench".to_owned(), ops: vec![progress] };
+        let reply: ProgressReply = typed(&self.bus, "work.v1.hub.progress", &request).await?;
+        ensure!(reply.ops.iter().all(|op| op.stored_n == self.n), "not stored: {reply:?}");
+        Ok(())
+    }
+}
+
+/// From before a worker reports an event until each of many watchers has it.
+pub(super) async fn fan_out(system: &BenchSystem, figures: &mut Figures, events: u32) -> anyhow::Result<()> {
+    system.start_afresh().await?;
+    let mut held = Held::claim(system).await?;
+    let mut watchers = Vec::new();
+    for _ in 0..WATCHERS / WATCHERS_A_CONNECTION {
+        let bus = system.another_operator().await;
+        for _ in 0..WATCHERS_A_CONNECTION {
+            let mut messages = bus.subscribe(held.subject().wildcard()).await?;
+            watchers.push(tokio::spawn(async move {
+                let mut arrivals = Vec::new();
+                while arrivals.len() < events as usize {
+                    let Some(message) = messages.next().await else { break };
+                    let at = Instant::now();
+                    if message.headers.get("Lro-N").is_some() {
+                        arrivals.push(at);
+                    }
+                }
+                arrivals
+            }));
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut reported = Vec::new();
+    for _ in 0..events {
+        reported.push(Instant::now());
+        held.report().await?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut latencies = Vec::new();
+    for watcher in watchers {
+        let arrivals = tokio::time::timeout(Duration::from_secs(30), watcher).await??;
+        ensure!(arrivals.len() == reported.len(), "a watcher has only {} events", arrivals.len());
+        latencies.extend(
+            arrivals.iter().zip(&reported).map(|(arrival, reported)| milliseconds(*arrival - *reported)),
+        );
+    }
+    add(figures, "lro.event_to_200_watchers", &latencies);
+    Ok(())
+}
+
+/// A watcher that comes late: until it has the whole ring, whose events lie among those of many others.
+pub(super) async fn late_join(
+    system: &BenchSystem,
+    figures: &mut Figures,
+    others: u32,
+    joins: u32,
+) -> anyhow::Result<()> {
+    system.start_afresh().await?;
+    let mut held = Held::claim(system).await?;
+    let writer = system.connect(Who::Writer).await?.operation_stream();
+    for _ in 0..RING {
+        held.report().await?;
+        publish_many(&writer, others.div_ceil(RING as u32)).await?;
+    }
+    let operator = system.another_operator().await;
+    let subject = held.subject();
+    let stream = operator.operation_stream();
+    let (mut joined, mut raw) = (Vec::new(), Vec::new());
+    for _ in 0..joins {
+        let began = Instant::now();
+        let ring = stream.ring(&subject.events()).await?;
+        raw.push(milliseconds(began.elapsed()));
+        ensure!(ring.len() as u64 == RING, "the ring has {} events", ring.len());
+
+        let began = Instant::now();
+        let mut items = watch(&operator, subject);
+        loop {
+            let item = tokio::time::timeout(Duration::from_secs(30), items.next()).await?;
+            if let WatchItem::Event(event) = item.context("the watch goes on")??
+                && event.n == RING
+            {
+                break;
+            }
+        }
+        joined.push(milliseconds(began.elapsed()));
+    }
+    add(figures, "lro.late_join", &joined);
+    add(figures, "lro.floor.direct_get_256", &raw);
+    let ratio = percentile(&joined, 50.0) / percentile(&raw, 50.0);
+    figures.add("lro.late_join.ratio_to_direct_get", ratio, "ratio");
+    Ok(())
+}
