@@ -13,7 +13,7 @@ use bus_messages::{
     RepositoryReply, RepositoryRequest,
 };
 use bus_subjects::{OperationSubject, WorkSubject};
-use catalog_database::{ClaimWanted, FinishOutcome, Finished, Heartbeat, LeaseFence, NewBackup};
+use catalog_database::{ClaimWanted, FinishOutcome, Finished, Heartbeat, KindWanted, LeaseFence, NewBackup};
 use domain_model::{OperationId, Routing, Scope};
 use futures::future::join_all;
 use uuid::Uuid;
@@ -51,7 +51,11 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
     let wanted = ClaimWanted {
         caller,
         worker_id: claim.worker_id,
-        kinds: claim.kinds.into_iter().collect(),
+        kinds: claim
+            .kinds
+            .into_iter()
+            .map(|(kind, slots)| KindWanted { caps: registry.caps(&kind), kind, slots })
+            .collect(),
         max: claim.max.min(MOST_OPERATIONS as u32),
         lease_s: registry.settings.lease_s,
     };

@@ -32,6 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     let scope = subject(&request)?.scope;
     let caller = Caller::of(&request)?;
+    admit(&registry, &caller)?;
     let create: CreateOperation = request.decode()?;
     let kind = kinds::find(&create.kind).filter(|kind| !kind.for_tests || registry.settings.test_kinds);
     let kind = kind.ok_or_else(|| {
@@ -41,6 +42,12 @@ pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) ->
         ))
     })?;
     check(&create)?;
+    if let (Caller::Account(_), Some(1..)) = (&caller, create.priority) {
+        return Err(ApiError::new(
+            ErrorCode::PermissionDenied,
+            "only an operator may raise a priority above 0; leave it out, or lower it",
+        ));
+    }
     let input = (kind.normalise_input)(&create.input)?;
     if let (Caller::Account(_), Some(_)) = (&caller, (kind.host_in_input)(&input)) {
         return Err(ApiError::new(
@@ -75,6 +82,14 @@ pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) ->
         checkpoint: None,
     };
     created(&registry, &request, &new, create.force).await
+}
+
+/// Whether the caller may create now.
+fn admit(registry: &Registry, caller: &Caller) -> Result<(), ApiError> {
+    match caller {
+        Caller::Operator => Ok(()),
+        Caller::Account(id) => registry.creation_limit.admit(*id),
+    }
 }
 
 fn exclusive_key(scope: Scope) -> String {
@@ -306,6 +321,7 @@ pub(super) async fn cancel(registry: Arc<Registry>, request: IncomingRequest) ->
 pub(super) async fn retry(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     let scope = subject(&request)?.scope;
     let caller = Caller::of(&request)?;
+    admit(&registry, &caller)?;
     let wanted: RetryOperation = request.decode()?;
     let op = known(&registry, scope, wanted.op_id).await?;
     let ended_badly =

@@ -110,9 +110,13 @@ pub(super) async fn insert(
         OperationRow,
         "INSERT INTO long_running_operations (id, kind, scope_type, scope_id, created_by, routing, input, input_hash,
             max_attempts, priority, not_before, expires_at, dedupe_key, exclusive_key, parent_id, child_key, retry_of,
-            checkpoint)
+            checkpoint, ready, account_id)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, coalesce($11, now()),
-            greatest(coalesce($11, now()), now()) + make_interval(secs => $12), $13, $14, $15, $16, $17, $18)
+            greatest(coalesce($11, now()), now()) + make_interval(secs => $12), $13, $14, $15, $16, $17, $18,
+            coalesce($11, now()) <= now(),
+            coalesce(
+                CASE $3 WHEN 'account' THEN $4 WHEN 'project' THEN (SELECT account_id FROM projects WHERE id = $4) END,
+                '00000000-0000-0000-0000-000000000000'))
          ON CONFLICT DO NOTHING
          RETURNING *",
         new.id.as_uuid(),

@@ -47,6 +47,12 @@ pub(crate) struct OperationRow {
     pub waiting_for_children: bool,
     pub retry_of: Option<Uuid>,
     pub rev: i64,
+    #[expect(dead_code, reason = "read by claims")]
+    pub account_id: Uuid,
+    #[expect(dead_code, reason = "read by claims")]
+    pub claimed_by: Option<String>,
+    #[expect(dead_code, reason = "read by claims")]
+    pub ready: bool,
 }
 
 impl OperationRow {
