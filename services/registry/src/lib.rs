@@ -73,6 +73,7 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
         repositories,
         creation_limit: CreationLimit::new(&operations.creation),
         settings: operations,
+        replicas: settings.stream.replicas,
         metrics,
     });
     upkeep::reconcile_stream(&registry).await?;

@@ -21,6 +21,8 @@ pub(crate) struct Registry {
     pub repositories: Repositories,
     pub settings: OperationSettings,
     pub creation_limit: CreationLimit,
+    /// Of the stream.
+    pub replicas: u8,
     pub metrics: RegistryMetrics,
 }
 

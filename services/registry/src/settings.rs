@@ -14,6 +14,8 @@ pub struct RegistrySettings {
     pub nats: NatsSettings,
     /// The one writer of the stream.
     pub nats_writer: NatsSettings,
+    /// The stream.
+    pub stream: StreamSettings,
     /// The catalog.
     pub database: DatabaseSettings,
     /// Where buckets are made.
@@ -28,6 +30,14 @@ pub struct RegistrySettings {
     pub http: HttpSettings,
     /// Logs.
     pub telemetry: TelemetrySettings,
+}
+
+/// The stream.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamSettings {
+    /// On how many servers of a cluster it is kept.
+    pub replicas: u8,
 }
 
 /// The catalog.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::errors::chain;
 use crate::registry::Registry;
 
-/// The stream as it is to be; the same file that operators read.
+/// The stream as it is to be, but for the number of its replicas; the same file that operators read.
 const DECLARATION: &str = include_str!("../../../nats-config/streams/LRO.json");
 
 /// At most so many rows a sweep.
@@ -50,7 +50,9 @@ pub(crate) async fn sweep(registry: Arc<Registry>, stopping: CancellationToken) 
 
 /// Makes the stream as declared. One that was just made has lost every summary: they are written anew.
 pub(crate) async fn reconcile_stream(registry: &Registry) -> anyhow::Result<()> {
-    match registry.streams.stream().reconcile(DECLARATION).await? {
+    let mut declaration: serde_json::Value = serde_json::from_str(DECLARATION)?;
+    declaration["num_replicas"] = registry.replicas.into();
+    match registry.streams.stream().reconcile(&declaration.to_string()).await? {
         ReconcileOutcome::Created => {
             registry.streams.forget_all();
             let rebuilt = registry.database.outbox_rebuild().await?;
