@@ -1,4 +1,4 @@
--- Fair and bounded claims. An operation is `ready` when it may be claimed: it is queued, its time has come and it does
+-- Fair and bounded claims, and heartbeats in order. An operation is `ready` when it may be claimed: it is queued, its time has come and it does
 -- not wait for children. Those whose time is to come are made ready when it has, so that a hundred thousand of them
 -- cost a claim nothing.
 ALTER TABLE long_running_operations
@@ -6,7 +6,9 @@ ALTER TABLE long_running_operations
     ADD COLUMN account_id uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
     -- The host, or the hub, that runs it or ran it last.
     ADD COLUMN claimed_by text,
-    ADD COLUMN ready boolean NOT NULL DEFAULT false;
+    ADD COLUMN ready boolean NOT NULL DEFAULT false,
+    -- The highest number of a heartbeat of this attempt: an earlier one that arrives later changes nothing but the lease.
+    ADD COLUMN heartbeats bigint NOT NULL DEFAULT 0;
 
 UPDATE long_running_operations SET ready = true
     WHERE status = 'queued' AND NOT waiting_for_children AND not_before <= now();

@@ -50,16 +50,18 @@ pub(crate) async fn sweep(registry: Arc<Registry>, stopping: CancellationToken) 
 
 /// Makes the stream as declared. One that was just made has lost every summary: they are written anew.
 pub(crate) async fn reconcile_stream(registry: &Registry) -> anyhow::Result<()> {
+    // First what is to be written anew, then the stream: with a crash, or without the database, in between, the next look
+    // finds no stream still and begins again.
+    if !registry.streams.stream().exists().await? {
+        let rebuilt = registry.database.outbox_rebuild().await?;
+        tracing::info!(summaries = rebuilt, "there is no stream; its summaries are rebuilt from the database");
+    }
     let mut declaration: serde_json::Value = serde_json::from_str(DECLARATION)?;
     declaration["num_replicas"] = registry.replicas.into();
     match registry.streams.stream().reconcile(&declaration.to_string()).await? {
         ReconcileOutcome::Created => {
             registry.streams.forget_all();
-            let rebuilt = registry.database.outbox_rebuild().await?;
-            tracing::info!(
-                summaries = rebuilt,
-                "the stream is made; its summaries are rebuilt from the database"
-            );
+            tracing::info!("the stream is made");
         }
         ReconcileOutcome::Updated { fields } => {
             tracing::info!(?fields, "the stream is changed to what is declared")

@@ -196,6 +196,7 @@ async fn a_worker_that_lost_its_lease_can_write_nothing() {
     assert_eq!(current.op.lease_losses, 1);
 
     let beat = |leased: &LeasedOperation| Heartbeat {
+        number: None,
         fence: fence(leased),
         summary: None,
         checkpoint: Some(json!({ "by": leased.op.attempt })),
@@ -423,4 +424,48 @@ async fn what_is_not_due_is_not_claimed_and_is_made_ready_when_it_is() {
     let failed = Finished { jitter: 1.0, ..finished(fence(&leased[0]), Outcome::Failed) };
     database.finish_operation(&failed).await.unwrap();
     assert!(claim(database, 1).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_heartbeat_that_was_held_up_renews_the_lease_and_changes_nothing_else() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let id = create(database, &new_operation()).await;
+    let leased = claim(database, 1).await.remove(0);
+    let beat = |number, step: u32| Heartbeat {
+        fence: fence(&leased),
+        number,
+        summary: None,
+        checkpoint: Some(json!({ "step": step })),
+    };
+    for (number, step, stored) in [(Some(1), 1, 1), (Some(3), 3, 3), (Some(2), 2, 3), (Some(3), 9, 3), (None, 4, 4)] {
+        let outcome = database.heartbeat_operations(&[beat(number, step)], 30.0).await.unwrap();
+        assert_eq!(outcome.len(), 1, "it still holds the lease");
+        assert_eq!(database.checkpoint(id).await.unwrap(), Some(json!({ "step": stored })), "{number:?}");
+    }
+    // The next attempt counts from the beginning.
+    let failed = Finished { checkpoint: None, ..finished(fence(&leased), Outcome::HandedBack) };
+    database.finish_operation(&failed).await.unwrap();
+    let again = claim(database, 1).await.remove(0);
+    let first = Heartbeat { fence: fence(&again), ..beat(Some(1), 5) };
+    database.heartbeat_operations(&[first], 30.0).await.unwrap();
+    assert_eq!(database.checkpoint(id).await.unwrap(), Some(json!({ "step": 5 })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_that_was_asked_to_cancel_has_no_children_made() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let id = create(database, &new_operation()).await;
+    let leased = claim(database, 1).await.remove(0);
+    database.cancel_operation(Scope::Hub, id).await.unwrap();
+    let child = NewOperation {
+        id: OperationId::from(Uuid::now_v7()),
+        parent: Some((id, "one".to_owned())),
+        ..new_operation()
+    };
+    let waits = Finished { children: vec![child], ..finished(fence(&leased), Outcome::WaitsForChildren) };
+    database.finish_operation(&waits).await.unwrap();
+    assert_eq!(status(database, id).await, OperationStatus::Canceled);
+    assert!(claim(database, 10).await.is_empty(), "there is no child");
 }

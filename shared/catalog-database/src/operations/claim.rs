@@ -168,6 +168,7 @@ impl Database {
                 heartbeat_at = now(),
                 started_at = coalesce(started_at, now()),
                 progress_summary = NULL,
+                heartbeats = 0,
                 updated_at = now(),
                 rev = rev + 1
              WHERE id = ANY (ARRAY(

@@ -53,6 +53,8 @@ pub(crate) struct OperationRow {
     pub claimed_by: Option<String>,
     #[expect(dead_code, reason = "read by claims")]
     pub ready: bool,
+    #[expect(dead_code, reason = "read by heartbeats")]
+    pub heartbeats: i64,
 }
 
 impl OperationRow {
