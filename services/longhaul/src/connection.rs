@@ -66,7 +66,7 @@ impl Connection {
             }
             (None, Credentials::UserPassword { .. }) => None,
         };
-        let url = self.nats_url.clone().or(running.map(|running| running.nats_url)).unwrap_or_default();
+        let url = self.nats_url.clone().or(running.map(|running| running.servers())).unwrap_or_default();
         Ok(ConnectSettings { url, credentials, inbox_prefix, name: "longhaul".to_owned() })
     }
 

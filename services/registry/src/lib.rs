@@ -6,6 +6,7 @@
 
 mod api;
 mod authorization;
+mod creation_limit;
 mod errors;
 mod metrics;
 mod registry;
@@ -22,11 +23,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bus_client::{Bus, ConnectSettings, Credentials};
+use bus_messages::kinds;
 use catalog_database::Database;
 use service_runtime::{NatsSettings, Runtime, Shutdown};
 use tokio_util::sync::CancellationToken;
 
 use crate::authorization::Authorization;
+use crate::creation_limit::CreationLimit;
 use crate::metrics::RegistryMetrics;
 use crate::registry::Registry;
 use crate::repositories::Repositories;
@@ -57,13 +60,20 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
     let (streams, relay) = Streams::new(writer.operation_stream(), database.clone(), metrics.clone());
     let repositories = Repositories::new(database.clone(), buckets, settings.object_store, master_key);
     let mut operations = settings.operations;
+    if let Some(unknown) =
+        operations.caps.keys().find(|name| kinds::ALL.iter().all(|kind| kind.name != **name))
+    {
+        anyhow::bail!("operations.caps names {unknown:?}, which is no kind");
+    }
     operations.test_kinds |= std::env::var_os("LONGHAUL_TEST_KINDS").is_some_and(|value| value == "1");
     let registry = Arc::new(Registry {
         database: database.clone(),
         front: front.clone(),
         streams: streams.clone(),
         repositories,
+        creation_limit: CreationLimit::new(&operations.creation),
         settings: operations,
+        replicas: settings.stream.replicas,
         metrics,
     });
     upkeep::reconcile_stream(&registry).await?;

@@ -2,9 +2,11 @@ use std::time::Duration;
 
 use bus_client::Bus;
 use bus_messages::Operation;
-use catalog_database::{Database, Ended};
-use domain_model::Routing;
+use catalog_database::{Caps, Database, Ended};
+use domain_model::{OperationKind, Routing};
 
+use crate::creation_limit::CreationLimit;
+use crate::errors::chain;
 use crate::metrics::RegistryMetrics;
 use crate::repositories::Repositories;
 use crate::settings::OperationSettings;
@@ -18,6 +20,9 @@ pub(crate) struct Registry {
     pub streams: Streams,
     pub repositories: Repositories,
     pub settings: OperationSettings,
+    pub creation_limit: CreationLimit,
+    /// Of the stream.
+    pub replicas: u8,
     pub metrics: RegistryMetrics,
 }
 
@@ -35,17 +40,50 @@ impl Registry {
     }
 
     /// Nudges the workers of an operation, at once or when its time has come. A nudge that is lost costs a
-    /// worker's polling interval and nothing else.
+    /// worker's polling interval and nothing else; a registry that ends before that time, a sweep.
     pub(crate) async fn wake_when_due(&self, op: &Operation) {
         let wait_s = op.not_before.seconds_since(op.updated_at);
         if wait_s <= 0.0 {
             wake(&self.front, op.routing).await;
-        } else if wait_s < 3600.0 {
-            let (front, routing) = (self.front.clone(), op.routing);
+        } else if wait_s < FAR_AHEAD_S {
+            let (front, database) = (self.front.clone(), self.database.clone());
             tokio::spawn(async move {
-                tokio::time::sleep(Duration::from_secs_f64(wait_s)).await;
-                wake(&front, routing).await;
+                tokio::time::sleep(Duration::from_secs_f64(wait_s) + CLOCK_MARGIN).await;
+                make_ready(&database, &front).await;
             });
+        }
+    }
+
+    /// How many operations of a kind may run.
+    pub(crate) fn caps(&self, kind: &OperationKind) -> Caps {
+        let caps = self.settings.caps.get(kind.as_str()).copied().unwrap_or_default();
+        Caps { in_all: caps.in_all, per_caller: caps.per_host }
+    }
+
+    /// Makes ready what has come due, and nudges the workers that it is for.
+    pub(crate) async fn make_ready(&self) {
+        make_ready(&self.database, &self.front).await;
+    }
+}
+
+/// What is due later than this is left to the sweep, seconds.
+const FAR_AHEAD_S: f64 = 60.0;
+
+/// The database's clock decides, and is not to be asked too early.
+const CLOCK_MARGIN: Duration = Duration::from_millis(5);
+
+/// At most so many at once.
+const MOST_MADE_READY: i64 = 1000;
+
+async fn make_ready(database: &Database, front: &Bus) {
+    match database.make_operations_ready(MOST_MADE_READY).await {
+        Ok(routings) => {
+            for routing in routings {
+                wake(front, routing).await;
+            }
+        }
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "could not look for operations that have come due")
         }
     }
 }

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use object_storage::ProviderSettings;
 use secrecy::SecretString;
@@ -13,6 +14,8 @@ pub struct RegistrySettings {
     pub nats: NatsSettings,
     /// The one writer of the stream.
     pub nats_writer: NatsSettings,
+    /// The stream.
+    pub stream: StreamSettings,
     /// The catalog.
     pub database: DatabaseSettings,
     /// Where buckets are made.
@@ -27,6 +30,14 @@ pub struct RegistrySettings {
     pub http: HttpSettings,
     /// Logs.
     pub telemetry: TelemetrySettings,
+}
+
+/// The stream.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamSettings {
+    /// On how many servers of a cluster it is kept.
+    pub replicas: u8,
 }
 
 /// The catalog.
@@ -91,6 +102,31 @@ pub struct OperationSettings {
     pub sweep_s: f64,
     /// Whether kinds that exist for tests may be created.
     pub test_kinds: bool,
+    /// How many operations an account may create.
+    pub creation: CreationSettings,
+    /// How many operations of a kind may run at the same time, by the name of the kind.
+    #[serde(default)]
+    pub caps: BTreeMap<String, CapSettings>,
+}
+
+/// How many operations an account may create, at each registry.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreationSettings {
+    /// So many a second in the long run.
+    pub per_s: NonZeroU32,
+    /// So many at once.
+    pub burst: NonZeroU32,
+}
+
+/// How many operations of a kind may run at the same time.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CapSettings {
+    /// Everywhere together.
+    pub in_all: Option<u32>,
+    /// On each host, or in the hub.
+    pub per_host: Option<u32>,
 }
 
 impl ServiceSettings for RegistrySettings {

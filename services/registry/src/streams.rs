@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bus_client::{FencedPublish, OperationStream, PublishErrorKind, StoredMessage};
 use bus_messages::{Encoding, Operation, ProgressEvent};
@@ -24,10 +24,15 @@ use crate::metrics::RegistryMetrics;
 
 /// A message may be read, decided upon and overtaken this often before it is left to the next relay.
 const TURNS: usize = 8;
+/// A message of the stream has 64 KiB with its headers.
+const MOST_SUMMARY_BYTES: usize = 60 * 1024;
 /// Relays under way at the same time.
 const RELAYS: usize = 32;
 /// Operations whose last messages are remembered, so that a running one costs no look-up a heartbeat.
 const REMEMBERED: usize = 4096;
+/// After another registry was faster, everything is looked up for so long: the stream refuses what was decided from
+/// an old memory, but whoever subscribes to the subject has heard it already.
+const MISTRUST: Duration = Duration::from_secs(60);
 
 /// What could not be told now. The outbox, or the worker, tells it again.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +86,8 @@ struct Inner {
     metrics: RegistryMetrics,
     nudges: mpsc::UnboundedSender<OperationId>,
     positions: Mutex<HashMap<String, Position>>,
+    /// Until when what is remembered is not relied upon, because another registry writes as well.
+    others_write_until: Mutex<Option<Instant>>,
 }
 
 impl Streams {
@@ -91,7 +98,14 @@ impl Streams {
         metrics: RegistryMetrics,
     ) -> (Self, impl FnOnce(CancellationToken) -> futures::future::BoxFuture<'static, ()>) {
         let (nudges, mut nudged) = mpsc::unbounded_channel();
-        let inner = Inner { stream, database, metrics, nudges, positions: Mutex::new(HashMap::new()) };
+        let inner = Inner {
+            stream,
+            database,
+            metrics,
+            nudges,
+            positions: Mutex::new(HashMap::new()),
+            others_write_until: Mutex::new(None),
+        };
         let streams = Self { inner: Arc::new(inner) };
         let relay = streams.clone();
         let run = move |stopping: CancellationToken| {
@@ -158,9 +172,15 @@ impl Streams {
     ) -> Result<(), StreamError> {
         let subject = format!("{}.evt", entry.subject);
         for turn in 0..TURNS {
-            let last = self.position(&subject, turn > 0).await?;
-            let told = last.outbox_id >= entry.id && last.attempt >= event.attempt;
-            if told || last.attempt > event.attempt {
+            let mut last = self.position(&subject, turn > 0).await?;
+            let told = |last: Position| {
+                last.attempt > event.attempt || (last.outbox_id >= entry.id && last.attempt >= event.attempt)
+            };
+            if told(last) {
+                // Not by memory alone: the stream may have been wiped since.
+                last = self.position(&subject, true).await?;
+            }
+            if told(last) {
                 return Ok(());
             }
             let n = if last.attempt == event.attempt { last.n + 1 } else { 1 };
@@ -252,14 +272,22 @@ impl Streams {
     pub(crate) async fn tell_state(&self, op: &Operation) -> Result<(), StreamError> {
         let subject = OperationSubject { scope: op.scope, op_id: op.op_id }.state();
         for turn in 0..TURNS {
-            let last = self.position(&subject, turn > 0).await?;
+            let mut last = self.position(&subject, turn > 0).await?;
+            if last.rev >= op.rev {
+                last = self.position(&subject, true).await?;
+            }
             if last.rev >= op.rev {
                 return Ok(());
             }
             let mut headers =
                 headers(op, op.phase.as_deref().unwrap_or("queued"), op.attempt, op.status.as_str());
             headers.push(("Lro-Rev", op.rev.to_string()));
-            let payload = Encoding::Json.encode(op).into();
+            let mut payload = Encoding::Json.encode(op);
+            if payload.len() > MOST_SUMMARY_BYTES {
+                // The input is the largest part, and who asked knows it.
+                payload = Encoding::Json.encode(&Operation { input: serde_json::Value::Null, ..op.clone() });
+            }
+            let payload = payload.into();
             if let Some(sequence) =
                 self.publish_if_last(&subject, headers, payload, last.sequence, true).await?
             {
@@ -291,7 +319,10 @@ impl Streams {
         };
         match self.inner.stream.publish(message).await {
             Ok(sequence) => Ok(Some(sequence)),
-            Err(error) if error.kind() == PublishErrorKind::SequenceMismatch => Ok(None),
+            Err(error) if error.kind() == PublishErrorKind::SequenceMismatch => {
+                *self.mistrust() = Some(Instant::now() + MISTRUST);
+                Ok(None)
+            }
             Err(error) => {
                 // It may be stored or not: the next look decides.
                 self.positions().remove(subject);
@@ -301,7 +332,11 @@ impl Streams {
     }
 
     async fn position(&self, subject: &str, afresh: bool) -> Result<Position, StreamError> {
-        if !afresh && let Some(position) = self.positions().get(subject) {
+        let mistrusted = self.mistrust().is_some_and(|until| until > Instant::now());
+        if !afresh
+            && !mistrusted
+            && let Some(position) = self.positions().get(subject)
+        {
             return Ok(*position);
         }
         let last = self.inner.stream.last(subject).await.map_err(StreamError::Read)?;
@@ -327,6 +362,10 @@ impl Streams {
     /// Forgets every position, after the stream may have changed behind our back.
     pub(crate) fn forget_all(&self) {
         self.positions().clear();
+    }
+
+    fn mistrust(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.inner.others_write_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn positions(&self) -> std::sync::MutexGuard<'_, HashMap<String, Position>> {

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::errors::chain;
 use crate::registry::Registry;
 
-/// The stream as it is to be; the same file that operators read.
+/// The stream as it is to be, but for the number of its replicas; the same file that operators read.
 const DECLARATION: &str = include_str!("../../../nats-config/streams/LRO.json");
 
 /// At most so many rows a sweep.
@@ -21,6 +21,8 @@ pub(crate) async fn sweep(registry: Arc<Registry>, stopping: CancellationToken) 
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(registry.settings.sweep_s));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+        registry.make_ready().await;
+        registry.creation_limit.forget_idle();
         let swept = match registry.database.sweep_operations(SWEEP, rand::random()).await {
             Ok(swept) => swept,
             Err(error) => {
@@ -48,14 +50,21 @@ pub(crate) async fn sweep(registry: Arc<Registry>, stopping: CancellationToken) 
 
 /// Makes the stream as declared. One that was just made has lost every summary: they are written anew.
 pub(crate) async fn reconcile_stream(registry: &Registry) -> anyhow::Result<()> {
-    match registry.streams.stream().reconcile(DECLARATION).await? {
+    // First what is to be written anew, then the stream: with a crash, or without the database, in between, the next look
+    // finds no stream still and begins again.
+    if !registry.streams.stream().exists().await? {
+        let rebuilt = registry.database.outbox_rebuild().await?;
+        tracing::info!(
+            summaries = rebuilt,
+            "there is no stream; its summaries are rebuilt from the database"
+        );
+    }
+    let mut declaration: serde_json::Value = serde_json::from_str(DECLARATION)?;
+    declaration["num_replicas"] = registry.replicas.into();
+    match registry.streams.stream().reconcile(&declaration.to_string()).await? {
         ReconcileOutcome::Created => {
             registry.streams.forget_all();
-            let rebuilt = registry.database.outbox_rebuild().await?;
-            tracing::info!(
-                summaries = rebuilt,
-                "the stream is made; its summaries are rebuilt from the database"
-            );
+            tracing::info!("the stream is made");
         }
         ReconcileOutcome::Updated { fields } => {
             tracing::info!(?fields, "the stream is changed to what is declared")

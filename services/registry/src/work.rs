@@ -13,9 +13,12 @@ use bus_messages::{
     RepositoryReply, RepositoryRequest,
 };
 use bus_subjects::{OperationSubject, WorkSubject};
-use catalog_database::{ClaimWanted, FinishOutcome, Finished, Heartbeat, LeaseFence, NewBackup};
+use catalog_database::{
+    ClaimWanted, FinishOutcome, Finished, Heartbeat, KindWanted, LeaseFence, LeasedOperation, NewBackup,
+};
 use domain_model::{OperationId, Routing, Scope};
 use futures::future::join_all;
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::api::operations::{input_hash, routing_of};
@@ -26,6 +29,12 @@ use crate::registry::Registry;
 const MOST_OPERATIONS: usize = 1000;
 const MOST_KINDS: usize = 64;
 const MOST_CHECKPOINT_BYTES: usize = 64 * 1024;
+/// Of the last error; twenty of them are kept, and the summary has to fit into one message of the stream.
+const MOST_ERROR_BYTES: usize = 1000;
+const MOST_RESULT_BYTES: usize = 24 * 1024;
+/// The leases of one answer, in bytes as JSON: a message has at most 1 MiB, and what an answer cannot carry would be
+/// nobody's until its lease is over.
+const MOST_LEASE_BYTES: usize = 600 * 1024;
 const MOST_EVENT_BYTES: usize = 60 * 1024;
 /// Telling the stream may take so long before the heartbeat is answered without it.
 const PATIENCE_WITH_THE_STREAM: Duration = Duration::from_secs(2);
@@ -39,8 +48,8 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
     let began = Instant::now();
     let caller = caller(&request)?;
     let claim: ClaimRequest = request.decode()?;
-    if claim.worker_id.is_empty() || claim.worker_id.len() > 200 {
-        return Err(ApiError::invalid_argument("worker_id is to have 1 to 200 characters"));
+    if claim.worker_id.is_empty() || claim.worker_id.len() > 200 || claim.worker_id.contains('\0') {
+        return Err(ApiError::invalid_argument("worker_id is to have 1 to 200 characters, none of them NUL"));
     }
     if claim.kinds.len() > MOST_KINDS {
         return Err(ApiError::invalid_argument(format!("at most {MOST_KINDS} kinds in one claim")));
@@ -51,11 +60,16 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
     let wanted = ClaimWanted {
         caller,
         worker_id: claim.worker_id,
-        kinds: claim.kinds.into_iter().collect(),
+        kinds: claim
+            .kinds
+            .into_iter()
+            .map(|(kind, slots)| KindWanted { caps: registry.caps(&kind), kind, slots })
+            .collect(),
         max: claim.max.min(MOST_OPERATIONS as u32),
         lease_s: registry.settings.lease_s,
     };
     let leased = registry.database.claim_operations(&wanted).await.map_err(from_database)?;
+    let leased = as_much_as_fits(&registry, leased).await?;
     let leases = leased.into_iter().map(|leased| {
         let registry = &registry;
         async move {
@@ -91,6 +105,65 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
     Ok(request.reply(&ClaimReply { leases }))
 }
 
+/// Hands back what one answer cannot carry; the worker is nudged, and claims again.
+async fn as_much_as_fits(
+    registry: &Registry,
+    leased: Vec<LeasedOperation>,
+) -> Result<Vec<LeasedOperation>, ApiError> {
+    let mut left = MOST_LEASE_BYTES;
+    let mut fitting = Vec::with_capacity(leased.len());
+    for leased in leased {
+        let bytes = json_length(&leased.op) + json_length(&leased.checkpoint);
+        if bytes <= left || fitting.is_empty() {
+            left = left.saturating_sub(bytes);
+            fitting.push(leased);
+            continue;
+        }
+        let handed_back = Finished {
+            fence: LeaseFence {
+                op_id: leased.op.op_id,
+                attempt: leased.op.attempt,
+                lease_id: leased.lease_id,
+            },
+            outcome: Outcome::HandedBack,
+            result: None,
+            error: None,
+            checkpoint: None,
+            children: Vec::new(),
+            backup: None,
+            jitter: 0.0,
+        };
+        if let FinishOutcome::Recorded(ended) =
+            registry.database.finish_operation(&handed_back).await.map_err(from_database)?
+        {
+            registry.changed(&ended).await;
+        }
+    }
+    Ok(fitting)
+}
+
+/// The database keeps no NUL in texts. One in a report is no reason to lose the report, nor those beside it.
+fn replace_nul_in(text: &mut String) {
+    if text.contains('\0') {
+        *text = text.replace('\0', "\u{fffd}");
+    }
+}
+
+fn replace_nul(value: &mut Value) {
+    match value {
+        Value::String(text) => replace_nul_in(text),
+        Value::Array(values) => values.iter_mut().for_each(replace_nul),
+        Value::Object(fields) => {
+            if fields.keys().any(|key| key.contains('\0')) {
+                let renamed = std::mem::take(fields).into_iter();
+                *fields = renamed.map(|(key, value)| (key.replace('\0', "\u{fffd}"), value)).collect();
+            }
+            fields.values_mut().for_each(replace_nul);
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
 fn fence_of(progress: &OperationProgress) -> LeaseFence {
     LeaseFence { op_id: progress.op_id, attempt: progress.attempt, lease_id: progress.lease_id }
 }
@@ -102,6 +175,13 @@ fn json_length(value: &impl serde::Serialize) -> usize {
 /// What of an operation's progress cannot be taken. The lease is renewed all the same.
 fn refusal(progress: &mut OperationProgress) -> Option<String> {
     let mut refused = None;
+    if let Some(checkpoint) = &mut progress.checkpoint {
+        replace_nul(checkpoint);
+    }
+    if let Some(summary) = &mut progress.summary {
+        replace_nul_in(&mut summary.message);
+        replace_nul_in(&mut summary.phase);
+    }
     if let Some(bytes) =
         progress.checkpoint.as_ref().map(json_length).filter(|bytes| *bytes > MOST_CHECKPOINT_BYTES)
     {
@@ -144,6 +224,7 @@ pub(crate) async fn progress(registry: Arc<Registry>, request: IncomingRequest) 
         .iter()
         .map(|op| Heartbeat {
             fence: fence_of(op),
+            number: op.number,
             summary: op.summary.clone(),
             checkpoint: op.checkpoint.clone(),
         })
@@ -216,7 +297,26 @@ async fn tell(registry: &Registry, op: &Operation, entry: &OperationProgress, ch
 }
 
 pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
-    let finish: FinishRequest = request.decode()?;
+    let mut finish: FinishRequest = request.decode()?;
+    for value in [&mut finish.result, &mut finish.checkpoint].into_iter().flatten() {
+        replace_nul(value);
+    }
+    if let Some(error) = &mut finish.error {
+        replace_nul_in(&mut error.message);
+        replace_nul_in(&mut error.code);
+        error.message.truncate(error.message.floor_char_boundary(MOST_ERROR_BYTES));
+        error.code.truncate(error.code.floor_char_boundary(63));
+    }
+    if json_length(&finish.result) > MOST_RESULT_BYTES {
+        return Err(ApiError::invalid_argument(format!(
+            "a result has at most {MOST_RESULT_BYTES} bytes: what is larger belongs into the project"
+        )));
+    }
+    if !finish.children.is_empty() && finish.outcome != Outcome::WaitsForChildren {
+        return Err(ApiError::invalid_argument(
+            "only an operation that waits for its children has any: the outcome is to be waits_for_children",
+        ));
+    }
     let fence = LeaseFence { op_id: finish.op_id, attempt: finish.attempt, lease_id: finish.lease_id };
     if json_length(&finish.checkpoint) > MOST_CHECKPOINT_BYTES {
         return Err(ApiError::invalid_argument(format!(

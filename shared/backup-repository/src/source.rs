@@ -351,6 +351,7 @@ fn is_racy(changed: Option<Timestamp>, still_until: SystemTime, clock_grain: Dur
     })
 }
 
+#[allow(clippy::useless_conversion, reason = "of another type on other architectures")]
 fn has_fine_clock(root: &OwnedFd) -> bool {
     rustix::fs::fstatfs(root).is_ok_and(|found| {
         i64::try_from(found.f_type).is_ok_and(|number| FILE_SYSTEMS_WITH_FINE_CLOCKS.contains(&number))

@@ -34,6 +34,8 @@ const GRACE_AT_THE_END: Duration = Duration::from_secs(10);
 const HOLE_RETRIES: u32 = 4;
 const HOLE_WAIT: Duration = Duration::from_millis(100);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a writer expects to be the last message on the subject; the stream refuses it where it is not.
+const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 const BACK_OFF: BackOff = BackOff { base: Duration::from_millis(100), cap: Duration::from_secs(2) };
 
 /// What a watcher gets.
@@ -129,6 +131,10 @@ impl Watcher {
                 message = messages.next() => {
                     // The connection was drained.
                     let Some(message) = message else { return Ok(()) };
+                    if self.seen.may_be_refused(&message) {
+                        self.catch_up().await?;
+                        continue;
+                    }
                     match self.read(&message) {
                         Some(WatchItem::State(state)) => self.deliver_state(state).await,
                         Some(WatchItem::Event(event)) if self.seen.follows(&event) => self.deliver(event).await,
@@ -141,6 +147,7 @@ impl Watcher {
                 }
                 changed = connections.changed() => {
                     if changed.is_err() { return Ok(()) }
+                    self.seen.fence = None;
                     self.catch_up().await?;
                 }
                 () = tokio::time::sleep(silence) => self.catch_up().await?,
@@ -271,9 +278,26 @@ struct Seen {
     done: bool,
     ended: Option<Instant>,
     early: BTreeMap<Key, ProgressEvent>,
+    /// What the last event that came live had expected to be the last before it.
+    fence: Option<u64>,
 }
 
 impl Seen {
+    /// Whether the stream may have refused this message. Who subscribes hears every message that is published, those too
+    /// that the stream does not take because their writer had not seen the last one. Of two that expect the same before
+    /// them one at most is stored, and each that is stored expects more than the one before it: so one that does not is
+    /// either refused, or the first in a stream that was made anew, and the ring tells.
+    fn may_be_refused(&mut self, message: &BusMessage) -> bool {
+        if !message.subject.ends_with(".evt") {
+            return false;
+        }
+        let expected = message.headers.get(EXPECTED_LAST_SUBJECT_SEQUENCE).and_then(|text| text.parse().ok());
+        let Some(expected) = expected else { return false };
+        let stale = self.fence.is_some_and(|fence| expected <= fence);
+        self.fence = if expected == 0 { Some(0) } else { self.fence.max(Some(expected)) };
+        stale
+    }
+
     /// Whether the event is the one after the last one.
     fn follows(&self, event: &ProgressEvent) -> bool {
         self.last.is_some_and(|last| is_next(last, key(event)))

@@ -66,6 +66,10 @@ pub struct OperationProgress {
     pub attempt: u32,
     /// The lease.
     pub lease_id: LeaseId,
+    /// Counts the heartbeats of the attempt from 1, where the worker numbers them: one that was held up on its way renews
+    /// the lease, but does not put its summary and checkpoint over those of a later one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
     /// New events, in the order of `n`.
     #[serde(default)]
     pub events: Vec<ProgressEvent>,

@@ -20,8 +20,8 @@ pub use buckets::{BucketPlacement, NewBucket};
 pub use database::Database;
 pub use error::{DatabaseError, DatabaseErrorKind};
 pub use operations::{
-    CancelOutcome, ClaimWanted, CreateOutcome, Ended, FinishOutcome, Finished, Heartbeat, HeartbeatOutcome,
-    LeaseFence, LeasedOperation, ListFilter, NewOperation, Swept,
+    CancelOutcome, Caps, ClaimWanted, CreateOutcome, Ended, FinishOutcome, Finished, Heartbeat,
+    HeartbeatOutcome, KindWanted, LeaseFence, LeasedOperation, ListFilter, NewOperation, Swept,
 };
 pub use outbox::{OutboxEntry, OutboxEvent};
 pub use project_secrets::ProjectSecret;

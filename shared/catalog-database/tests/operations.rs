@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use bus_messages::{FinishError, Outcome};
 use catalog_database::{
-    BucketPlacement, CancelOutcome, ClaimWanted, CreateOutcome, Database, FinishOutcome, Finished, Heartbeat,
-    LeaseFence, LeasedOperation, NewBucket, NewOperation, NewProject,
+    BucketPlacement, CancelOutcome, Caps, ClaimWanted, CreateOutcome, Database, FinishOutcome, Finished,
+    Heartbeat, KindWanted, LeaseFence, LeasedOperation, NewBucket, NewOperation, NewProject,
 };
-use domain_model::{HostId, OperationId, OperationStatus, ProjectId, Routing, Scope};
+use domain_model::{AccountId, HostId, OperationId, OperationStatus, ProjectId, Routing, Scope, Timestamp};
 use futures::future::join_all;
 use secrecy::SecretString;
 use serde_json::json;
@@ -77,10 +78,20 @@ async fn claim(database: &Database, max: u32) -> Vec<LeasedOperation> {
 }
 
 async fn claim_for(database: &Database, max: u32, lease_s: f64) -> Vec<LeasedOperation> {
+    claim_as(database, Routing::Hub, Caps::default(), max, lease_s).await
+}
+
+async fn claim_as(
+    database: &Database,
+    caller: Routing,
+    caps: Caps,
+    max: u32,
+    lease_s: f64,
+) -> Vec<LeasedOperation> {
     let wanted = ClaimWanted {
-        caller: Routing::Hub,
+        caller,
         worker_id: "worker".to_owned(),
-        kinds: vec![("test-sleep".parse().unwrap(), max)],
+        kinds: vec![KindWanted { kind: "test-sleep".parse().unwrap(), slots: max, caps }],
         max,
         lease_s,
     };
@@ -185,6 +196,7 @@ async fn a_worker_that_lost_its_lease_can_write_nothing() {
     assert_eq!(current.op.lease_losses, 1);
 
     let beat = |leased: &LeasedOperation| Heartbeat {
+        number: None,
         fence: fence(leased),
         summary: None,
         checkpoint: Some(json!({ "by": leased.op.attempt })),
@@ -321,4 +333,141 @@ async fn two_first_backups_make_one_bucket_and_a_project_keeps_its_own() {
         Some(other.id),
         "it stays where it is"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accounts_take_turns_however_much_one_of_them_has_queued() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let of = |account: u128, priority| {
+        let scope = Scope::Account(AccountId::from(Uuid::from_u128(account)));
+        NewOperation { id: OperationId::from(Uuid::now_v7()), scope, priority, ..new_operation() }
+    };
+    for _ in 0..200 {
+        create(database, &of(1, 0)).await;
+    }
+    for account in [2, 3, 3] {
+        create(database, &of(account, 0)).await;
+    }
+    let scopes = |leased: &[LeasedOperation]| {
+        let mut scopes: Vec<_> =
+            leased.iter().map(|lease| lease.op.scope.uuid().unwrap().as_u128()).collect();
+        scopes.sort_unstable();
+        scopes
+    };
+    // One each, though the first account was there long before.
+    let first = claim(database, 3).await;
+    assert_eq!(scopes(&first), [1, 2, 3]);
+    // Each runs one: the two that have more get one more each.
+    let second = claim(database, 2).await;
+    assert_eq!(scopes(&second), [1, 3]);
+    // The others have nothing more, so the rest is the first one's.
+    assert_eq!(scopes(&claim(database, 4).await), [1, 1, 1, 1]);
+    // It runs six by now, and a newcomer goes ahead of it.
+    create(database, &of(4, 0)).await;
+    create(database, &of(4, 0)).await;
+    assert_eq!(scopes(&claim(database, 2).await), [4, 4]);
+    // Only what is more urgent goes before turns.
+    create(database, &of(5, -1)).await;
+    assert_eq!(scopes(&claim(database, 1).await), [1]);
+    // More accounts than are looked at in one claim: each comes up in some claim.
+    for account in 100..400 {
+        create(database, &of(account, 50)).await;
+    }
+    let mut served = Vec::new();
+    for _ in 0..300 {
+        served.extend(scopes(&claim(database, 1).await));
+    }
+    served.sort_unstable();
+    assert_eq!(served, (100..400).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn caps_hold_against_many_claimers_at_once() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let hosts = [1, 2, 3].map(|number| Routing::Host(HostId::from(Uuid::from_u128(number))));
+    for routing in hosts {
+        for _ in 0..30 {
+            let id = OperationId::from(Uuid::now_v7());
+            create(database, &NewOperation { id, routing, ..new_operation() }).await;
+        }
+    }
+    let caps = Caps { in_all: Some(10), per_caller: Some(4) };
+    let claimers = (0..24).map(|claimer| claim_as(database, hosts[claimer % 3], caps, 3, 30.0));
+    let leased: Vec<_> = join_all(claimers).await.into_iter().flatten().collect();
+    assert_eq!(leased.len(), 10, "the cap in all is reached, and not passed");
+    for host in hosts {
+        assert!(leased.iter().filter(|lease| lease.op.routing == host).count() <= 4, "{host}");
+    }
+    // One that ends makes room for one, on a host that has any.
+    let ended = fence(&leased[0]);
+    database.finish_operation(&finished(ended, Outcome::Succeeded)).await.unwrap();
+    let claimers = (0..12).map(|claimer| claim_as(database, hosts[claimer % 3], caps, 3, 30.0));
+    assert_eq!(join_all(claimers).await.into_iter().flatten().count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_due_is_not_claimed_and_is_made_ready_when_it_is() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let soon = Timestamp::from(time::OffsetDateTime::now_utc() + Duration::from_millis(700));
+    let id = create(database, &NewOperation { not_before: Some(soon), ..new_operation() }).await;
+    assert_eq!(database.make_operations_ready(10).await.unwrap(), []);
+    assert!(claim(database, 1).await.is_empty());
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert!(claim(database, 1).await.is_empty(), "until it is made ready");
+    assert_eq!(database.make_operations_ready(10).await.unwrap(), [Routing::Hub]);
+    let leased = claim(database, 1).await;
+    assert_eq!(leased[0].op.op_id, id);
+    // A failure puts it off again.
+    let failed = Finished { jitter: 1.0, ..finished(fence(&leased[0]), Outcome::Failed) };
+    database.finish_operation(&failed).await.unwrap();
+    assert!(claim(database, 1).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_heartbeat_that_was_held_up_renews_the_lease_and_changes_nothing_else() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let id = create(database, &new_operation()).await;
+    let leased = claim(database, 1).await.remove(0);
+    let beat = |number, step: u32| Heartbeat {
+        fence: fence(&leased),
+        number,
+        summary: None,
+        checkpoint: Some(json!({ "step": step })),
+    };
+    for (number, step, stored) in
+        [(Some(1), 1, 1), (Some(3), 3, 3), (Some(2), 2, 3), (Some(3), 9, 3), (None, 4, 4)]
+    {
+        let outcome = database.heartbeat_operations(&[beat(number, step)], 30.0).await.unwrap();
+        assert_eq!(outcome.len(), 1, "it still holds the lease");
+        assert_eq!(database.checkpoint(id).await.unwrap(), Some(json!({ "step": stored })), "{number:?}");
+    }
+    // The next attempt counts from the beginning.
+    let failed = Finished { checkpoint: None, ..finished(fence(&leased), Outcome::HandedBack) };
+    database.finish_operation(&failed).await.unwrap();
+    let again = claim(database, 1).await.remove(0);
+    let first = Heartbeat { fence: fence(&again), ..beat(Some(1), 5) };
+    database.heartbeat_operations(&[first], 30.0).await.unwrap();
+    assert_eq!(database.checkpoint(id).await.unwrap(), Some(json!({ "step": 5 })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_that_was_asked_to_cancel_has_no_children_made() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let id = create(database, &new_operation()).await;
+    let leased = claim(database, 1).await.remove(0);
+    database.cancel_operation(Scope::Hub, id).await.unwrap();
+    let child = NewOperation {
+        id: OperationId::from(Uuid::now_v7()),
+        parent: Some((id, "one".to_owned())),
+        ..new_operation()
+    };
+    let waits = Finished { children: vec![child], ..finished(fence(&leased), Outcome::WaitsForChildren) };
+    database.finish_operation(&waits).await.unwrap();
+    assert_eq!(status(database, id).await, OperationStatus::Canceled);
+    assert!(claim(database, 10).await.is_empty(), "there is no child");
 }

@@ -30,6 +30,8 @@ pub(crate) struct Attempt {
 struct State {
     deadline: Instant,
     last_heartbeat: Instant,
+    /// How many were sent.
+    heartbeats: u64,
     events: EventLog,
     summary: Option<ProgressSummary>,
     checkpoint: Option<PendingCheckpoint>,
@@ -62,6 +64,7 @@ impl Attempt {
         let state = State {
             deadline: asked + seconds(lease.lease_s),
             last_heartbeat: asked,
+            heartbeats: 0,
             events,
             summary: None,
             checkpoint: None,
@@ -198,10 +201,12 @@ impl Attempt {
         used +=
             events.iter().map(|event| serde_json::to_vec(event).map_or(0, |json| json.len())).sum::<usize>();
         let (checkpoint_version, checkpoint) = checkpoint.map(|(version, value, _)| (version, value)).unzip();
+        state.heartbeats += 1;
         let progress = OperationProgress {
             op_id: self.lease.op.op_id,
             attempt: self.lease.attempt,
             lease_id: self.lease.lease_id,
+            number: Some(state.heartbeats),
             events,
             summary: state.summary.take(),
             checkpoint,

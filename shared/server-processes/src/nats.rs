@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::process::Signal;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
 use crate::managed_process::{ManagedProcess, ProcessSpec};
-use crate::nats_config::{self, Addresses, Identities, Identity};
+use crate::nats_config::{self, Addresses, Identities, Identity, Membership};
 use crate::ports::{free_port, free_port_where, port_is_free};
 use crate::readiness::wait_until;
 use crate::secrets;
@@ -28,43 +28,71 @@ pub struct NatsServer {
     identities: Identities,
     program: PathBuf,
     data_directory: PathBuf,
-    replicas: u8,
+    membership: Membership,
 }
+
+/// How many servers a cluster has.
+const CLUSTER_SIZE: usize = 3;
 
 impl NatsServer {
     /// Starts nats-server on `<data_directory>/nats` with an identity for each of `hosts` (host ids), and waits until one
     /// can log in. Ports (unless taken since), passwords, hosts and messages are those of the last start.
     ///
     /// # Errors
-    /// When `replicas` is not 1 (this starts one server, not a cluster), another server runs on the directory, or it does
-    /// not start.
-    pub async fn start(
+    /// When another server runs on the directory, or it does not start.
+    pub async fn start(program: &Path, data_directory: &Path, hosts: &[String]) -> anyhow::Result<Self> {
+        let data_directory = std::path::absolute(data_directory)?;
+        let identities = load_identities(&data_directory, hosts)?;
+        let addresses = free_addresses(&data_directory, &identities.ops, &Membership::Alone).await?;
+        Self::launch(program, data_directory, identities, addresses, Membership::Alone).await
+    }
+
+    /// Starts a cluster of three on `<data_directory>/nats-1` to `nats-3`, as [`start`](Self::start) does one, and waits
+    /// until its JetStream has a leader. Its messages are not those of a server that was alone before.
+    pub async fn start_cluster(
         program: &Path,
         data_directory: &Path,
         hosts: &[String],
-        replicas: u8,
-    ) -> anyhow::Result<Self> {
-        if replicas != 1 {
-            bail!(
-                "{replicas} replicas of the stream need a cluster of servers; this starts one server, for 1 replica"
-            );
-        }
+    ) -> anyhow::Result<Vec<Self>> {
         let data_directory = std::path::absolute(data_directory)?;
-        let directory = data_directory.join("nats");
-        fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
-        let mut identities: Identities = secrets::load_or_create(&data_directory, "nats", Identities::new)?;
-        for host in hosts {
-            identities.add_host(host)?;
+        let identities = load_identities(&data_directory, hosts)?;
+        let member = |number, route_ports| Membership::Member { number, route_ports };
+        let mut addresses = Vec::new();
+        for number in 1..=CLUSTER_SIZE {
+            let membership = member(number, Vec::new());
+            addresses.push(free_addresses(&data_directory, &identities.ops, &membership).await?);
         }
-        secrets::store(&data_directory, "nats", &identities)?;
-        let addresses = free_addresses(&data_directory, &identities.ops).await?;
-        nats_config::write_files(&directory, addresses, &identities)?;
-        let spec = ProcessSpec::new("nats-server", program, data_directory.join("logs"))
+        let route_ports: Vec<u16> = addresses.iter().map(|addresses| addresses.route_port).collect();
+        let starting = addresses.into_iter().enumerate().map(|(index, addresses)| {
+            let membership = member(index + 1, route_ports.clone());
+            Self::launch(program, data_directory.clone(), identities.clone(), addresses, membership)
+        });
+        let servers =
+            futures::future::join_all(starting).await.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+        for server in &servers {
+            wait_until(&server.process, PATIENCE_TO_START, || healthy(server.addresses.monitoring_port))
+                .await?;
+        }
+        Ok(servers)
+    }
+
+    async fn launch(
+        program: &Path,
+        data_directory: PathBuf,
+        identities: Identities,
+        addresses: Addresses,
+        membership: Membership,
+    ) -> anyhow::Result<Self> {
+        let directory = data_directory.join(format!("nats{}", membership.suffix()));
+        fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+        nats_config::write_files(&directory, addresses, &identities, &membership)?;
+        let name = format!("nats-server{}", membership.suffix());
+        let spec = ProcessSpec::new(&name, program, data_directory.join("logs"))
             .argument("--config")
             .argument(directory.join("server.conf"));
         let process = ManagedProcess::spawn(spec).await?;
         wait_until(&process, PATIENCE_TO_START, || log_in(addresses.client_port, &identities.ops)).await?;
-        Ok(Self { process, addresses, identities, program: program.to_owned(), data_directory, replicas })
+        Ok(Self { process, addresses, identities, program: program.to_owned(), data_directory, membership })
     }
 
     /// `nats://127.0.0.1:PORT`.
@@ -107,7 +135,8 @@ impl NatsServer {
 
     /// Writes the configuration again and has the server read it (SIGHUP).
     pub async fn reload(&self) -> anyhow::Result<()> {
-        nats_config::write_files(&self.data_directory.join("nats"), self.addresses, &self.identities)?;
+        let directory = self.data_directory.join(format!("nats{}", self.membership.suffix()));
+        nats_config::write_files(&directory, self.addresses, &self.identities, &self.membership)?;
         self.process.signal(Signal::HUP)
     }
 
@@ -119,28 +148,63 @@ impl NatsServer {
     /// Stops it if it runs, and starts it again on the same port and messages.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         self.stop().await?;
-        *self = Self::start(&self.program, &self.data_directory, &[], self.replicas).await?;
+        let addresses = free_addresses(&self.data_directory, &self.identities.ops, &self.membership).await?;
+        let (identities, membership) = (self.identities.clone(), self.membership.clone());
+        *self = Self::launch(&self.program, self.data_directory.clone(), identities, addresses, membership)
+            .await?;
         Ok(())
     }
 }
 
+fn load_identities(data_directory: &Path, hosts: &[String]) -> anyhow::Result<Identities> {
+    let mut identities: Identities = secrets::load_or_create(data_directory, "nats", Identities::new)?;
+    for host in hosts {
+        identities.add_host(host)?;
+    }
+    secrets::store(data_directory, "nats", &identities)?;
+    Ok(identities)
+}
+
 /// The ports of the last start, or others where they have been taken by a stranger. Two servers on one store would
 /// ruin it, so one that knows our password there is an error.
-async fn free_addresses(data_directory: &Path, ops: &Identity) -> anyhow::Result<Addresses> {
+async fn free_addresses(
+    data_directory: &Path,
+    ops: &Identity,
+    membership: &Membership,
+) -> anyhow::Result<Addresses> {
     let new = || -> anyhow::Result<Addresses> {
         let client_port = free_port()?;
-        Ok(Addresses { client_port, monitoring_port: free_port_where(|port| port != client_port)? })
+        let monitoring_port = free_port_where(|port| port != client_port)?;
+        let route_port = free_port_where(|port| port != client_port && port != monitoring_port)?;
+        Ok(Addresses { client_port, monitoring_port, route_port })
     };
-    let addresses: Addresses = secrets::load_or_create(data_directory, "nats-ports", new)?;
-    if port_is_free(addresses.client_port) && port_is_free(addresses.monitoring_port) {
+    let name = format!("nats-ports{}", membership.suffix());
+    let addresses: Addresses = secrets::load_or_create(data_directory, &name, new)?;
+    let ports = [addresses.client_port, addresses.monitoring_port, addresses.route_port];
+    if ports.into_iter().all(port_is_free) {
         return Ok(addresses);
     }
     if log_in(addresses.client_port, ops).await.is_ok() {
         bail!("another nats-server is running on {}: stop it first", data_directory.display());
     }
     let addresses = new()?;
-    secrets::store(data_directory, "nats-ports", &addresses)?;
+    secrets::store(data_directory, &name, &addresses)?;
     Ok(addresses)
+}
+
+/// Asks `/healthz`, which is well in a cluster when JetStream has a leader and this server has caught up.
+async fn healthy(monitoring_port: u16) -> anyhow::Result<()> {
+    let attempt = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", monitoring_port)).await?;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        if !answer.starts_with("HTTP/1.1 200 ") {
+            bail!("its health: {}", answer.lines().last().unwrap_or_default());
+        }
+        Ok(())
+    };
+    tokio::time::timeout(PATIENCE_TO_LOG_IN, attempt).await.context("no answer")?
 }
 
 /// Logs in and out again: proof that the server answers and knows this user.

@@ -19,6 +19,8 @@ const SERVER: &str = include_str!("../../../nats-config/server.conf");
 const ACCOUNTS: &str = include_str!("../../../nats-config/accounts.conf");
 const PERMISSIONS: &str = include_str!("../../../nats-config/permissions.conf");
 const GENERATED: &str = include_str!("../../../nats-config/generated.conf.template");
+const ONE_SERVER: &str = include_str!("../../../nats-config/cluster.conf");
+const CLUSTER: &str = include_str!("../../../nats-config/cluster.conf.template");
 const HOST_USER: &str = include_str!("../../../nats-config/host-user.conf.template");
 
 /// One user of nats-server and its password.
@@ -107,6 +109,33 @@ impl Identities {
 pub(crate) struct Addresses {
     pub(crate) client_port: u16,
     pub(crate) monitoring_port: u16,
+    /// For the other servers of a cluster.
+    #[serde(default)]
+    pub(crate) route_port: u16,
+}
+
+/// One server's place among its fellows.
+#[derive(Clone)]
+pub(crate) enum Membership {
+    /// It is alone.
+    Alone,
+    /// It is one of a cluster.
+    Member {
+        /// From 1.
+        number: usize,
+        /// Where all of them, itself too, take routes.
+        route_ports: Vec<u16>,
+    },
+}
+
+impl Membership {
+    /// Added to the names of what belongs to this server only.
+    pub(crate) fn suffix(&self) -> String {
+        match self {
+            Self::Alone => String::new(),
+            Self::Member { number, .. } => format!("-{number}"),
+        }
+    }
 }
 
 /// Writes all files of the configuration into `directory`; the messages are kept in it as well.
@@ -114,6 +143,7 @@ pub(crate) fn write_files(
     directory: &Path,
     addresses: Addresses,
     identities: &Identities,
+    membership: &Membership,
 ) -> anyhow::Result<()> {
     let store = directory.to_str().with_context(|| format!("{} is not UTF-8", directory.display()))?;
     if store.contains(['"', '\\', '\n']) {
@@ -124,7 +154,8 @@ pub(crate) fn write_files(
     }
     for (name, contents) in [
         ("permissions.conf", PERMISSIONS),
-        ("generated.conf", &generated(store, addresses, identities)?),
+        ("generated.conf", &generated(store, addresses, identities, membership)?),
+        ("cluster.conf", &cluster(addresses, identities, membership)?),
         ("accounts.conf", ACCOUNTS),
         ("server.conf", SERVER),
     ] {
@@ -133,7 +164,29 @@ pub(crate) fn write_files(
     Ok(())
 }
 
-fn generated(store: &str, addresses: Addresses, identities: &Identities) -> anyhow::Result<String> {
+fn cluster(addresses: Addresses, identities: &Identities, membership: &Membership) -> anyhow::Result<String> {
+    let Membership::Member { route_ports, .. } = membership else { return Ok(ONE_SERVER.to_owned()) };
+    let password = &identities.sys.password;
+    let routes: Vec<String> = route_ports
+        .iter()
+        .map(|port| format!("\"nats-route://route:{password}@127.0.0.1:{port}\""))
+        .collect();
+    fill(
+        CLUSTER,
+        &[
+            ("{ROUTE_LISTEN}", &format!("127.0.0.1:{}", addresses.route_port)),
+            ("{ROUTE_PASSWORD}", password),
+            ("{ROUTES}", &routes.join("\n    ")),
+        ],
+    )
+}
+
+fn generated(
+    store: &str,
+    addresses: Addresses,
+    identities: &Identities,
+    membership: &Membership,
+) -> anyhow::Result<String> {
     let inboxes: Vec<String> =
         identities.hosts.values().map(|host| format!("\"{}.>\"", host.inbox_prefix)).collect();
     let mut users = Vec::new();
@@ -143,7 +196,7 @@ fn generated(store: &str, addresses: Addresses, identities: &Identities) -> anyh
     fill(
         GENERATED,
         &[
-            ("{SERVER_NAME}", "longhaul"),
+            ("{SERVER_NAME}", &format!("longhaul{}", membership.suffix())),
             ("{LISTEN}", &format!("127.0.0.1:{}", addresses.client_port)),
             ("{MONITORING}", &format!("127.0.0.1:{}", addresses.monitoring_port)),
             ("{STORE_DIRECTORY}", store),
@@ -180,8 +233,10 @@ mod tests {
     fn every_word_of_the_template_is_filled_in() {
         let mut identities = Identities::new().unwrap();
         identities.add_host("11111111-1111-4111-8111-111111111111").unwrap();
-        let text =
-            generated("/srv/nats", Addresses { client_port: 1, monitoring_port: 2 }, &identities).unwrap();
+        let addresses = Addresses { client_port: 1, monitoring_port: 2, route_port: 3 };
+        let member = Membership::Member { number: 2, route_ports: vec![3, 4, 5] };
+        let text = generated("/srv/nats", addresses, &identities, &member).unwrap()
+            + &cluster(addresses, &identities, &member).unwrap();
         let unfilled =
             text.split('{').skip(1).find(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()));
         assert_eq!(unfilled, None);

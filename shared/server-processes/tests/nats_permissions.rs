@@ -34,7 +34,7 @@ impl Bus {
         };
         let directory = tempfile::tempdir().unwrap();
         let hosts = [HOST.to_owned(), OTHER_HOST.to_owned()];
-        let server = NatsServer::start(&program, directory.path(), &hosts, 1).await.unwrap();
+        let server = NatsServer::start(&program, directory.path(), &hosts).await.unwrap();
         Some(Self { server, directory })
     }
 
@@ -383,18 +383,10 @@ async fn secrets_and_configuration_are_for_their_owner_only() {
     }
 }
 
-#[tokio::test]
-async fn three_replicas_are_refused_by_one_server() {
-    let directory = tempfile::tempdir().unwrap();
-    let start = NatsServer::start("/bin/true".as_ref(), directory.path(), &[], 3);
-    let error = tokio::time::timeout(Duration::from_secs(5), start).await.unwrap().err().unwrap();
-    assert!(format!("{error:#}").contains("cluster"), "{error:#}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_server_on_the_same_directory_is_refused() {
     let Some(bus) = Bus::start().await else { return };
     let program = nats_server_program().unwrap();
-    let error = NatsServer::start(&program, bus.directory.path(), &[], 1).await.err().unwrap();
+    let error = NatsServer::start(&program, bus.directory.path(), &[]).await.err().unwrap();
     assert!(format!("{error:#}").contains("another nats-server"), "{error:#}");
 }

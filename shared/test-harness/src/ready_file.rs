@@ -12,6 +12,8 @@ use serde::Deserialize;
 pub struct ReadyFile {
     /// `nats://127.0.0.1:PORT`.
     pub nats_url: String,
+    /// All servers of a cluster.
+    pub nats_urls: Vec<String>,
     /// `postgres://…`.
     pub database_url: String,
     /// Where backups go.

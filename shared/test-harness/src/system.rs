@@ -39,6 +39,8 @@ pub struct SystemOptions {
     pub object_store: ObjectStoreKind,
     /// Whether the hosts' directories are on btrfs; see [`btrfs_is_available`](crate::btrfs_is_available).
     pub btrfs: bool,
+    /// Copies of the stream: 1, or 3 on a cluster of three nats-servers.
+    pub nats_replicas: u8,
     /// Whether there are kinds for tests.
     pub test_kinds: bool,
     /// Whether the object store can be made to fail; see [`TestSystem::set_faults`].
@@ -54,6 +56,7 @@ impl Default for SystemOptions {
             hosts: 1,
             object_store: ObjectStoreKind::Local,
             btrfs: false,
+            nats_replicas: 1,
             test_kinds: false,
             faults: false,
             environment: Vec::new(),
@@ -68,6 +71,8 @@ pub enum Server {
     Postgres,
     /// nats-server.
     Nats,
+    /// The nats-server of this number in a cluster, from 1.
+    NatsMember(usize),
     /// The S3 server.
     S3,
     /// The registry.
@@ -132,6 +137,7 @@ impl TestSystem {
                         ObjectStoreKind::S3 => "s3",
                     },
                 ])
+                .arguments(["--nats-replicas", &self.options.nats_replicas.to_string()])
                 // The developer's own settings are none of the test's.
                 .without_environment("LONGHAUL_DATA")
                 .without_environment("LONGHAUL_TEST_KINDS")
@@ -248,7 +254,7 @@ impl TestSystem {
         inbox_prefix: &str,
     ) -> Result<Client, bus_client::BusError> {
         let settings = ConnectSettings {
-            url: self.ready().nats_url,
+            url: self.ready().nats_urls.join(","),
             credentials,
             inbox_prefix: Some(inbox_prefix.to_owned()),
             name: "a test".to_owned(),
@@ -318,6 +324,16 @@ impl TestSystem {
             Server::S3 => "weed",
             Server::Registry => "registry",
             Server::Scheduler => "scheduler",
+            Server::NatsMember(number) => {
+                let configuration = self.data_directory().join(format!("nats-{number}/server.conf"));
+                return children_of(self.launcher.as_ref()?.pid()).into_iter().map(|(pid, _)| pid).find(
+                    |pid| {
+                        fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+                            line.split('\0').any(|argument| Path::new(argument) == configuration)
+                        })
+                    },
+                );
+            }
             Server::HostBackup(index) => return self.ready().hosts.get(index).map(|host| host.pid),
         };
         children_of(self.launcher.as_ref()?.pid())

@@ -7,6 +7,7 @@ mod authorization;
 mod bad_input;
 mod buckets;
 mod clients;
+mod cluster;
 mod documents;
 mod faults;
 mod main_job;

@@ -3,7 +3,6 @@
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
 use bus_messages::ProjectList;
 use domain_model::Scope;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -11,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::connection::data_directory_or_default;
 use crate::output::Output;
-use crate::up::{ObjectStoreKind, Options, System};
+use crate::up::{ObjectStoreKind, Options, Replicas, System};
 
 /// Arguments of `longhaul up`.
 #[derive(clap::Args)]
@@ -28,17 +27,17 @@ pub(super) struct Arguments {
     /// Where backups go: at the first start `local` unless given, later what it was.
     #[arg(long, value_name = "KIND")]
     object_store: Option<ObjectStoreKind>,
-    /// Copies of the stream of progress.
+    /// Copies of the stream of progress: 1, or 3 on a cluster of three nats-servers.
     #[arg(long, value_name = "N", default_value_t = 1)]
     nats_replicas: u8,
 }
 
 pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<()> {
-    match arguments.nats_replicas {
-        1 => {}
-        3 => bail!("--nats-replicas 3: not yet; this starts one nats-server, which keeps one copy"),
+    let replicas = match arguments.nats_replicas {
+        1 => Replicas::One,
+        3 => Replicas::Three,
         other => return Err(crate::UsageError(format!("--nats-replicas is 1 or 3, not {other}")).into()),
-    }
+    };
     let mut signals = Signals::listen()?;
     let talkative = arguments.ready_file.is_none() || std::io::stdout().is_terminal();
     let options = Options {
@@ -46,6 +45,7 @@ pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<
         hosts: arguments.hosts.into(),
         ready_file: arguments.ready_file,
         object_store: arguments.object_store,
+        replicas,
     };
     eprintln!("up: starting on {}", options.data_directory.display());
     let interrupt = CancellationToken::new();

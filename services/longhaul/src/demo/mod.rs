@@ -81,6 +81,7 @@ async fn show(workplace: &Workplace, interrupt: &CancellationToken, output: Outp
         hosts: HOSTS,
         ready_file: None,
         object_store: None,
+        replicas: up::Replicas::One,
     };
     let system = System::start(options, interrupt).await?;
     say(&format!("all answer after {}", output::duration(started.elapsed())));

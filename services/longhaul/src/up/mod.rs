@@ -57,6 +57,18 @@ pub(crate) struct Options {
     pub(crate) ready_file: Option<PathBuf>,
     /// Where backups go; what it was at the first start where this is `None`.
     pub(crate) object_store: Option<ObjectStoreKind>,
+    /// Copies of the stream: with more than one, there is a cluster of nats-servers.
+    pub(crate) replicas: Replicas,
+}
+
+/// How many copies of the stream there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Replicas {
+    /// One, on one server.
+    #[default]
+    One,
+    /// One on each of three servers.
+    Three,
 }
 
 /// A running system. It is to be stopped; dropping it kills its processes.
@@ -91,7 +103,7 @@ impl System {
         let ending = Ending::default();
         let mut system = Self { board: Arc::new(board), ending, stages: Vec::new(), api: None, _lock: lock };
         let started = tokio::select! {
-            started = system.start_all(directory, &installation) => started,
+            started = system.start_all(directory, &installation, options.replicas) => started,
             () = interrupt.cancelled() => Err(anyhow!("interrupted")),
         };
         if let Err(error) = started {
@@ -138,7 +150,12 @@ impl System {
         }
     }
 
-    async fn start_all(&mut self, directory: &Path, installation: &Installation) -> anyhow::Result<()> {
+    async fn start_all(
+        &mut self,
+        directory: &Path,
+        installation: &Installation,
+        replicas: Replicas,
+    ) -> anyhow::Result<()> {
         let (postgres, object_store) = start_stores(directory, installation).await?;
         let host_ids: Vec<String> = installation.hosts.iter().map(HostId::to_string).collect();
         let database_url = postgres.database_url();
@@ -147,17 +164,23 @@ impl System {
         stores.extend(object_store.map(Box::new).map(Supervised::ObjectStore));
         self.watch(stores);
 
-        let nats =
-            NatsServer::start(&server_processes::nats_server_program()?, directory, &host_ids, 1).await?;
-        let nats_url = nats.url();
-        let identities = nats.identities().clone();
-        self.watch(vec![Supervised::Nats(Box::new(nats))]);
+        let program = server_processes::nats_server_program()?;
+        let nats = match replicas {
+            Replicas::One => vec![NatsServer::start(&program, directory, &host_ids).await?],
+            Replicas::Three => NatsServer::start_cluster(&program, directory, &host_ids).await?,
+        };
+        let nats_urls: Vec<String> = nats.iter().map(NatsServer::url).collect();
+        // Clients take several with commas between them.
+        let nats_url = nats_urls.join(",");
+        let identities = nats[0].identities().clone();
+        self.watch(nats.into_iter().map(Box::new).map(Supervised::Nats).collect());
 
         let settings = Settings {
             data_directory: directory,
             installation,
             identities: &identities,
             nats_url: &nats_url,
+            replicas,
             database_url: &database_url,
             object_store: &object_store_address,
         };
@@ -182,7 +205,8 @@ impl System {
             password: identity.password.clone(),
         };
         let mut ready = ReadyFile {
-            nats_url,
+            nats_url: nats_urls[0].clone(),
+            nats_urls,
             database_url,
             object_store: object_store_address,
             credentials: ReadyCredentials { ops: identity(&identities.ops), hub: identity(&identities.hub) },

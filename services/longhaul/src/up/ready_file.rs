@@ -11,8 +11,11 @@ use serde::{Deserialize, Serialize};
 /// The contents of the ready file. It holds secrets.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct ReadyFile {
-    /// `nats://127.0.0.1:PORT`.
+    /// `nats://127.0.0.1:PORT`; in a cluster, the first server.
     pub(crate) nats_url: String,
+    /// All servers.
+    #[serde(default)]
+    pub(crate) nats_urls: Vec<String>,
     /// `postgres://…`.
     pub(crate) database_url: String,
     /// Where backups go.
@@ -84,6 +87,11 @@ impl ReadyFile {
         serde_json::from_slice(&json).with_context(|| format!("reading {}", file.display()))
     }
 
+    /// All nats-servers, as clients take them.
+    pub(crate) fn servers(&self) -> String {
+        if self.nats_urls.is_empty() { self.nats_url.clone() } else { self.nats_urls.join(",") }
+    }
+
     /// Notes the process and the address of a service, in the place of those that it had before.
     pub(super) fn note(&mut self, service: &ServiceSummary) {
         self.metrics.insert(service.name.clone(), service.metrics_url.clone());
@@ -116,6 +124,7 @@ mod tests {
         let host = || ReadyHost { id: HostId::from(uuid::Uuid::nil()), root: "/d/hosts/0".into(), pid: 0 };
         ReadyFile {
             nats_url: "nats://127.0.0.1:1".to_owned(),
+            nats_urls: vec!["nats://127.0.0.1:1".to_owned()],
             database_url: "postgres://".to_owned(),
             object_store: ReadyObjectStore::Local { root: "/d/object-store".into() },
             credentials: ReadyCredentials { ops: identity(), hub: identity() },

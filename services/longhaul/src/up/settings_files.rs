@@ -10,6 +10,7 @@ use anyhow::Context;
 use domain_model::HostId;
 use server_processes::{Identities, Identity};
 
+use super::Replicas;
 use super::installation::Installation;
 use super::ready_file::ReadyObjectStore;
 
@@ -18,7 +19,9 @@ pub(super) struct Settings<'a> {
     pub(super) data_directory: &'a Path,
     pub(super) installation: &'a Installation,
     pub(super) identities: &'a Identities,
+    /// All servers, with commas between them.
     pub(super) nats_url: &'a str,
+    pub(super) replicas: Replicas,
     pub(super) database_url: &'a str,
     pub(super) object_store: &'a ReadyObjectStore,
 }
@@ -29,6 +32,9 @@ impl Settings<'_> {
         let mut text = String::new();
         self.nats(&mut text, "nats", &self.identities.hub);
         self.nats(&mut text, "nats_writer", &self.identities.hub_writer);
+        if self.replicas == Replicas::Three {
+            text.push_str("\n[stream]\nreplicas = 3\n");
+        }
         section(&mut text, "database", &[("url", self.database_url)]);
         match self.object_store {
             ReadyObjectStore::Local { root } => {

@@ -32,6 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     let scope = subject(&request)?.scope;
     let caller = Caller::of(&request)?;
+    admit(&registry, &caller)?;
     let create: CreateOperation = request.decode()?;
     let kind = kinds::find(&create.kind).filter(|kind| !kind.for_tests || registry.settings.test_kinds);
     let kind = kind.ok_or_else(|| {
@@ -41,6 +42,12 @@ pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) ->
         ))
     })?;
     check(&create)?;
+    if let (Caller::Account(_), Some(1..)) = (&caller, create.priority) {
+        return Err(ApiError::new(
+            ErrorCode::PermissionDenied,
+            "only an operator may raise a priority above 0; leave it out, or lower it",
+        ));
+    }
     let input = (kind.normalise_input)(&create.input)?;
     if let (Caller::Account(_), Some(_)) = (&caller, (kind.host_in_input)(&input)) {
         return Err(ApiError::new(
@@ -77,6 +84,14 @@ pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) ->
     created(&registry, &request, &new, create.force).await
 }
 
+/// Whether the caller may create now.
+fn admit(registry: &Registry, caller: &Caller) -> Result<(), ApiError> {
+    match caller {
+        Caller::Operator => Ok(()),
+        Caller::Account(id) => registry.creation_limit.admit(*id),
+    }
+}
+
 fn exclusive_key(scope: Scope) -> String {
     match scope {
         Scope::Project(id) => format!("project:{id}"),
@@ -101,6 +116,12 @@ async fn created(
             (*op, true)
         }
         CreateOutcome::Active(op) => (*op, false),
+        CreateOutcome::Contended => {
+            return Err(ApiError::new(
+                ErrorCode::Unavailable,
+                "many are creating operations with this dedupe key at the moment; try again",
+            ));
+        }
         CreateOutcome::DedupeMismatch(op) => {
             let message = format!(
                 "the dedupe key {:?} is in use by the active operation {} with another input; wait for it, cancel it, or use force",
@@ -118,9 +139,9 @@ async fn created(
 fn check(create: &CreateOperation) -> Result<(), ApiError> {
     let wrong = |message: String| Err(ApiError::invalid_argument(message));
     if let Some(key) = &create.dedupe_key
-        && !(1..=200).contains(&key.chars().count())
+        && (!(1..=200).contains(&key.chars().count()) || key.contains('\0'))
     {
-        return wrong("dedupe_key is to have 1 to 200 characters".to_owned());
+        return wrong("dedupe_key is to have 1 to 200 characters, none of them NUL".to_owned());
     }
     if create.force && create.dedupe_key.is_none() {
         return wrong("force takes the dedupe_key of an active operation; give one".to_owned());
@@ -131,6 +152,9 @@ fn check(create: &CreateOperation) -> Result<(), ApiError> {
     if let Some(ttl_s) = create.ttl_s.filter(|ttl_s| !(1..=MOST_TIME_TO_LIVE_S).contains(ttl_s)) {
         return wrong(format!("ttl_s is to be from 1 to {MOST_TIME_TO_LIVE_S}, not {ttl_s}"));
     }
+    if has_nul(&create.input) {
+        return wrong("the input has a NUL in a text, which the database does not keep".to_owned());
+    }
     let bytes = create.input.to_string().len();
     if bytes > MOST_INPUT_BYTES {
         return wrong(format!(
@@ -138,6 +162,15 @@ fn check(create: &CreateOperation) -> Result<(), ApiError> {
         ));
     }
     Ok(())
+}
+
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(has_nul),
+        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// SHA-256 of an input with every default filled in.
@@ -306,6 +339,7 @@ pub(super) async fn cancel(registry: Arc<Registry>, request: IncomingRequest) ->
 pub(super) async fn retry(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     let scope = subject(&request)?.scope;
     let caller = Caller::of(&request)?;
+    admit(&registry, &caller)?;
     let wanted: RetryOperation = request.decode()?;
     let op = known(&registry, scope, wanted.op_id).await?;
     let ended_badly =

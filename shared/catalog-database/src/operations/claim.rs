@@ -1,6 +1,7 @@
 use bus_messages::Operation;
 use domain_model::{LeaseId, OperationKind, Routing, Timestamp};
 use serde_json::Value;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::row::OperationRow;
@@ -17,12 +18,32 @@ pub struct ClaimWanted {
     pub caller: Routing,
     /// Names the process.
     pub worker_id: String,
-    /// How many operations of each kind it could start.
-    pub kinds: Vec<(OperationKind, u32)>,
+    /// The kinds that it could start operations of.
+    pub kinds: Vec<KindWanted>,
     /// How many in all.
     pub max: u32,
     /// Seconds that a lease lasts.
     pub lease_s: f64,
+}
+
+/// How much of one kind a worker wants, and how much there may be.
+#[derive(Debug, Clone)]
+pub struct KindWanted {
+    /// The kind.
+    pub kind: OperationKind,
+    /// How many operations the worker could start.
+    pub slots: u32,
+    /// What may run at the same time.
+    pub caps: Caps,
+}
+
+/// How many operations of a kind may run at the same time; no limit where `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Caps {
+    /// Everywhere together.
+    pub in_all: Option<u32>,
+    /// On one host, or in the hub, however many workers it has.
+    pub per_caller: Option<u32>,
 }
 
 /// A lease that was given.
@@ -39,16 +60,17 @@ pub struct LeasedOperation {
 }
 
 impl Database {
-    /// Leases operations to a worker: those of its kinds and routing whose time has come, urgent ones
-    /// first, none whose exclusive key is in use.
+    /// Leases operations to a worker: those of its kinds and routing that are ready, urgent ones first, none
+    /// whose exclusive key is in use, no more than the caps allow, and among those of one priority the accounts
+    /// in turn: first that which runs fewest at this caller.
     pub async fn claim_operations(
         &self,
         wanted: &ClaimWanted,
     ) -> Result<Vec<LeasedOperation>, DatabaseError> {
         let mut leased = Vec::new();
-        for (kind, slots) in &wanted.kinds {
+        for kind in &wanted.kinds {
             let taken = u32::try_from(leased.len()).unwrap_or(u32::MAX);
-            let free = (*slots).min(wanted.max.saturating_sub(taken));
+            let free = kind.slots.min(wanted.max.saturating_sub(taken));
             if free == 0 {
                 continue;
             }
@@ -71,53 +93,98 @@ impl Database {
     async fn claim_kind(
         &self,
         wanted: &ClaimWanted,
-        kind: &OperationKind,
+        KindWanted { kind, caps, .. }: &KindWanted,
         limit: u32,
     ) -> Result<Vec<LeasedOperation>, DatabaseError> {
         const DURING: &str = "claim operations";
-        let routings = [wanted.caller.to_string(), Routing::Any.to_string()];
+        let caller = wanted.caller.to_string();
+        let routings = [caller.clone(), Routing::Any.to_string()];
         let mut transaction = self.pool.begin().await.during(DURING)?;
+        let limit = within_caps(&mut transaction, kind, &caller, *caps, limit).await?;
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
         let rows = sqlx::query_as!(
             OperationRow,
-            "UPDATE long_running_operations SET
+            "WITH RECURSIVE
+             -- The accounts that have something ready, hopping from one to the next in the index: from a random place
+             -- and round to it again, since no more than a hundred are looked at.
+             hop AS (
+                SELECT queue.routing, here.account_id, here.account_id AS began, 1 AS hops
+                FROM unnest($2::text[]) AS queue (routing) CROSS JOIN LATERAL (SELECT coalesce(
+                    (SELECT account_id FROM long_running_operations
+                        WHERE ready AND routing = queue.routing AND kind = $1 AND account_id > $7
+                        ORDER BY account_id LIMIT 1),
+                    (SELECT account_id FROM long_running_operations
+                        WHERE ready AND routing = queue.routing AND kind = $1
+                        ORDER BY account_id LIMIT 1)) AS account_id) AS here
+                WHERE here.account_id IS NOT NULL
+                UNION ALL
+                SELECT hop.routing, next.account_id, hop.began, hop.hops + 1
+                FROM hop CROSS JOIN LATERAL (SELECT coalesce(
+                    (SELECT account_id FROM long_running_operations
+                        WHERE ready AND routing = hop.routing AND kind = $1 AND account_id > hop.account_id
+                        ORDER BY account_id LIMIT 1),
+                    (SELECT account_id FROM long_running_operations
+                        WHERE ready AND routing = hop.routing AND kind = $1
+                        ORDER BY account_id LIMIT 1)) AS account_id) AS next
+                WHERE next.account_id IS DISTINCT FROM hop.began AND hop.hops < 100),
+             -- What each of them would have next.
+             candidate AS (
+                SELECT head.id, head.priority, head.not_before,
+                    (SELECT count(*) FROM long_running_operations
+                        WHERE status = 'running' AND kind = $1 AND claimed_by = $6 AND account_id = hop.account_id)
+                    + row_number() OVER (
+                        PARTITION BY hop.account_id ORDER BY head.priority DESC, head.not_before, head.id) AS turn
+                FROM hop CROSS JOIN LATERAL (
+                    SELECT id, priority, not_before FROM long_running_operations AS operation
+                    WHERE ready AND routing = hop.routing AND kind = $1 AND account_id = hop.account_id
+                        AND expires_at > now()
+                        AND (exclusive_key IS NULL OR parent_id IS NOT NULL OR (
+                            NOT EXISTS (
+                                SELECT 1 FROM long_running_operations AS other
+                                WHERE other.exclusive_key = operation.exclusive_key AND other.status = 'running'
+                                    AND other.parent_id IS NULL)
+                            -- Of several in one queue the first: so no claim takes two, nor two claims one each.
+                            AND NOT EXISTS (
+                                SELECT 1 FROM long_running_operations AS first
+                                WHERE first.exclusive_key = operation.exclusive_key AND first.status = 'queued'
+                                    AND first.kind = operation.kind AND first.routing = operation.routing
+                                    AND first.parent_id IS NULL AND first.ready AND first.expires_at > now()
+                                    AND (first.priority > operation.priority
+                                        OR (first.priority = operation.priority
+                                            AND (first.not_before, first.id) < (operation.not_before, operation.id))))))
+                    ORDER BY priority DESC, not_before, id
+                    -- Some more than wanted, for those that another claim has its hand on.
+                    LIMIT $3::bigint + 8) AS head)
+             UPDATE long_running_operations SET
                 status = 'running',
+                ready = false,
                 attempt = attempt + 1,
                 owner = $4,
+                claimed_by = $6,
                 lease_id = gen_random_uuid(),
                 lease_until = now() + make_interval(secs => $5),
                 heartbeat_at = now(),
                 started_at = coalesce(started_at, now()),
                 progress_summary = NULL,
+                heartbeats = 0,
                 updated_at = now(),
                 rev = rev + 1
              WHERE id = ANY (ARRAY(
-                SELECT id FROM long_running_operations AS candidate
-                WHERE status = 'queued' AND NOT waiting_for_children
-                    AND kind = $1 AND routing = ANY ($2) AND not_before <= now() AND expires_at > now()
-                    AND (exclusive_key IS NULL OR parent_id IS NOT NULL OR (
-                        NOT EXISTS (
-                            SELECT 1 FROM long_running_operations AS other
-                            WHERE other.exclusive_key = candidate.exclusive_key AND other.status = 'running'
-                                AND other.parent_id IS NULL)
-                        -- Of several in one queue the first: so no claim takes two, nor two claims one each.
-                        AND NOT EXISTS (
-                            SELECT 1 FROM long_running_operations AS first
-                            WHERE first.exclusive_key = candidate.exclusive_key AND first.status = 'queued'
-                                AND first.kind = candidate.kind AND first.routing = candidate.routing
-                                AND first.parent_id IS NULL AND NOT first.waiting_for_children
-                                AND first.not_before <= now() AND first.expires_at > now()
-                                AND (first.priority > candidate.priority
-                                    OR (first.priority = candidate.priority
-                                        AND (first.not_before, first.id) < (candidate.not_before, candidate.id))))))
-                ORDER BY priority DESC, not_before, id
+                SELECT operation.id FROM candidate JOIN long_running_operations AS operation USING (id)
+                WHERE operation.ready
+                ORDER BY candidate.priority DESC, candidate.turn, candidate.not_before, candidate.id
                 LIMIT $3
-                FOR UPDATE SKIP LOCKED))
+                FOR UPDATE OF operation SKIP LOCKED))
              RETURNING *",
             kind.as_str(),
             &routings[..],
             i64::from(limit),
             wanted.worker_id,
             wanted.lease_s,
+            caller,
+            Uuid::new_v4(),
         )
         .fetch_all(&mut *transaction)
         .await
@@ -130,6 +197,61 @@ impl Database {
         transaction.commit().await.during(DURING)?;
         Ok(leased)
     }
+
+    /// Makes ready what has come due, at most `limit`, and returns whose workers should look.
+    pub async fn make_operations_ready(&self, limit: i64) -> Result<Vec<Routing>, DatabaseError> {
+        const DURING: &str = "make operations ready";
+        let routings = sqlx::query_scalar!(
+            "WITH due AS (
+                UPDATE long_running_operations SET ready = true WHERE id = ANY (ARRAY(
+                    SELECT id FROM long_running_operations
+                    WHERE status = 'queued' AND NOT ready AND NOT waiting_for_children AND not_before <= now()
+                    ORDER BY not_before LIMIT $1 FOR UPDATE SKIP LOCKED))
+                RETURNING routing)
+             SELECT DISTINCT routing AS \"routing!\" FROM due",
+            limit
+        )
+        .fetch_all(&self.pool)
+        .await
+        .during(DURING)?;
+        let read = |routing: String| {
+            routing.parse().map_err(|error| DatabaseError::row("long_running_operations.routing", error))
+        };
+        routings.into_iter().map(read).collect()
+    }
+}
+
+/// How many more of `wanted` the caps allow. Counting and claiming are one step for all who claim under the same
+/// cap: the locks are held until the transaction ends.
+async fn within_caps(
+    connection: &mut PgConnection,
+    kind: &OperationKind,
+    caller: &str,
+    caps: Caps,
+    wanted: u32,
+) -> Result<u32, DatabaseError> {
+    const DURING: &str = "count what runs";
+    let mut allowed = wanted;
+    // Always in this order, so that nobody waits for somebody who waits for them.
+    for (cap, claimed_by) in [(caps.in_all, None), (caps.per_caller, Some(caller))] {
+        let Some(cap) = cap else { continue };
+        let name = format!("claim {kind} {}", claimed_by.unwrap_or("everywhere"));
+        sqlx::query!("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", name)
+            .execute(&mut *connection)
+            .await
+            .during(DURING)?;
+        let running = sqlx::query_scalar!(
+            r#"SELECT count(*) AS "count!" FROM long_running_operations
+               WHERE status = 'running' AND kind = $1 AND ($2::text IS NULL OR claimed_by = $2)"#,
+            kind.as_str(),
+            claimed_by,
+        )
+        .fetch_one(&mut *connection)
+        .await
+        .during(DURING)?;
+        allowed = allowed.min(cap.saturating_sub(u32::try_from(running).unwrap_or(u32::MAX)));
+    }
+    Ok(allowed)
 }
 
 fn lease_of(row: OperationRow) -> Result<LeasedOperation, DatabaseError> {

@@ -59,6 +59,8 @@ pub enum CreateOutcome {
     Active(Box<Operation>),
     /// One with the same key and another input is active.
     DedupeMismatch(Box<Operation>),
+    /// Its key changes hands all the time: others create and end with the same one.
+    Contended,
 }
 
 impl Database {
@@ -69,14 +71,13 @@ impl Database {
         force: bool,
     ) -> Result<CreateOutcome, DatabaseError> {
         const DURING: &str = "create an operation";
-        let mut replaced = None;
         // The active one may end between the two statements; then the key is free, and the next turn takes it.
         for _ in 0..5 {
             let mut transaction = self.pool.begin().await.during(DURING)?;
             if let Some(row) = insert(&mut transaction, new).await? {
                 outbox::add(&mut transaction, row.id, &row.subject()?, None, false).await?;
                 transaction.commit().await.during(DURING)?;
-                return Ok(CreateOutcome::Created { op: Box::new(row.try_into()?), replaced });
+                return Ok(CreateOutcome::Created { op: Box::new(row.try_into()?), replaced: None });
             }
             let Some(active) = active_with_key(&mut transaction, new).await? else { continue };
             if !force {
@@ -95,10 +96,15 @@ impl Database {
                 .await
                 .during(DURING)?;
             ended.op.dedupe_key = None;
-            transaction.commit().await.during(DURING)?;
-            replaced = Some(Box::new(ended));
+            // In the same transaction, so that nobody is canceled for an operation that does not come to be.
+            if let Some(row) = insert(&mut transaction, new).await? {
+                outbox::add(&mut transaction, row.id, &row.subject()?, None, false).await?;
+                transaction.commit().await.during(DURING)?;
+                let replaced = Some(Box::new(ended));
+                return Ok(CreateOutcome::Created { op: Box::new(row.try_into()?), replaced });
+            }
         }
-        Err(DatabaseError::row("long_running_operations.dedupe_key", "it changes hands all the time"))
+        Ok(CreateOutcome::Contended)
     }
 }
 
@@ -110,9 +116,13 @@ pub(super) async fn insert(
         OperationRow,
         "INSERT INTO long_running_operations (id, kind, scope_type, scope_id, created_by, routing, input, input_hash,
             max_attempts, priority, not_before, expires_at, dedupe_key, exclusive_key, parent_id, child_key, retry_of,
-            checkpoint)
+            checkpoint, ready, account_id)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, coalesce($11, now()),
-            greatest(coalesce($11, now()), now()) + make_interval(secs => $12), $13, $14, $15, $16, $17, $18)
+            greatest(coalesce($11, now()), now()) + make_interval(secs => $12), $13, $14, $15, $16, $17, $18,
+            coalesce($11, now()) <= now(),
+            coalesce(
+                CASE $3 WHEN 'account' THEN $4 WHEN 'project' THEN (SELECT account_id FROM projects WHERE id = $4) END,
+                '00000000-0000-0000-0000-000000000000'))
          ON CONFLICT DO NOTHING
          RETURNING *",
         new.id.as_uuid(),

@@ -58,7 +58,9 @@ impl Database {
             return Ok(FinishOutcome::Repeated);
         }
         let mut others = Vec::new();
-        for child in &finished.children {
+        // Asked to cancel before it had children, it is to have none.
+        let children = if row.cancel_requested_at.is_some() { &[] } else { finished.children.as_slice() };
+        for child in children {
             if let Some(row) = create::insert(&mut transaction, child).await? {
                 outbox::add(&mut transaction, row.id, &row.subject()?, None, false).await?;
                 others.push(Operation::try_from(row)?);
@@ -100,6 +102,9 @@ fn change_of<'a>(row: &OperationRow, finished: &'a Finished) -> Change<'a> {
             OperationEvent::HandedBack { cancel_requested },
             "handed back: its worker is being stopped".to_owned(),
         ),
+        (Outcome::WaitsForChildren, _) if cancel_requested => {
+            (OperationEvent::CancelFinished, "canceled before its children were started".to_owned())
+        }
         (Outcome::WaitsForChildren, _) => {
             (OperationEvent::WaitsForChildren, "waits for its children".to_owned())
         }

@@ -11,6 +11,8 @@ use crate::{Database, DatabaseError};
 pub struct Heartbeat {
     /// Whose.
     pub fence: LeaseFence,
+    /// Counts the heartbeats of an attempt: an earlier one changes nothing but the lease. Always news where `None`.
+    pub number: Option<u64>,
     /// The latest progress, if there is news.
     pub summary: Option<ProgressSummary>,
     /// What a later attempt goes on from, at most 64 KiB.
@@ -38,6 +40,10 @@ impl Database {
         let attempts: Vec<_> =
             heartbeats.iter().map(|beat| i32::try_from(beat.fence.attempt).unwrap_or(-1)).collect();
         let leases: Vec<_> = heartbeats.iter().map(|beat| beat.fence.lease_id.as_uuid()).collect();
+        let numbers: Vec<Option<i64>> = heartbeats
+            .iter()
+            .map(|beat| beat.number.map(|number| i64::try_from(number).unwrap_or(i64::MAX)))
+            .collect();
         let to_json = |summary: &ProgressSummary| serde_json::to_value(summary).unwrap_or(Value::Null);
         let summaries: Vec<Option<Value>> =
             heartbeats.iter().map(|beat| beat.summary.as_ref().map(to_json)).collect();
@@ -49,12 +55,21 @@ impl Database {
             "UPDATE long_running_operations AS operation SET
                 heartbeat_at = now(),
                 lease_until = now() + make_interval(secs => $6),
-                progress_summary = coalesce(beat.summary, operation.progress_summary),
-                checkpoint = coalesce(beat.checkpoint, operation.checkpoint),
+                heartbeats = greatest(operation.heartbeats, beat.number),
+                progress_summary =
+                    CASE WHEN beat.is_news THEN coalesce(beat.summary, operation.progress_summary)
+                    ELSE operation.progress_summary END,
+                checkpoint =
+                    CASE WHEN beat.is_news THEN coalesce(beat.checkpoint, operation.checkpoint)
+                    ELSE operation.checkpoint END,
                 updated_at = CASE WHEN beat.summary IS NULL THEN operation.updated_at ELSE now() END,
                 rev = operation.rev + CASE WHEN beat.summary IS NULL THEN 0 ELSE 1 END
-             FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::jsonb[], $5::jsonb[])
-                AS beat (id, attempt, lease_id, summary, checkpoint)
+             FROM (
+                SELECT sent.*, coalesce(sent.number > row.heartbeats, true) AS is_news
+                FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::jsonb[], $5::jsonb[], $7::bigint[])
+                    AS sent (id, attempt, lease_id, summary, checkpoint, number)
+                JOIN long_running_operations AS row ON row.id = sent.id
+                ORDER BY row.id FOR UPDATE OF row) AS beat
              WHERE operation.id = beat.id AND operation.attempt = beat.attempt
                 AND operation.lease_id = beat.lease_id AND operation.status = 'running'
              RETURNING operation.*",
@@ -64,6 +79,7 @@ impl Database {
             &summaries as &[Option<Value>],
             &checkpoints as &[Option<Value>],
             lease_s,
+            &numbers as &[Option<i64>],
         )
         .fetch_all(&self.pool)
         .await

@@ -15,7 +15,7 @@ mod sweep;
 mod transition;
 
 pub use cancel::CancelOutcome;
-pub use claim::{ClaimWanted, LeasedOperation};
+pub use claim::{Caps, ClaimWanted, KindWanted, LeasedOperation};
 pub use create::{CreateOutcome, NewOperation};
 pub use finish::{FinishOutcome, Finished};
 pub use heartbeat::{Heartbeat, HeartbeatOutcome};

@@ -47,6 +47,14 @@ pub(crate) struct OperationRow {
     pub waiting_for_children: bool,
     pub retry_of: Option<Uuid>,
     pub rev: i64,
+    #[expect(dead_code, reason = "read by claims")]
+    pub account_id: Uuid,
+    #[expect(dead_code, reason = "read by claims")]
+    pub claimed_by: Option<String>,
+    #[expect(dead_code, reason = "read by claims")]
+    pub ready: bool,
+    #[expect(dead_code, reason = "read by heartbeats")]
+    pub heartbeats: i64,
 }
 
 impl OperationRow {

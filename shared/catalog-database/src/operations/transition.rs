@@ -92,6 +92,7 @@ pub(super) async fn apply(
             lease_losses = lease_losses + $7,
             failures = failures + $8,
             waiting_for_children = $9,
+            ready = $2 = 'queued' AND NOT $9 AND $6 <= 0,
             finished_at = CASE WHEN $2 IN ('queued', 'running') THEN NULL ELSE now() END,
             lease_until = CASE WHEN $2 = 'running' THEN lease_until ELSE NULL END,
             lease_id = CASE WHEN $10 THEN lease_id ELSE NULL END,
@@ -185,7 +186,7 @@ pub(super) async fn child_ended(
     let updated = sqlx::query_as!(
         OperationRow,
         "UPDATE long_running_operations
-         SET waiting_for_children = false, not_before = now(), updated_at = now(), rev = rev + 1
+         SET waiting_for_children = false, ready = true, not_before = now(), updated_at = now(), rev = rev + 1
          WHERE id = $1 RETURNING *",
         parent
     )
