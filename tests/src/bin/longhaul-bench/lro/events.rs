@@ -95,6 +95,7 @@ impl Held {
             op_id: self.lease.op.op_id,
             attempt: self.lease.attempt,
             lease_id: self.lease.lease_id,
+            number: None,
             events: vec![event],
             summary: None,
             checkpoint: None,
