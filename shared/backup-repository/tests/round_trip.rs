@@ -89,7 +89,8 @@ async fn whatever_changes_in_any_entry_is_no_unchanged_backup() {
     let test = TestRepository::new().await;
     fill_with_everything(&test.project());
     fs::write(test.project().join("z"), b"z").unwrap();
-    let changes: [(&str, fn(&Path)); 8] = [
+    type Change = (&'static str, fn(&Path));
+    let changes: [Change; 8] = [
         ("nothing", |_| {}),
         ("an attribute", |project| xattr::set(project.join("z"), "user.new", b"1").unwrap()),
         ("a mode", |project| {

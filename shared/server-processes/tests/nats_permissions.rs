@@ -4,7 +4,7 @@
 
 mod raw_nats;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE64URL_NOPAD;
 use raw_nats::{Message, RawClient};
