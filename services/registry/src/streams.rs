@@ -26,6 +26,8 @@ use crate::metrics::RegistryMetrics;
 const TURNS: usize = 8;
 /// A message of the stream has 64 KiB with its headers.
 const MOST_SUMMARY_BYTES: usize = 60 * 1024;
+/// How long told entries of the outbox are gathered before they are deleted.
+const GATHERING: Duration = Duration::from_millis(5);
 /// Relays under way at the same time.
 const RELAYS: usize = 32;
 /// Operations whose last messages are remembered, so that a running one costs no look-up a heartbeat.
@@ -85,6 +87,8 @@ struct Inner {
     database: Database,
     metrics: RegistryMetrics,
     nudges: mpsc::UnboundedSender<OperationId>,
+    /// Entries of the outbox that the stream has.
+    told: mpsc::UnboundedSender<Vec<i64>>,
     positions: Mutex<HashMap<String, Position>>,
     /// Until when what is remembered is not relied upon, because another registry writes as well.
     others_write_until: Mutex<Option<Instant>>,
@@ -98,18 +102,21 @@ impl Streams {
         metrics: RegistryMetrics,
     ) -> (Self, impl FnOnce(CancellationToken) -> futures::future::BoxFuture<'static, ()>) {
         let (nudges, mut nudged) = mpsc::unbounded_channel();
+        let (told, heard) = mpsc::unbounded_channel();
+        let clearing = clear_outbox(database.clone(), heard);
         let inner = Inner {
             stream,
             database,
             metrics,
             nudges,
+            told,
             positions: Mutex::new(HashMap::new()),
             others_write_until: Mutex::new(None),
         };
         let streams = Self { inner: Arc::new(inner) };
         let relay = streams.clone();
         let run = move |stopping: CancellationToken| {
-            let task = async move {
+            let relaying = async move {
                 let ids = futures::stream::poll_fn(move |context| nudged.poll_recv(context));
                 ids.take_until(stopping.cancelled_owned())
                     .for_each_concurrent(RELAYS, |id| {
@@ -117,6 +124,13 @@ impl Streams {
                         async move { relay.relay_or_log(id).await }
                     })
                     .await;
+            };
+            let task = async move {
+                // What is told and not cleared when the registry stops is told again, and dropped by whoever reads.
+                tokio::select! {
+                    () = relaying => {}
+                    () = clearing => {}
+                }
             };
             Box::pin(task) as futures::future::BoxFuture<'static, ()>
         };
@@ -160,7 +174,9 @@ impl Streams {
             }
         }
         let ids: Vec<i64> = entries.iter().map(|entry| entry.id).collect();
-        database.outbox_told(&ids).await.map_err(StreamError::Database)
+        // Fails only while the registry stops.
+        let _stopping = self.inner.told.send(ids);
+        Ok(())
     }
 
     /// Adds an event of the registry's own at the end of its attempt.
@@ -383,6 +399,19 @@ impl Streams {
                     tracing::warn!(error = chain(&error), "could not look for left-over outbox entries")
                 }
             }
+        }
+    }
+}
+
+/// Deletes what the stream has from the outbox, gathered for a moment: one durable commit for many.
+async fn clear_outbox(database: Database, mut told: mpsc::UnboundedReceiver<Vec<i64>>) {
+    while let Some(mut ids) = told.recv().await {
+        tokio::time::sleep(GATHERING).await;
+        while let Ok(more) = told.try_recv() {
+            ids.extend(more);
+        }
+        if let Err(error) = database.outbox_told(&ids).await {
+            tracing::debug!(error = chain(&error), "the outbox is cleared later, after telling it again");
         }
     }
 }

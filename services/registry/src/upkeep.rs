@@ -21,8 +21,20 @@ pub(crate) async fn sweep(registry: Arc<Registry>, stopping: CancellationToken) 
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(registry.settings.sweep_s));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
-        registry.make_ready().await;
         registry.creation_limit.forget_idle();
+        let due = match registry.database.due_operations().await {
+            Ok(due) => due,
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "could not look for operations whose time has come");
+                continue;
+            }
+        };
+        if due.to_make_ready {
+            registry.make_ready().await;
+        }
+        if !due.to_sweep {
+            continue;
+        }
         let swept = match registry.database.sweep_operations(SWEEP, rand::random()).await {
             Ok(swept) => swept,
             Err(error) => {

@@ -23,7 +23,8 @@ impl Database {
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(Duration::from_secs(5))
-            .connect_with(options.application_name("longhaul"))
+            // Every statement here is short: compiling one costs more than running it.
+            .connect_with(options.application_name("longhaul").options([("jit", "off")]))
             .await
             .during("connect to the database")?;
         Ok(Self { pool })

@@ -20,7 +20,7 @@ pub use buckets::{BucketPlacement, NewBucket};
 pub use database::Database;
 pub use error::{DatabaseError, DatabaseErrorKind};
 pub use operations::{
-    CancelOutcome, Caps, ClaimWanted, CreateOutcome, Ended, FinishOutcome, Finished, Heartbeat,
+    CancelOutcome, Caps, ClaimWanted, CreateOutcome, Due, Ended, FinishOutcome, Finished, Heartbeat,
     HeartbeatOutcome, KindWanted, LeaseFence, LeasedOperation, ListFilter, NewOperation, Swept,
 };
 pub use outbox::{OutboxEntry, OutboxEvent};

@@ -48,9 +48,10 @@ impl Health {
         check
     }
 
-    /// Whether every check is good; so it is without any.
+    /// Whether every check is good. Without any the service has only begun to start.
     pub fn is_ok(&self) -> bool {
-        self.lock().values().all(Option::is_none)
+        let checks = self.lock();
+        !checks.is_empty() && checks.values().all(Option::is_none)
     }
 
     pub(crate) fn report(&self) -> HealthReport {
@@ -62,7 +63,7 @@ impl Health {
                 (name.clone(), CheckReport { ok: reason.is_none(), reason })
             })
             .collect();
-        let ok = checks.values().all(|check| check.ok);
+        let ok = !checks.is_empty() && checks.values().all(|check| check.ok);
         HealthReport { status: if ok { "ok" } else { "failed" }, checks }
     }
 

@@ -171,7 +171,10 @@ mod tests {
         let health = Health::default();
         let server =
             HttpServer::start(&HttpSettings::default(), Metrics::new(), health.clone()).await.unwrap();
-        assert_eq!(get(server.address(), "/healthz").await, (200, r#"{"status":"ok","checks":{}}"#.into()));
+        assert_eq!(
+            get(server.address(), "/healthz").await,
+            (503, r#"{"status":"failed","checks":{}}"#.into())
+        );
         let (nats, database) = (health.register("nats"), health.register("database"));
         nats.set_ok();
         let starting = r#"{"status":"failed","checks":{"database":{"ok":false,"reason":"starting"},"nats":{"ok":true}}}"#;

@@ -20,7 +20,7 @@ pub use create::{CreateOutcome, NewOperation};
 pub use finish::{FinishOutcome, Finished};
 pub use heartbeat::{Heartbeat, HeartbeatOutcome};
 pub use list::ListFilter;
-pub use sweep::Swept;
+pub use sweep::{Due, Swept};
 pub use transition::Ended;
 
 use domain_model::{LeaseId, OperationId};

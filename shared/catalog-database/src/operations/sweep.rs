@@ -24,7 +24,33 @@ pub struct Swept {
     pub deleted: Vec<domain_model::OperationId>,
 }
 
+/// Whether there is anything to do: most looks find nothing, and this is one statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// For [`Database::make_operations_ready`].
+    pub to_make_ready: bool,
+    /// For [`Database::sweep_operations`].
+    pub to_sweep: bool,
+}
+
 impl Database {
+    /// Looks whether any operation's time has come.
+    pub async fn due_operations(&self) -> Result<Due, DatabaseError> {
+        sqlx::query_as!(
+            Due,
+            r#"SELECT
+                EXISTS (SELECT 1 FROM long_running_operations
+                    WHERE status = 'queued' AND NOT ready AND NOT waiting_for_children AND not_before <= now())
+                    AS "to_make_ready!",
+                EXISTS (SELECT 1 FROM long_running_operations WHERE status = 'running' AND lease_until < now())
+                    OR EXISTS (SELECT 1 FROM long_running_operations WHERE expires_at < now())
+                    AS "to_sweep!""#
+        )
+        .fetch_one(&self.pool)
+        .await
+        .during("look for operations whose time has come")
+    }
+
     /// Does what is due, at most `limit` of each. `jitter` is a random share in 0.0..=1.0.
     pub async fn sweep_operations(&self, limit: i64, jitter: f64) -> Result<Swept, DatabaseError> {
         Ok(Swept {
