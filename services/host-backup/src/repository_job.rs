@@ -98,7 +98,6 @@ impl JobRunner {
                     return Ok(result);
                 }
                 Some(JobEvent::Failed(failure)) => return Err(failure_of(operation, &failure)),
-                Some(JobEvent::Ready) => {}
                 None => return Err(OperationFailure::retryable("job", "the job ended without a word")),
             }
         }

@@ -188,17 +188,10 @@ impl Streams {
     ) -> Result<(), StreamError> {
         let subject = format!("{}.evt", entry.subject);
         for turn in 0..TURNS {
-            let mut last = self.position(&subject, turn > 0).await?;
             let told = |last: Position| {
                 last.attempt > event.attempt || (last.outbox_id >= entry.id && last.attempt >= event.attempt)
             };
-            if told(last) {
-                // Not by memory alone: the stream may have been wiped since.
-                last = self.position(&subject, true).await?;
-            }
-            if told(last) {
-                return Ok(());
-            }
+            let Some(last) = self.position_unless(&subject, turn > 0, told).await? else { return Ok(()) };
             let n = if last.attempt == event.attempt { last.n + 1 } else { 1 };
             let message = ProgressEvent {
                 op_id: op.op_id,
@@ -288,13 +281,8 @@ impl Streams {
     pub(crate) async fn tell_state(&self, op: &Operation) -> Result<(), StreamError> {
         let subject = OperationSubject { scope: op.scope, op_id: op.op_id }.state();
         for turn in 0..TURNS {
-            let mut last = self.position(&subject, turn > 0).await?;
-            if last.rev >= op.rev {
-                last = self.position(&subject, true).await?;
-            }
-            if last.rev >= op.rev {
-                return Ok(());
-            }
+            let told = |last: Position| last.rev >= op.rev;
+            let Some(last) = self.position_unless(&subject, turn > 0, told).await? else { return Ok(()) };
             let mut headers =
                 headers(op, op.phase.as_deref().unwrap_or("queued"), op.attempt, op.status.as_str());
             headers.push(("Lro-Rev", op.rev.to_string()));
@@ -348,13 +336,34 @@ impl Streams {
     }
 
     async fn position(&self, subject: &str, afresh: bool) -> Result<Position, StreamError> {
-        let mistrusted = self.mistrust().is_some_and(|until| until > Instant::now());
-        if !afresh
-            && !mistrusted
-            && let Some(position) = self.positions().get(subject)
-        {
-            return Ok(*position);
+        match self.remembered(subject).filter(|_| !afresh) {
+            Some(position) => Ok(position),
+            None => self.read_position(subject).await,
         }
+    }
+
+    /// `None` where the last message has told already. Memory alone never says so: the stream may have been wiped since.
+    async fn position_unless(
+        &self,
+        subject: &str,
+        afresh: bool,
+        told: impl Fn(Position) -> bool,
+    ) -> Result<Option<Position>, StreamError> {
+        let remembered = self.remembered(subject).filter(|position| !afresh && !told(*position));
+        if remembered.is_some() {
+            return Ok(remembered);
+        }
+        let position = self.read_position(subject).await?;
+        Ok((!told(position)).then_some(position))
+    }
+
+    /// What is remembered of a subject, while that can be relied upon.
+    fn remembered(&self, subject: &str) -> Option<Position> {
+        let mistrusted = self.mistrust().is_some_and(|until| until > Instant::now());
+        if mistrusted { None } else { self.positions().get(subject).copied() }
+    }
+
+    async fn read_position(&self, subject: &str) -> Result<Position, StreamError> {
         let last = self.inner.stream.last(subject).await.map_err(StreamError::Read)?;
         let position = last.as_ref().map(Position::of).unwrap_or_default();
         self.remember(subject, position);

@@ -3,7 +3,7 @@
 //! The parent writes one line of JSON, the [`JobRequest`], to the child's standard input, and keeps it open:
 //! a line `cancel` asks for an orderly end, and the end of the input means that the parent is dead, after
 //! which the child ends at once. The child answers on its standard output with lines of JSON, each a
-//! [`JobEvent`], the last one of a job being `finished` or `failed`. After a success the child may say `ready`
+//! [`JobEvent`], the last one of a job being `finished` or `failed`. After a success the child may add a line `ready`
 //! and wait for the next request; otherwise it ends. The request holds secrets, which is why it goes over a
 //! pipe: arguments and environments can be read by others.
 
@@ -137,8 +137,6 @@ pub enum JobEvent {
     Finished(JobResult),
     /// It has failed. The last event.
     Failed(JobFailure),
-    /// The process takes another request; said between two jobs, and never passed on.
-    Ready,
 }
 
 /// Does a job in this process. Blocks; `runtime` carries the requests. A panic of rustic_core goes through,

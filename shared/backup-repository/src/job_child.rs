@@ -24,6 +24,9 @@ const LONGEST_REQUEST: u64 = 1024 * 1024;
 /// The line that asks for an orderly end.
 pub(crate) const CANCEL_LINE: &str = "cancel";
 
+/// The line that says that another request is taken.
+pub(crate) const READY_LINE: &str = "ready";
+
 /// So many jobs are done before the process makes way for a fresh one, whatever it has leaked by then.
 const MOST_JOBS: u32 = 100;
 
@@ -59,7 +62,7 @@ pub fn run_job_child() -> ExitCode {
             return ExitCode::FAILURE;
         }
         let stays = status == ExitCode::SUCCESS && number < MOST_JOBS && resident_bytes() <= MOST_KEPT_BYTES;
-        if !stays || write_line(&JobEvent::Ready).is_err() {
+        if !stays || write_line(READY_LINE.to_owned()).is_err() {
             return status;
         }
     }
@@ -221,21 +224,24 @@ enum Written {
 impl EventWriter {
     fn write(&self, event: &JobEvent) -> io::Result<Written> {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        if *ended { Ok(Written::JobHasEnded) } else { write_line(event).map(|()| Written::Written) }
+        if *ended { Ok(Written::JobHasEnded) } else { write_event(event).map(|()| Written::Written) }
     }
 
     fn write_last(&self, event: &JobEvent) -> io::Result<()> {
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         *ended = true;
-        write_line(event)
+        write_event(event)
     }
 }
 
-fn write_line(event: &JobEvent) -> io::Result<()> {
-    let mut line = serde_json::to_vec(event)?;
-    line.push(b'\n');
+fn write_event(event: &JobEvent) -> io::Result<()> {
+    write_line(serde_json::to_string(event)?)
+}
+
+fn write_line(mut line: String) -> io::Result<()> {
+    line.push('\n');
     let mut output = io::stdout().lock();
-    output.write_all(&line)?;
+    output.write_all(line.as_bytes())?;
     output.flush()
 }
 

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
 use crate::job::{JobEvent, JobFailure, JobFailureKind, JobRequest};
-use crate::job_child::CANCEL_LINE;
+use crate::job_child::{CANCEL_LINE, READY_LINE};
 
 /// How long a canceled job may take to end before it is killed.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
@@ -200,7 +200,6 @@ impl Supervisor {
                         // A slow listener misses some progress, never the end.
                         let _ = self.sender.try_send(JobEvent::Progress(progress));
                     }
-                    Some(JobEvent::Ready) => {}
                     Some(event) => last = Some(event),
                     None => break,
                 },
@@ -217,9 +216,9 @@ impl Supervisor {
         match last {
             Some(event) => {
                 let _ = self.sender.send(event).await;
-                let ready = tokio::time::timeout(CANCEL_GRACE, self.child.next_event()).await;
+                let ready = tokio::time::timeout(CANCEL_GRACE, self.child.output.next_line()).await;
                 if kill_at.is_none()
-                    && matches!(ready, Ok(Some(JobEvent::Ready)))
+                    && matches!(ready, Ok(Ok(Some(line))) if line == READY_LINE)
                     && let Some(pool) = self.pool.upgrade()
                 {
                     pool.keep(self.child);

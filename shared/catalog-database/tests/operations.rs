@@ -411,19 +411,25 @@ async fn caps_hold_against_many_claimers_at_once() {
 async fn what_is_not_due_is_not_claimed_and_is_made_ready_when_it_is() {
     let Some(catalog) = catalog().await else { return };
     let database = &catalog.database;
-    let soon = Timestamp::from(time::OffsetDateTime::now_utc() + Duration::from_millis(700));
-    let id = create(database, &NewOperation { not_before: Some(soon), ..new_operation() }).await;
+    let far_ahead = Timestamp::from(time::OffsetDateTime::now_utc() + Duration::from_secs(3600));
+    create(database, &NewOperation { not_before: Some(far_ahead), ..new_operation() }).await;
     assert_eq!(database.make_operations_ready(10).await.unwrap(), []);
     assert!(claim(database, 1).await.is_empty());
-    tokio::time::sleep(Duration::from_millis(900)).await;
-    assert!(claim(database, 1).await.is_empty(), "until it is made ready");
-    assert_eq!(database.make_operations_ready(10).await.unwrap(), [Routing::Hub]);
+
+    // A failure puts it off, by the database's clock.
+    let id =
+        create(database, &NewOperation { id: OperationId::from(Uuid::now_v7()), ..new_operation() }).await;
     let leased = claim(database, 1).await;
-    assert_eq!(leased[0].op.op_id, id);
-    // A failure puts it off again.
     let failed = Finished { jitter: 1.0, ..finished(fence(&leased[0]), Outcome::Failed) };
     database.finish_operation(&failed).await.unwrap();
     assert!(claim(database, 1).await.is_empty());
+    let op = database.operation(Scope::Hub, id).await.unwrap().unwrap();
+    let wait_s = op.not_before.seconds_since(op.updated_at);
+    assert!(wait_s > 0.0, "{op:?}");
+    tokio::time::sleep(Duration::from_secs_f64(wait_s + 0.1)).await;
+    assert!(claim(database, 1).await.is_empty(), "until it is made ready");
+    assert_eq!(database.make_operations_ready(10).await.unwrap(), [Routing::Hub]);
+    assert_eq!(claim(database, 1).await[0].op.op_id, id);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,5 +26,5 @@ pub use postgres::PostgresServer;
 pub use programs::{
     nats_command_line, nats_server_program, object_store_program, postgres_bin_directory, restic_program,
 };
-pub use readiness::wait_until;
+pub use readiness::{healthy, wait_until};
 pub use rustix::process::Signal;

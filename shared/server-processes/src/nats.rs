@@ -1,18 +1,19 @@
 //! nats-server with JetStream in the data directory, on the configuration of `nats-config/`.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::process::Signal;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
 use crate::managed_process::{ManagedProcess, ProcessSpec};
 use crate::nats_config::{self, Addresses, Identities, Identity, Membership};
 use crate::ports::{free_port, free_port_where, port_is_free};
-use crate::readiness::wait_until;
+use crate::readiness::{healthy, wait_until};
 use crate::secrets;
 
 /// Long enough to read a large store after a crash.
@@ -70,8 +71,11 @@ impl NatsServer {
         let servers =
             futures::future::join_all(starting).await.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
         for server in &servers {
-            wait_until(&server.process, PATIENCE_TO_START, || healthy(server.addresses.monitoring_port))
-                .await?;
+            wait_until(&server.process, PATIENCE_TO_START, || {
+                // In a cluster it is well when JetStream has a leader and this server has caught up.
+                healthy((Ipv4Addr::LOCALHOST, server.addresses.monitoring_port).into())
+            })
+            .await?;
         }
         Ok(servers)
     }
@@ -190,21 +194,6 @@ async fn free_addresses(
     let addresses = new()?;
     secrets::store(data_directory, &name, &addresses)?;
     Ok(addresses)
-}
-
-/// Asks `/healthz`, which is well in a cluster when JetStream has a leader and this server has caught up.
-async fn healthy(monitoring_port: u16) -> anyhow::Result<()> {
-    let attempt = async {
-        let mut stream = TcpStream::connect(("127.0.0.1", monitoring_port)).await?;
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        if !answer.starts_with("HTTP/1.1 200 ") {
-            bail!("its health: {}", answer.lines().last().unwrap_or_default());
-        }
-        Ok(())
-    };
-    tokio::time::timeout(PATIENCE_TO_LOG_IN, attempt).await.context("no answer")?
 }
 
 /// Logs in and out again: proof that the server answers and knows this user.

@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use server_processes::{ManagedProcess, ProcessSpec, Signal, wait_until};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use server_processes::{ManagedProcess, ProcessSpec, Signal, healthy, wait_until};
 use tokio_util::sync::CancellationToken;
 
 use super::private_file;
@@ -17,7 +15,6 @@ use super::settings_files::section;
 
 /// The first start of the registry includes the migrations of the database.
 const PATIENCE_TO_START: Duration = Duration::from_secs(90);
-const PATIENCE_FOR_AN_ANSWER: Duration = Duration::from_secs(2);
 /// A service gives running work 20 s after the first signal, and ends within 10 s after that.
 const PATIENCE_TO_STOP: Duration = Duration::from_secs(35);
 const BETWEEN_SIGNALS: Duration = Duration::from_millis(100);
@@ -115,19 +112,4 @@ async fn launch(spec: &ProcessSpec, address_file: &Path) -> anyhow::Result<(Mana
 fn read_address(file: &Path) -> anyhow::Result<SocketAddr> {
     let text = fs::read_to_string(file).context("it does not listen yet")?;
     text.trim().parse().with_context(|| format!("reading {}", file.display()))
-}
-
-/// Asks `/healthz`.
-async fn healthy(address: SocketAddr) -> anyhow::Result<()> {
-    let attempt = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        if !answer.starts_with("HTTP/1.1 200 ") {
-            bail!("its health: {}", answer.lines().last().unwrap_or_default());
-        }
-        Ok(())
-    };
-    tokio::time::timeout(PATIENCE_FOR_AN_ANSWER, attempt).await.context("no answer")?
 }
