@@ -8,6 +8,7 @@ mod api;
 mod authorization;
 mod creation_limit;
 mod errors;
+mod gathering;
 mod metrics;
 mod registry;
 mod repositories;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authorization::Authorization;
 use crate::creation_limit::CreationLimit;
+use crate::gathering::Gathering;
 use crate::metrics::RegistryMetrics;
 use crate::registry::Registry;
 use crate::repositories::Repositories;
@@ -71,6 +73,20 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
         front: front.clone(),
         streams: streams.clone(),
         repositories,
+        creations: {
+            let database = database.clone();
+            Gathering::new(move |new: Vec<_>| {
+                let database = database.clone();
+                async move { database.create_operations(&new).await }
+            })
+        },
+        finishes: {
+            let database = database.clone();
+            Gathering::new(move |finished: Vec<_>| {
+                let database = database.clone();
+                async move { database.finish_operations(&finished).await }
+            })
+        },
         creation_limit: CreationLimit::new(&operations.creation),
         settings: operations,
         replicas: settings.stream.replicas,

@@ -2,11 +2,12 @@ use std::time::Duration;
 
 use bus_client::Bus;
 use bus_messages::Operation;
-use catalog_database::{Caps, Database, Ended};
+use catalog_database::{Caps, Database, Ended, FinishOutcome, Finished, NewOperation};
 use domain_model::{OperationKind, Routing};
 
 use crate::creation_limit::CreationLimit;
 use crate::errors::chain;
+use crate::gathering::Gathering;
 use crate::metrics::RegistryMetrics;
 use crate::repositories::Repositories;
 use crate::settings::OperationSettings;
@@ -19,6 +20,9 @@ pub(crate) struct Registry {
     pub front: Bus,
     pub streams: Streams,
     pub repositories: Repositories,
+    /// What is created; nothing where its dedupe key is in use.
+    pub creations: Gathering<NewOperation, Option<Operation>>,
+    pub finishes: Gathering<Finished, FinishOutcome>,
     pub settings: OperationSettings,
     pub creation_limit: CreationLimit,
     /// Of the stream.

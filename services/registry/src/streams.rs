@@ -5,7 +5,7 @@
 //! time-out. Both are prevented in the same way: read the last message of the subject, decide from it, and
 //! publish only if it is still the last (`Nats-Expected-Last-Subject-Sequence`); otherwise look again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use bus_client::{FencedPublish, OperationStream, PublishErrorKind, StoredMessage
 use bus_messages::{Encoding, Operation, ProgressEvent};
 use bus_subjects::OperationSubject;
 use bytes::Bytes;
-use catalog_database::{Database, OutboxEntry, OutboxEvent};
+use catalog_database::{Database, OutboxEntry, OutboxEvent, ToTell};
 use domain_model::OperationId;
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -28,10 +28,12 @@ const TURNS: usize = 8;
 const MOST_SUMMARY_BYTES: usize = 60 * 1024;
 /// How long told entries of the outbox are gathered before they are deleted.
 const GATHERING: Duration = Duration::from_millis(5);
-/// Relays under way at the same time.
-const RELAYS: usize = 32;
+/// Operations that the outbox is asked about at once.
+const RELAYED_TOGETHER: usize = 256;
+/// Of those, how many are told at the same time.
+const RELAYS: usize = 64;
 /// Operations whose last messages are remembered, so that a running one costs no look-up a heartbeat.
-const REMEMBERED: usize = 4096;
+const REMEMBERED: usize = 32_768;
 /// After another registry was faster, everything is looked up for so long: the stream refuses what was decided from
 /// an old memory, but whoever subscribes to the subject has heard it already.
 const MISTRUST: Duration = Duration::from_secs(60);
@@ -45,8 +47,6 @@ pub(crate) enum StreamError {
     Write(#[source] bus_client::PublishError),
     #[error("other writers are always faster")]
     Overtaken,
-    #[error("could not read what is to be told")]
-    Database(#[source] catalog_database::DatabaseError),
 }
 
 /// The last message on a subject: what the next one is decided from.
@@ -117,13 +117,15 @@ impl Streams {
         let relay = streams.clone();
         let run = move |stopping: CancellationToken| {
             let relaying = async move {
-                let ids = futures::stream::poll_fn(move |context| nudged.poll_recv(context));
-                ids.take_until(stopping.cancelled_owned())
-                    .for_each_concurrent(RELAYS, |id| {
-                        let relay = relay.clone();
-                        async move { relay.relay_or_log(id).await }
-                    })
-                    .await;
+                while let Some(Some(first)) = stopping.run_until_cancelled(nudged.recv()).await {
+                    let mut ids = BTreeSet::from([first]);
+                    while ids.len() < RELAYED_TOGETHER
+                        && let Ok(another) = nudged.try_recv()
+                    {
+                        ids.insert(another);
+                    }
+                    relay.relay(&ids.into_iter().collect::<Vec<_>>()).await;
+                }
             };
             let task = async move {
                 // What is told and not cleared when the registry stops is told again, and dropped by whoever reads.
@@ -147,22 +149,39 @@ impl Streams {
         let _stopping = self.inner.nudges.send(op_id);
     }
 
-    async fn relay_or_log(&self, op_id: OperationId) {
-        if let Err(error) = self.relay(op_id).await {
+    /// Has a new operation told soon. Nothing was ever stored on its subjects.
+    pub(crate) fn tell_new(&self, op: &Operation) {
+        let subject = OperationSubject { scope: op.scope, op_id: op.op_id };
+        self.remember(&subject.state(), Position::default());
+        self.remember(&subject.events(), Position::default());
+        self.tell(op.op_id);
+    }
+
+    /// Tells the stream what the outbox has about operations.
+    async fn relay(&self, ids: &[OperationId]) {
+        let failed = |error: &dyn std::error::Error| {
             self.inner.metrics.relay_failures.inc();
-            tracing::debug!(op.id = %op_id, error = chain(&error), "told later: the stream does not answer");
+            tracing::debug!(error = chain(error), "told later");
+        };
+        match self.inner.database.outbox_of(ids).await {
+            Ok(to_tell) => {
+                let telling = to_tell.into_iter().map(|to_tell| async move {
+                    if let Err(error) = self.tell_all(to_tell).await {
+                        failed(&error);
+                    }
+                });
+                futures::stream::iter(telling).buffer_unordered(RELAYS).for_each(|()| async {}).await;
+            }
+            Err(error) => failed(&error),
         }
     }
 
-    /// Tells the stream what the outbox has about an operation.
-    pub(crate) async fn relay(&self, op_id: OperationId) -> Result<(), StreamError> {
-        let database = &self.inner.database;
-        let entries = database.outbox_of(op_id).await.map_err(StreamError::Database)?;
+    async fn tell_all(&self, ToTell { op, entries }: ToTell) -> Result<(), StreamError> {
         let Some(last) = entries.last() else { return Ok(()) };
         if entries.iter().any(|entry| entry.purge) {
             self.inner.stream.purge(&format!("{}.*", last.subject)).await.map_err(StreamError::Read)?;
             self.forget(&last.subject);
-        } else if let Some(op) = database.operation_by_id(op_id).await.map_err(StreamError::Database)? {
+        } else if let Some(op) = op {
             for entry in &entries {
                 if let Some(event) = &entry.event {
                     self.tell_event(&op, entry, event).await?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus_client::{IncomingRequest, Reply};
-use bus_messages::kinds::{self, ProjectBackupInput, ProjectBackupResult, SourceKind};
+use bus_messages::kinds;
 use bus_messages::{
     ApiError, ChildOperation, ClaimReply, ClaimRequest, ErrorCode, FinishReply, FinishRequest, Grant, Lease,
     Operation, OperationProgress, OperationProgressReply, Outcome, ProgressReply, ProgressRequest,
@@ -14,9 +14,9 @@ use bus_messages::{
 };
 use bus_subjects::{OperationSubject, WorkSubject};
 use catalog_database::{
-    ClaimWanted, FinishOutcome, Finished, Heartbeat, KindWanted, LeaseFence, LeasedOperation, NewBackup,
+    ClaimWanted, FinishOutcome, Finished, Heartbeat, KindWanted, LeaseFence, LeasedOperation,
 };
-use domain_model::{OperationId, Routing, Scope};
+use domain_model::{OperationId, Routing};
 use futures::future::join_all;
 use serde_json::Value;
 use uuid::Uuid;
@@ -112,6 +112,7 @@ async fn as_much_as_fits(
 ) -> Result<Vec<LeasedOperation>, ApiError> {
     let mut left = MOST_LEASE_BYTES;
     let mut fitting = Vec::with_capacity(leased.len());
+    let mut handed_back = Vec::new();
     for leased in leased {
         let bytes = json_length(&leased.op) + json_length(&leased.checkpoint);
         if bytes <= left || fitting.is_empty() {
@@ -119,7 +120,7 @@ async fn as_much_as_fits(
             fitting.push(leased);
             continue;
         }
-        let handed_back = Finished {
+        handed_back.push(Finished {
             fence: LeaseFence {
                 op_id: leased.op.op_id,
                 attempt: leased.op.attempt,
@@ -130,13 +131,15 @@ async fn as_much_as_fits(
             error: None,
             checkpoint: None,
             children: Vec::new(),
-            backup: None,
             jitter: 0.0,
-        };
-        if let FinishOutcome::Recorded(ended) =
-            registry.database.finish_operation(&handed_back).await.map_err(from_database)?
-        {
-            registry.changed(&ended).await;
+        });
+    }
+    if !handed_back.is_empty() {
+        let outcomes = registry.database.finish_operations(&handed_back).await.map_err(from_database)?;
+        for outcome in outcomes {
+            if let FinishOutcome::Recorded(ended) = outcome {
+                registry.changed(&ended).await;
+            }
         }
     }
     Ok(fitting)
@@ -323,16 +326,16 @@ pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) ->
             "a checkpoint has at most {MOST_CHECKPOINT_BYTES} bytes"
         )));
     }
-    // What follows from the kind is looked up here; whether the caller holds the operation is decided under the row's
-    // lock, in `finish_operation`.
-    let op = registry.database.operation_by_id(finish.op_id).await.map_err(from_database)?;
-    let Some(op) = op else { return Ok(request.reply(&FinishReply { ok: false, lost: true })) };
-    let backup = match (op.kind.as_str(), finish.outcome) {
-        ("project-backup", Outcome::Succeeded) => Some(backup_of(&registry, &op, &finish).await?),
-        _ => None,
-    };
-    let children = finish.children.iter().map(|child| child_of(&registry, &op, child));
-    let children = join_all(children).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut children = Vec::new();
+    if !finish.children.is_empty() {
+        let parents = registry.database.operations_by_id(&[finish.op_id]).await.map_err(from_database)?;
+        let Some(parent) = parents.first() else {
+            return Ok(request.reply(&FinishReply { ok: false, lost: true }));
+        };
+        let made = finish.children.iter().map(|child| child_of(&registry, parent, child));
+        children = join_all(made).await.into_iter().collect::<Result<_, _>>()?;
+    }
+    // Whether the caller holds the operation is decided under the row's lock.
     let finished = Finished {
         fence,
         outcome: finish.outcome,
@@ -340,11 +343,9 @@ pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) ->
         error: finish.error,
         checkpoint: finish.checkpoint,
         children,
-        backup,
         jitter: rand::random(),
     };
-    let outcome = registry.database.finish_operation(&finished).await.map_err(from_database)?;
-    let reply = match outcome {
+    let reply = match registry.finishes.ask(finished).await? {
         FinishOutcome::Recorded(ended) => {
             registry.changed(&ended).await;
             FinishReply { ok: true, lost: false }
@@ -354,46 +355,9 @@ pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) ->
             registry.metrics.refused_writes.inc();
             FinishReply { ok: false, lost: true }
         }
+        FinishOutcome::Refused { reason } => return Err(ApiError::invalid_argument(reason)),
     };
     Ok(request.reply(&reply))
-}
-
-/// The backup that a successful `project-backup` made, to be recorded with the success.
-async fn backup_of(
-    registry: &Registry,
-    op: &Operation,
-    finish: &FinishRequest,
-) -> Result<NewBackup, ApiError> {
-    let Scope::Project(project_id) = op.scope else {
-        return Err(ApiError::invalid_argument("a project-backup is of a project"));
-    };
-    let wrong =
-        |error| ApiError::invalid_argument(format!("the result of a project-backup does not read: {error}"));
-    let result: ProjectBackupResult =
-        serde_json::from_value(finish.result.clone().unwrap_or_default()).map_err(wrong)?;
-    let input: ProjectBackupInput = serde_json::from_value(op.input.clone()).map_err(wrong)?;
-    let bucket = registry.database.backup_bucket_of(project_id).await.map_err(from_database)?;
-    let bucket_id = bucket.ok_or_else(|| {
-        ApiError::new(ErrorCode::FailedPrecondition, "the project has no bucket, so there can be no backup")
-    })?;
-    Ok(NewBackup {
-        backup_id: result.backup_id,
-        project_id,
-        bucket_id,
-        op_id: op.op_id,
-        created_at: result.snapshot_at,
-        files: result.files,
-        bytes: result.bytes,
-        bytes_added: result.bytes_added,
-        tags: input.tags,
-        pinned: input.pinned,
-        source: match result.source {
-            SourceKind::BtrfsSnapshot => "btrfs-snapshot",
-            SourceKind::Live => "live",
-        },
-        tree: result.tree,
-        parent: result.parent,
-    })
 }
 
 async fn child_of(

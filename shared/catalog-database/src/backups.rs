@@ -9,13 +9,11 @@ use crate::{Database, DatabaseError};
 
 /// A backup to be recorded, together with the success of the operation that made it.
 #[derive(Debug, Clone)]
-pub struct NewBackup {
+pub(crate) struct NewBackup {
     /// Its id.
     pub backup_id: BackupId,
     /// Whose.
     pub project_id: ProjectId,
-    /// Where it is.
-    pub bucket_id: BucketId,
     /// The operation that made it.
     pub op_id: OperationId,
     /// When the files were frozen.
@@ -95,18 +93,18 @@ impl TryFrom<Row> for Backup {
     }
 }
 
-/// Records a backup and what it says about its project, in the transaction that ends its operation.
-/// Recording it again changes nothing.
+/// Records a backup in the bucket of its project, and what it says about the project, in the transaction that ends its
+/// operation. Recording it again changes nothing.
 pub(crate) async fn record(connection: &mut PgConnection, backup: &NewBackup) -> Result<(), DatabaseError> {
     let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let tags: Vec<String> = backup.tags.iter().map(Tag::to_string).collect();
     sqlx::query!(
         "INSERT INTO backups (project_id, backup_id, bucket_id, op_id, created_at, files, bytes, bytes_added, tags,
             pinned, source, tree, parent)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT DO NOTHING",
+         SELECT id, $2, backup_bucket_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM projects WHERE id = $1
+         ON CONFLICT DO NOTHING",
         backup.project_id.as_uuid(),
         backup.backup_id.as_str(),
-        backup.bucket_id.as_uuid(),
         backup.op_id.as_uuid(),
         backup.created_at.as_date_time(),
         count(backup.files),

@@ -15,7 +15,7 @@ mod project_secrets;
 mod projects;
 
 pub use accounts::AccountRights;
-pub use backups::{BackupPlace, NewBackup};
+pub use backups::BackupPlace;
 pub use buckets::{BucketPlacement, NewBucket};
 pub use database::Database;
 pub use error::{DatabaseError, DatabaseErrorKind};
@@ -23,6 +23,6 @@ pub use operations::{
     CancelOutcome, Caps, ClaimWanted, CreateOutcome, Due, Ended, FinishOutcome, Finished, Heartbeat,
     HeartbeatOutcome, KindWanted, LeaseFence, LeasedOperation, ListFilter, NewOperation, Swept,
 };
-pub use outbox::{OutboxEntry, OutboxEvent};
+pub use outbox::{OutboxEntry, OutboxEvent, ToTell};
 pub use project_secrets::ProjectSecret;
 pub use projects::{NewProject, ProjectLock, ProjectPlace};

@@ -2,7 +2,9 @@
 //! transaction, and deleted once the stream has acknowledged it: a crash in between tells it twice, and
 //! the reader of the stream drops the second (by attempt and `n`, or by `rev`).
 
-use bus_messages::EventLevel;
+use std::collections::{BTreeMap, HashMap};
+
+use bus_messages::{EventLevel, Operation};
 use domain_model::{OperationId, OperationStatus, Timestamp};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
@@ -46,6 +48,15 @@ pub struct OutboxEntry {
     pub created_at: Timestamp,
 }
 
+/// What the stream is to be told of one operation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToTell {
+    /// As it is now; `None` where it was deleted.
+    pub op: Option<Operation>,
+    /// In order; at least one.
+    pub entries: Vec<OutboxEntry>,
+}
+
 struct Row {
     id: i64,
     op_id: Uuid,
@@ -70,15 +81,17 @@ impl TryFrom<Row> for OutboxEntry {
     }
 }
 
-fn write_event(event: &OutboxEvent) -> Value {
-    json!({
-        "attempt": event.attempt,
-        "phase": event.phase,
-        "message": event.message,
-        "level": event.level,
-        "status": event.status,
-        "detail": event.detail,
-    })
+impl OutboxEvent {
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "attempt": self.attempt,
+            "phase": self.phase,
+            "message": self.message,
+            "level": self.level,
+            "status": self.status,
+            "detail": self.detail,
+        })
+    }
 }
 
 fn read_event(value: Value) -> Result<OutboxEvent, DatabaseError> {
@@ -94,40 +107,44 @@ fn read_event(value: Value) -> Result<OutboxEvent, DatabaseError> {
     })
 }
 
-/// Adds an entry in the transaction of the change that it tells of.
+/// Has the summary of an operation told, in the transaction of the change that it tells of.
 pub(crate) async fn add(
     connection: &mut PgConnection,
     op_id: Uuid,
     subject: &str,
-    event: Option<&OutboxEvent>,
-    purge: bool,
 ) -> Result<(), DatabaseError> {
-    let event = event.map(write_event);
-    sqlx::query!(
-        "INSERT INTO outbox (op_id, subject, event, purge) VALUES ($1, $2, $3, $4)",
-        op_id,
-        subject,
-        event,
-        purge
-    )
-    .execute(connection)
-    .await
-    .during("write to the outbox")
-    .map(drop)
+    sqlx::query!("INSERT INTO outbox (op_id, subject) VALUES ($1, $2)", op_id, subject)
+        .execute(connection)
+        .await
+        .during("write to the outbox")
+        .map(drop)
 }
 
 impl Database {
-    /// What is still to be told of one operation, in order.
-    pub async fn outbox_of(&self, op_id: OperationId) -> Result<Vec<OutboxEntry>, DatabaseError> {
+    /// What is still to be told of some operations, of each in order, and the operations as they are now: none where
+    /// one was deleted.
+    pub async fn outbox_of(&self, ids: &[OperationId]) -> Result<Vec<ToTell>, DatabaseError> {
+        const DURING: &str = "read what is to be told of operations";
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
+        // First the entries: what they tell of is then in the rows.
         let rows = sqlx::query_as!(
             Row,
-            "SELECT id, op_id, subject, event, purge, created_at FROM outbox WHERE op_id = $1 ORDER BY id LIMIT 64",
-            op_id.as_uuid()
+            "SELECT id, op_id, subject, event, purge, created_at FROM outbox WHERE op_id = ANY ($1) ORDER BY id",
+            &ids
         )
         .fetch_all(&self.pool)
         .await
-        .during("read the outbox of an operation")?;
-        rows.into_iter().map(OutboxEntry::try_from).collect()
+        .during(DURING)?;
+        let mut entries: BTreeMap<Uuid, Vec<OutboxEntry>> = BTreeMap::new();
+        for row in rows {
+            entries.entry(row.op_id).or_default().push(row.try_into()?);
+        }
+        let ids: Vec<OperationId> = entries.keys().copied().map(OperationId::from).collect();
+        let mut ops: HashMap<Uuid, Operation> = HashMap::new();
+        for op in self.operations_by_id(&ids).await? {
+            ops.insert(op.op_id.as_uuid(), op);
+        }
+        Ok(entries.into_iter().map(|(id, entries)| ToTell { op: ops.remove(&id), entries }).collect())
     }
 
     /// Operations with entries older than `older_than_s` seconds, which somebody has failed to relay; at most `limit`.
@@ -173,7 +190,7 @@ impl Database {
     pub async fn outbox_rebuild(&self) -> Result<u64, DatabaseError> {
         let written = sqlx::query!(
             "INSERT INTO outbox (op_id, subject)
-             SELECT id, concat('persist.', scope_type, '-' || scope_id::text, '.lro.', id) FROM long_running_operations
+             SELECT id, operation_subject(scope_type, scope_id, id) FROM long_running_operations
              WHERE NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.op_id = long_running_operations.id)"
         )
         .execute(&self.pool)

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use bus_messages::{FinishError, Outcome};
+use bus_messages::{FinishError, Operation, Outcome};
 use catalog_database::{
     BucketPlacement, CancelOutcome, Caps, ClaimWanted, CreateOutcome, Database, FinishOutcome, Finished,
     Heartbeat, KindWanted, LeaseFence, LeasedOperation, NewBucket, NewOperation, NewProject,
@@ -114,13 +114,16 @@ fn finished(fence: LeaseFence, outcome: Outcome) -> Finished {
         }),
         checkpoint: None,
         children: Vec::new(),
-        backup: None,
         jitter: 0.0,
     }
 }
 
+async fn operation(database: &Database, id: OperationId) -> Operation {
+    database.operations_by_id(&[id]).await.unwrap().remove(0)
+}
+
 async fn status(database: &Database, id: OperationId) -> OperationStatus {
-    database.operation_by_id(id).await.unwrap().unwrap().status
+    operation(database, id).await.status
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,7 +228,7 @@ async fn attempts_are_used_up_and_their_errors_kept() {
         assert_eq!(leased.op.attempt, attempt);
         database.finish_operation(&finished(fence(&leased), Outcome::Failed)).await.unwrap();
     }
-    let op = database.operation_by_id(id).await.unwrap().unwrap();
+    let op = operation(database, id).await;
     assert_eq!(op.status, OperationStatus::Failed);
     assert_eq!(op.error.unwrap().history.len(), 2);
 }

@@ -23,6 +23,8 @@ const REQUEST_OPERATIONS: usize = 50;
 const BACK_OFF: BackOff = BackOff { base: Duration::from_millis(200), cap: Duration::from_secs(2) };
 /// Between two requests, however much there is to tell.
 const REST: Duration = Duration::from_millis(10);
+/// Between two looks at everything: a nudge is most often about new work, and many come at once.
+const REST_FROM_ASKING: Duration = Duration::from_millis(500);
 
 pub(crate) struct Reporter {
     bus: Bus,
@@ -74,9 +76,14 @@ impl Reporter {
     /// Reports until it is dropped.
     pub(crate) async fn run(&self) {
         let mut failures = 0;
+        let mut asks_at = Instant::now();
         loop {
-            self.wait_until_due().await;
-            if self.report().await {
+            self.wait_until_due(asks_at).await;
+            let everything = asks_at <= Instant::now() && self.everything.swap(false, Ordering::AcqRel);
+            if everything {
+                asks_at = Instant::now() + REST_FROM_ASKING;
+            }
+            if self.report(everything).await {
                 failures = 0;
                 tokio::time::sleep(REST).await;
             } else {
@@ -92,12 +99,15 @@ impl Reporter {
         attempts.iter().filter(|attempt| !attempt.lost().is_cancelled()).cloned().collect()
     }
 
-    async fn wait_until_due(&self) {
+    /// Everything is asked about from `asks_at` on.
+    async fn wait_until_due(&self, asks_at: Instant) {
         loop {
             let now = Instant::now();
             let due = self.held().iter().map(|attempt| attempt.due(now, self.interval)).min();
+            let due =
+                due.map(|due| if self.everything.load(Ordering::Acquire) { due.min(asks_at) } else { due });
             match due {
-                Some(due) if due <= now || self.everything.load(Ordering::Acquire) => return,
+                Some(due) if due <= now => return,
                 Some(due) => {
                     tokio::select! {
                         () = tokio::time::sleep_until(due) => {}
@@ -110,9 +120,8 @@ impl Reporter {
     }
 
     /// Sends what is due, and what may go along; whether all of it was answered.
-    async fn report(&self) -> bool {
+    async fn report(&self, everything: bool) -> bool {
         let now = Instant::now();
-        let everything = self.everything.swap(false, Ordering::AcqRel);
         let mut attempts = self.held();
         attempts.retain(|attempt| {
             everything || attempt.due(now, self.interval) <= now || attempt.may_go_along(now, self.interval)

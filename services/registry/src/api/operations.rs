@@ -105,12 +105,16 @@ async fn created(
     new: &NewOperation,
     force: bool,
 ) -> Result<Reply, ApiError> {
-    let (op, created) = match registry.database.create_operation(new, force).await.map_err(from_database)? {
+    let outcome = match registry.creations.ask(new.clone()).await? {
+        Some(op) => CreateOutcome::Created { op: Box::new(op), replaced: None },
+        None => registry.database.create_operation(new, force).await.map_err(from_database)?,
+    };
+    let (op, created) = match outcome {
         CreateOutcome::Created { op, replaced } => {
             if let Some(replaced) = replaced {
                 registry.changed(&replaced).await;
             }
-            registry.streams.tell(op.op_id);
+            registry.streams.tell_new(&op);
             registry.wake_when_due(&op).await;
             registry.metrics.created.get_or_create(&vec![("kind", op.kind.to_string())]).inc();
             (*op, true)

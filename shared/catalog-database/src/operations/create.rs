@@ -1,12 +1,18 @@
+use std::collections::HashMap;
+
 use bus_messages::Operation;
 use domain_model::{OperationId, OperationKind, Routing, Scope, Timestamp};
 use serde_json::Value;
 use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::row::OperationRow;
 use super::transition::{self, Ended};
 use crate::error::During;
-use crate::{Database, DatabaseError, outbox};
+use crate::{Database, DatabaseError};
+
+const DURING: &str = "create operations";
 
 /// An operation to be created.
 #[derive(Debug, Clone)]
@@ -64,20 +70,30 @@ pub enum CreateOutcome {
 }
 
 impl Database {
+    /// Creates operations whose dedupe keys are free, all in one statement: which of them were created, in the order
+    /// of `new`. `None` is for [`Database::create_operation`] to look into.
+    pub async fn create_operations(
+        &self,
+        new: &[NewOperation],
+    ) -> Result<Vec<Option<Operation>>, DatabaseError> {
+        let mut connection = self.pool.acquire().await.during(DURING)?;
+        let new: Vec<&NewOperation> = new.iter().collect();
+        let mut created = insert(&mut connection, &new).await?;
+        new.iter().map(|new| created.remove(&new.id.as_uuid()).map(Operation::try_from).transpose()).collect()
+    }
+
     /// Creates an operation, or finds the active one with the same dedupe key.
     pub async fn create_operation(
         &self,
         new: &NewOperation,
         force: bool,
     ) -> Result<CreateOutcome, DatabaseError> {
-        const DURING: &str = "create an operation";
         // The active one may end between the two statements; then the key is free, and the next turn takes it.
         for _ in 0..5 {
             let mut transaction = self.pool.begin().await.during(DURING)?;
-            if let Some(row) = insert(&mut transaction, new).await? {
-                outbox::add(&mut transaction, row.id, &row.subject()?, None, false).await?;
+            if let Some(op) = insert_one(&mut transaction, new).await? {
                 transaction.commit().await.during(DURING)?;
-                return Ok(CreateOutcome::Created { op: Box::new(row.try_into()?), replaced: None });
+                return Ok(CreateOutcome::Created { op: Box::new(op), replaced: None });
             }
             let Some(active) = active_with_key(&mut transaction, new).await? else { continue };
             if !force {
@@ -97,56 +113,81 @@ impl Database {
                 .during(DURING)?;
             ended.op.dedupe_key = None;
             // In the same transaction, so that nobody is canceled for an operation that does not come to be.
-            if let Some(row) = insert(&mut transaction, new).await? {
-                outbox::add(&mut transaction, row.id, &row.subject()?, None, false).await?;
+            if let Some(op) = insert_one(&mut transaction, new).await? {
                 transaction.commit().await.during(DURING)?;
-                let replaced = Some(Box::new(ended));
-                return Ok(CreateOutcome::Created { op: Box::new(row.try_into()?), replaced });
+                return Ok(CreateOutcome::Created { op: Box::new(op), replaced: Some(Box::new(ended)) });
             }
         }
         Ok(CreateOutcome::Contended)
     }
 }
 
-pub(super) async fn insert(
+async fn insert_one(
     connection: &mut PgConnection,
     new: &NewOperation,
-) -> Result<Option<OperationRow>, DatabaseError> {
-    sqlx::query_as!(
+) -> Result<Option<Operation>, DatabaseError> {
+    let mut created = insert(connection, &[new]).await?;
+    created.remove(&new.id.as_uuid()).map(Operation::try_from).transpose()
+}
+
+/// Inserts those that no unique key stands against, with a word to the outbox for each; by id.
+pub(super) async fn insert(
+    connection: &mut PgConnection,
+    new: &[&NewOperation],
+) -> Result<HashMap<Uuid, OperationRow>, DatabaseError> {
+    fn column<T>(new: &[&NewOperation], of: impl Fn(&NewOperation) -> T) -> Vec<T> {
+        new.iter().map(|new| of(new)).collect()
+    }
+    let rows = sqlx::query_as!(
         OperationRow,
-        "INSERT INTO long_running_operations (id, kind, scope_type, scope_id, created_by, routing, input, input_hash,
-            max_attempts, priority, not_before, expires_at, dedupe_key, exclusive_key, parent_id, child_key, retry_of,
-            checkpoint, ready, account_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, coalesce($11, now()),
-            greatest(coalesce($11, now()), now()) + make_interval(secs => $12), $13, $14, $15, $16, $17, $18,
-            coalesce($11, now()) <= now(),
-            coalesce(
-                CASE $3 WHEN 'account' THEN $4 WHEN 'project' THEN (SELECT account_id FROM projects WHERE id = $4) END,
-                '00000000-0000-0000-0000-000000000000'))
-         ON CONFLICT DO NOTHING
-         RETURNING *",
-        new.id.as_uuid(),
-        new.kind.as_str(),
-        new.scope.scope_type().as_str(),
-        new.scope.uuid(),
-        new.created_by,
-        new.routing.to_string(),
-        new.input,
-        new.input_hash,
-        i32::try_from(new.max_attempts).unwrap_or(i32::MAX),
-        new.priority,
-        new.not_before.map(|moment| moment.as_date_time()),
-        f64::from(new.time_to_live_s),
-        new.dedupe_key,
-        new.exclusive_key,
-        new.parent.as_ref().map(|(id, _)| id.as_uuid()),
-        new.parent.as_ref().map(|(_, key)| key.clone()),
-        new.retry_of.map(|id| id.as_uuid()),
-        new.checkpoint,
+        "WITH new AS (
+            INSERT INTO long_running_operations (id, kind, scope_type, scope_id, created_by, routing, input, input_hash,
+                max_attempts, priority, not_before, expires_at, dedupe_key, exclusive_key, parent_id, child_key, retry_of,
+                checkpoint, ready, account_id)
+            SELECT sent.id, sent.kind, sent.scope_type, sent.scope_id, sent.created_by, sent.routing, sent.input,
+                sent.input_hash, sent.max_attempts, sent.priority, coalesce(sent.not_before, now()),
+                greatest(coalesce(sent.not_before, now()), now()) + make_interval(secs => sent.time_to_live_s),
+                sent.dedupe_key, sent.exclusive_key, sent.parent_id, sent.child_key, sent.retry_of, sent.checkpoint,
+                coalesce(sent.not_before, now()) <= now(),
+                coalesce(
+                    CASE sent.scope_type WHEN 'account' THEN sent.scope_id WHEN 'project' THEN projects.account_id END,
+                    '00000000-0000-0000-0000-000000000000')
+            FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::text[], $6::text[], $7::jsonb[], $8::bytea[],
+                    $9::integer[], $10::integer[], $11::timestamptz[], $12::float8[], $13::text[], $14::text[],
+                    $15::uuid[], $16::text[], $17::uuid[], $18::jsonb[])
+                AS sent (id, kind, scope_type, scope_id, created_by, routing, input, input_hash, max_attempts, priority,
+                    not_before, time_to_live_s, dedupe_key, exclusive_key, parent_id, child_key, retry_of, checkpoint)
+                LEFT JOIN projects ON projects.id = sent.scope_id
+            -- Two statements that want the same keys wait for each other in one order only.
+            ORDER BY sent.dedupe_key, sent.id
+            ON CONFLICT DO NOTHING
+            RETURNING *),
+         told AS (
+            INSERT INTO outbox (op_id, subject) SELECT id, operation_subject(scope_type, scope_id, id) FROM new)
+         SELECT * FROM new",
+        &column(new, |new| new.id.as_uuid()),
+        &column(new, |new| new.kind.to_string()),
+        &column(new, |new| new.scope.scope_type().as_str().to_owned()),
+        &column(new, |new| new.scope.uuid()) as &[Option<Uuid>],
+        &column(new, |new| new.created_by.clone()),
+        &column(new, |new| new.routing.to_string()),
+        &column(new, |new| new.input.clone()),
+        &column(new, |new| new.input_hash.clone()),
+        &column(new, |new| i32::try_from(new.max_attempts).unwrap_or(i32::MAX)),
+        &column(new, |new| new.priority),
+        &column(new, |new| new.not_before.map(|moment| moment.as_date_time())) as &[Option<OffsetDateTime>],
+        &column(new, |new| f64::from(new.time_to_live_s)),
+        &column(new, |new| new.dedupe_key.clone()) as &[Option<String>],
+        &column(new, |new| new.exclusive_key.clone()) as &[Option<String>],
+        &column(new, |new| new.parent.as_ref().map(|(id, _)| id.as_uuid())) as &[Option<Uuid>],
+        &column(new, |new| new.parent.as_ref().map(|(_, key)| key.clone())) as &[Option<String>],
+        &column(new, |new| new.retry_of.map(|id| id.as_uuid())) as &[Option<Uuid>],
+        &column(new, |new| new.checkpoint.clone()) as &[Option<Value>],
     )
-    .fetch_optional(connection)
+    .fetch_all(connection)
     .await
-    .during("create an operation")
+    .during(DURING)?;
+    Ok(rows.into_iter().map(|row| (row.id, row)).collect())
 }
 
 async fn active_with_key(

@@ -1,12 +1,15 @@
+use bus_messages::kinds::{ProjectBackupInput, ProjectBackupResult, SourceKind};
 use bus_messages::{FinishError, Operation, Outcome};
-use domain_model::{BackOff, BucketId, OperationEvent, OperationStatus, ProjectId};
+use domain_model::{BackOff, OperationEvent, OperationStatus, Scope};
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::create::{self, NewOperation};
 use super::transition::{self, Change, Ended};
 use super::{LeaseFence, row::OperationRow};
+use crate::backups::{self, NewBackup};
 use crate::error::During;
-use crate::{Database, DatabaseError, NewBackup, backups, outbox};
+use crate::{Database, DatabaseError};
 
 /// How an attempt ended, as its worker says.
 #[derive(Debug, Clone)]
@@ -23,8 +26,6 @@ pub struct Finished {
     pub checkpoint: Option<Value>,
     /// What a waiting parent wants done.
     pub children: Vec<NewOperation>,
-    /// A backup to record with the success, in one transaction.
-    pub backup: Option<NewBackup>,
     /// A random share in 0.0..=1.0 for the back-off.
     pub jitter: f64,
 }
@@ -38,56 +39,125 @@ pub enum FinishOutcome {
     Repeated,
     /// The worker had lost the operation: nothing was recorded.
     Lost,
+    /// What it says does not fit the kind of the operation: nothing was recorded.
+    Refused {
+        /// For the worker.
+        reason: String,
+    },
 }
 
 impl Database {
-    /// Records how an attempt ended, with everything that follows from it, in one transaction.
+    /// Records how an attempt ended, with everything that follows from it.
     pub async fn finish_operation(&self, finished: &Finished) -> Result<FinishOutcome, DatabaseError> {
-        const DURING: &str = "finish an operation";
-        let mut transaction = self.pool.begin().await.during(DURING)?;
-        let Some(row) = transition::lock(&mut transaction, finished.fence.op_id.as_uuid()).await? else {
-            return Ok(FinishOutcome::Lost);
-        };
-        let fence = &finished.fence;
-        if row.attempt != i32::try_from(fence.attempt).unwrap_or(-1)
-            || row.lease_id != Some(fence.lease_id.as_uuid())
-        {
-            return Ok(FinishOutcome::Lost);
-        }
-        if row.status()? != OperationStatus::Running {
-            return Ok(FinishOutcome::Repeated);
-        }
-        let mut others = Vec::new();
-        // Asked to cancel before it had children, it is to have none.
-        let children = if row.cancel_requested_at.is_some() { &[] } else { finished.children.as_slice() };
-        for child in children {
-            if let Some(row) = create::insert(&mut transaction, child).await? {
-                outbox::add(&mut transaction, row.id, &row.subject()?, None, false).await?;
-                others.push(Operation::try_from(row)?);
-            }
-        }
-        if let Some(backup) = &finished.backup {
-            backups::record(&mut transaction, backup).await?;
-        }
-        let mut ended = transition::apply(&mut transaction, &row, change_of(&row, finished)).await?;
-        ended.others.extend(others);
-        // All children may have ended before their parent began to wait.
-        if ended.op.waiting_for_children {
-            ended.others.extend(transition::child_ended(&mut transaction, row.id).await?);
-        }
-        transaction.commit().await.during(DURING)?;
-        Ok(FinishOutcome::Recorded(Box::new(ended)))
+        let mut outcomes = self.finish_operations(std::slice::from_ref(finished)).await?;
+        Ok(outcomes.pop().unwrap_or(FinishOutcome::Lost))
     }
 
-    /// The bucket that a project is bound to.
-    pub async fn backup_bucket_of(&self, project: ProjectId) -> Result<Option<BucketId>, DatabaseError> {
-        let bucket =
-            sqlx::query_scalar!("SELECT backup_bucket_id FROM projects WHERE id = $1", project.as_uuid())
-                .fetch_optional(&self.pool)
-                .await
-                .during("find the bucket of a project")?;
-        Ok(bucket.flatten().map(BucketId::from))
+    /// Records how attempts ended, with everything that follows from it, in one transaction; in the order of
+    /// `finished`.
+    pub async fn finish_operations(
+        &self,
+        finished: &[Finished],
+    ) -> Result<Vec<FinishOutcome>, DatabaseError> {
+        const DURING: &str = "finish operations";
+        let mut transaction = self.pool.begin().await.during(DURING)?;
+        let ids: Vec<Uuid> = finished.iter().map(|finished| finished.fence.op_id.as_uuid()).collect();
+        let rows = transition::lock_all(&mut transaction, &ids).await?;
+        // `None` for what is recorded below.
+        let mut outcomes: Vec<Option<FinishOutcome>> = Vec::with_capacity(finished.len());
+        let mut ending: Vec<(&OperationRow, &Finished)> = Vec::new();
+        let mut made_backups = Vec::new();
+        for finished in finished {
+            let fence = &finished.fence;
+            let outcome = match rows.get(&fence.op_id.as_uuid()).filter(|row| is_held(row, fence)) {
+                None => Some(FinishOutcome::Lost),
+                Some(row) if row.status()? != OperationStatus::Running => Some(FinishOutcome::Repeated),
+                // Asked again while the first answer was still waited for.
+                Some(row) if ending.iter().any(|(other, _)| other.id == row.id) => {
+                    Some(FinishOutcome::Repeated)
+                }
+                Some(row) => match backup_of(row, finished)? {
+                    Ok(backup) => {
+                        made_backups.extend(backup);
+                        ending.push((row, finished));
+                        None
+                    }
+                    Err(reason) => Some(FinishOutcome::Refused { reason }),
+                },
+            };
+            outcomes.push(outcome);
+        }
+        // Asked to cancel before it had children, it is to have none.
+        let may_have_children = ending.iter().filter(|(row, _)| row.cancel_requested_at.is_none());
+        let children: Vec<&NewOperation> =
+            may_have_children.flat_map(|(_, finished)| &finished.children).collect();
+        let mut made = Vec::new();
+        if !children.is_empty() {
+            for row in create::insert(&mut transaction, &children).await?.into_values() {
+                made.push(Operation::try_from(row)?);
+            }
+        }
+        for backup in &made_backups {
+            backups::record(&mut transaction, backup).await?;
+        }
+        let changes: Vec<_> =
+            ending.into_iter().map(|(row, finished)| (row, change_of(row, finished))).collect();
+        let mut all_ended = transition::apply_all(&mut transaction, &changes).await?;
+        for ended in &mut all_ended {
+            let id = ended.op.op_id;
+            ended.others.extend(made.extract_if(.., |child| child.parent_id == Some(id)));
+            // All children may have ended before their parent began to wait.
+            if ended.op.waiting_for_children {
+                ended.others.extend(transition::child_ended(&mut transaction, id.as_uuid()).await?);
+            }
+        }
+        transaction.commit().await.during(DURING)?;
+        let mut recorded = all_ended.into_iter().map(|ended| FinishOutcome::Recorded(Box::new(ended)));
+        Ok(outcomes.into_iter().filter_map(|outcome| outcome.or_else(|| recorded.next())).collect())
     }
+}
+
+/// Whether the lease is the one that the operation is held by, or was held by until its holder ended the attempt.
+fn is_held(row: &OperationRow, fence: &LeaseFence) -> bool {
+    row.attempt == i32::try_from(fence.attempt).unwrap_or(-1)
+        && row.lease_id == Some(fence.lease_id.as_uuid())
+}
+
+/// The backup that a successful `project-backup` made, or why what it says cannot be recorded.
+fn backup_of(
+    row: &OperationRow,
+    finished: &Finished,
+) -> Result<Result<Option<NewBackup>, String>, DatabaseError> {
+    if row.kind != "project-backup" || finished.outcome != Outcome::Succeeded {
+        return Ok(Ok(None));
+    }
+    let Scope::Project(project_id) = row.scope()? else {
+        return Ok(Err("a project-backup is of a project".to_owned()));
+    };
+    let input: ProjectBackupInput = serde_json::from_value(row.input.clone())
+        .map_err(|error| DatabaseError::row("long_running_operations.input", error))?;
+    let result = serde_json::from_value(finished.result.clone().unwrap_or_default());
+    let result: ProjectBackupResult = match result {
+        Ok(result) => result,
+        Err(error) => return Ok(Err(format!("the result of a project-backup does not read: {error}"))),
+    };
+    Ok(Ok(Some(NewBackup {
+        backup_id: result.backup_id,
+        project_id,
+        op_id: row.id.into(),
+        created_at: result.snapshot_at,
+        files: result.files,
+        bytes: result.bytes,
+        bytes_added: result.bytes_added,
+        tags: input.tags,
+        pinned: input.pinned,
+        source: match result.source {
+            SourceKind::BtrfsSnapshot => "btrfs-snapshot",
+            SourceKind::Live => "live",
+        },
+        tree: result.tree,
+        parent: result.parent,
+    })))
 }
 
 fn change_of<'a>(row: &OperationRow, finished: &'a Finished) -> Change<'a> {

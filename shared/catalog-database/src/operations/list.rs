@@ -1,6 +1,7 @@
 use bus_messages::Operation;
 use domain_model::{OperationId, OperationKind, OperationStatus, Scope};
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::LeaseFence;
 use super::row::OperationRow;
@@ -39,17 +40,15 @@ impl Database {
         }
     }
 
-    /// An operation, whatever its scope.
-    pub async fn operation_by_id(&self, id: OperationId) -> Result<Option<Operation>, DatabaseError> {
-        let row = sqlx::query_as!(
-            OperationRow,
-            "SELECT * FROM long_running_operations WHERE id = $1",
-            id.as_uuid()
-        )
-        .fetch_optional(&self.pool)
-        .await
-        .during("read an operation")?;
-        row.map(Operation::try_from).transpose()
+    /// Those of some operations that there are, whatever their scope, in no order.
+    pub async fn operations_by_id(&self, ids: &[OperationId]) -> Result<Vec<Operation>, DatabaseError> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
+        let rows =
+            sqlx::query_as!(OperationRow, "SELECT * FROM long_running_operations WHERE id = ANY ($1)", &ids)
+                .fetch_all(&self.pool)
+                .await
+                .during("read operations")?;
+        rows.into_iter().map(Operation::try_from).collect()
     }
 
     /// The operation that a worker holds, and `None` if it has lost it.

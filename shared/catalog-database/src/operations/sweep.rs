@@ -7,7 +7,7 @@ use domain_model::{BackOff, OperationEvent};
 use super::row::OperationRow;
 use super::transition::{self, Change, Ended};
 use crate::error::During;
-use crate::{Database, DatabaseError, outbox};
+use crate::{Database, DatabaseError};
 
 /// How often a lease may be lost before the operation is given up: what kills its workers each time is
 /// not to go on doing so.
@@ -140,25 +140,22 @@ impl Database {
     }
 
     async fn delete_retained(&self, limit: i64) -> Result<Vec<domain_model::OperationId>, DatabaseError> {
-        const DURING: &str = "delete operations that have ended";
-        let mut transaction = self.pool.begin().await.during(DURING)?;
-        let rows = sqlx::query_as!(
-            OperationRow,
-            "DELETE FROM long_running_operations WHERE id = ANY (ARRAY(
-                SELECT id FROM long_running_operations AS old
-                WHERE status NOT IN ('queued', 'running') AND expires_at < now()
-                    AND NOT EXISTS (SELECT 1 FROM long_running_operations AS child WHERE child.parent_id = old.id)
-                ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))
-             RETURNING *",
+        let ids = sqlx::query_scalar!(
+            "WITH deleted AS (
+                DELETE FROM long_running_operations WHERE id = ANY (ARRAY(
+                    SELECT id FROM long_running_operations AS old
+                    WHERE status NOT IN ('queued', 'running') AND expires_at < now()
+                        AND NOT EXISTS (SELECT 1 FROM long_running_operations AS child WHERE child.parent_id = old.id)
+                    ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))
+                RETURNING *)
+             INSERT INTO outbox (op_id, subject, purge)
+                SELECT id, operation_subject(scope_type, scope_id, id), true FROM deleted
+             RETURNING op_id",
             limit
         )
-        .fetch_all(&mut *transaction)
+        .fetch_all(&self.pool)
         .await
-        .during(DURING)?;
-        for row in &rows {
-            outbox::add(&mut transaction, row.id, &row.subject()?, None, true).await?;
-        }
-        transaction.commit().await.during(DURING)?;
-        Ok(rows.into_iter().map(|row| row.id.into()).collect())
+        .during("delete operations that have ended")?;
+        Ok(ids.into_iter().map(domain_model::OperationId::from).collect())
     }
 }

@@ -1,7 +1,9 @@
 //! Changes of state, each in the caller's transaction and on a locked row.
 
+use std::collections::{BTreeSet, HashMap};
+
 use bus_messages::{AttemptError, EventLevel, FinishError, Operation, OperationError, ProgressEvent};
-use domain_model::{OperationEvent, OperationStatus, Routing, Timestamp, next_state};
+use domain_model::{OperationEvent, OperationStatus, Timestamp, next_state};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -24,15 +26,6 @@ impl Ended {
     /// Every operation that changed.
     pub fn all(&self) -> impl Iterator<Item = &Operation> {
         std::iter::once(&self.op).chain(&self.others)
-    }
-
-    /// The workers that should look: those with something new to claim or to stop.
-    pub fn to_wake(&self) -> Vec<Routing> {
-        let mut routings: Vec<Routing> =
-            self.all().filter(|op| !op.status.is_terminal()).map(|op| op.routing).collect();
-        routings.sort_by_key(Routing::to_string);
-        routings.dedup();
-        routings
     }
 }
 
@@ -58,81 +51,177 @@ pub(super) async fn lock(
         .during("lock an operation")
 }
 
-/// Carries out a change on a locked row that may take it. Tells the outbox, and the parent if it was the last child.
+/// Locks those of some operations that there are, in the order of their ids.
+pub(super) async fn lock_all(
+    connection: &mut PgConnection,
+    ids: &[Uuid],
+) -> Result<HashMap<Uuid, OperationRow>, DatabaseError> {
+    let rows = sqlx::query_as!(
+        OperationRow,
+        "SELECT * FROM long_running_operations WHERE id = ANY ($1) ORDER BY id FOR UPDATE",
+        ids
+    )
+    .fetch_all(connection)
+    .await
+    .during("lock operations")?;
+    Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+}
+
+/// Carries out a change on a locked row that may take it.
 pub(super) async fn apply(
     connection: &mut PgConnection,
     row: &OperationRow,
     change: Change<'_>,
 ) -> Result<Ended, DatabaseError> {
-    let status = next_state(row.status()?, change.event)
-        .map_err(|illegal| DatabaseError::row("long_running_operations.status", illegal))?;
-    let error = match change.error {
-        Some(error) => Some(with_history(row, error, database_now(connection).await?)?),
-        // A success after failures keeps no error; a cancel or an expiry keeps the last one.
-        None if status == OperationStatus::Succeeded => None,
-        None => row.error.clone(),
+    let mut ended = apply_all(connection, &[(row, change)]).await?;
+    ended.pop().ok_or_else(|| DatabaseError::row("long_running_operations.id", "a locked row is gone"))
+}
+
+/// Carries out a change on each of several locked rows that may take it, in one statement. Tells the outbox, and the
+/// parents whose last child has ended.
+pub(super) async fn apply_all(
+    connection: &mut PgConnection,
+    changes: &[(&OperationRow, Change<'_>)],
+) -> Result<Vec<Ended>, DatabaseError> {
+    let now = match changes.iter().any(|(_, change)| change.error.is_some()) {
+        true => Some(database_now(connection).await?),
+        false => None,
     };
-    let lost = i32::from(matches!(change.event, OperationEvent::LeaseLost { .. }));
-    let failed = i32::from(matches!(
-        change.event,
-        OperationEvent::FailedRetryably { .. } | OperationEvent::FailedPermanently
-    ));
-    let waits = change.event == OperationEvent::WaitsForChildren;
-    // The lease id stays where its holder ended the attempt, so that a repeated finish is known again; it
-    // goes where the holder did not.
-    let keeps_lease = !matches!(change.event, OperationEvent::LeaseLost { .. } | OperationEvent::TimeOver);
+    let columns = changes
+        .iter()
+        .map(|(row, change)| ChangedColumns::of(row, change, now))
+        .collect::<Result<Vec<_>, DatabaseError>>()?;
+    fn column<T>(changed: &[ChangedColumns], of: impl Fn(&ChangedColumns) -> T) -> Vec<T> {
+        changed.iter().map(of).collect()
+    }
     let updated = sqlx::query_as!(
         OperationRow,
-        "UPDATE long_running_operations SET
-            status = $2,
-            result = coalesce($3, result),
-            error = $4,
-            checkpoint = coalesce($5, checkpoint),
-            not_before = CASE WHEN $2 = 'queued' THEN now() + make_interval(secs => $6) ELSE not_before END,
-            lease_losses = lease_losses + $7,
-            failures = failures + $8,
-            waiting_for_children = $9,
-            ready = $2 = 'queued' AND NOT $9 AND $6 <= 0,
-            finished_at = CASE WHEN $2 IN ('queued', 'running') THEN NULL ELSE now() END,
-            lease_until = CASE WHEN $2 = 'running' THEN lease_until ELSE NULL END,
-            lease_id = CASE WHEN $10 THEN lease_id ELSE NULL END,
+        "WITH told AS (
+            INSERT INTO outbox (op_id, subject, event)
+            SELECT * FROM unnest($1::uuid[], $10::text[], $11::jsonb[]))
+         UPDATE long_running_operations AS operation SET
+            status = changed.status,
+            result = coalesce(changed.result, operation.result),
+            error = changed.error,
+            checkpoint = coalesce(changed.checkpoint, operation.checkpoint),
+            not_before = CASE WHEN changed.status = 'queued' THEN now() + make_interval(secs => changed.wait_s)
+                ELSE operation.not_before END,
+            lease_losses = operation.lease_losses + changed.lost,
+            failures = operation.failures + changed.failed,
+            waiting_for_children = changed.waits,
+            ready = changed.status = 'queued' AND NOT changed.waits AND changed.wait_s <= 0,
+            finished_at = CASE WHEN changed.status IN ('queued', 'running') THEN NULL ELSE now() END,
+            lease_until = CASE WHEN changed.status = 'running' THEN operation.lease_until ELSE NULL END,
+            lease_id = CASE WHEN changed.keeps_lease THEN operation.lease_id ELSE NULL END,
             updated_at = now(),
-            rev = rev + 1
-         WHERE id = $1
-         RETURNING *",
-        row.id,
-        status.as_str(),
-        change.result,
-        error,
-        change.checkpoint,
-        change.wait_s,
-        lost,
-        failed,
-        waits && status == OperationStatus::Queued,
-        keeps_lease,
+            rev = operation.rev + 1
+         FROM unnest($1::uuid[], $2::text[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::float8[], $7::integer[],
+                $8::integer[], $9::boolean[], $12::boolean[])
+            AS changed (id, status, result, error, checkpoint, wait_s, lost, failed, waits, keeps_lease)
+         WHERE operation.id = changed.id
+         RETURNING operation.*",
+        &column(&columns, |changed| changed.id),
+        &column(&columns, |changed| changed.status.as_str().to_owned()),
+        &column(&columns, |changed| changed.result.clone()) as &[Option<Value>],
+        &column(&columns, |changed| changed.error.clone()) as &[Option<Value>],
+        &column(&columns, |changed| changed.checkpoint.clone()) as &[Option<Value>],
+        &column(&columns, |changed| changed.wait_s),
+        &column(&columns, |changed| changed.lost),
+        &column(&columns, |changed| changed.failed),
+        &column(&columns, |changed| changed.waits),
+        &column(&columns, |changed| changed.subject.clone()),
+        &column(&columns, |changed| changed.event.clone()),
+        &column(&columns, |changed| changed.keeps_lease),
     )
-    .fetch_one(&mut *connection)
+    .fetch_all(&mut *connection)
     .await
-    .during("change the state of an operation")?;
-    let event = OutboxEvent {
-        attempt: u32::try_from(row.attempt).unwrap_or(0),
-        phase: if status.is_terminal() { ProgressEvent::DONE } else { "queued" }.to_owned(),
-        message: change.message,
-        level: match status {
-            OperationStatus::Failed => EventLevel::Error,
-            OperationStatus::Expired | OperationStatus::Canceled => EventLevel::Warn,
-            _ if change.error.is_some() || lost == 1 => EventLevel::Warn,
-            _ => EventLevel::Info,
-        },
-        status: status.is_terminal().then_some(status),
-        detail: change.error.map(|error| json!({ "code": error.code, "retryable": error.retryable })),
-    };
-    outbox::add(connection, row.id, &row.subject()?, Some(&event), false).await?;
-    let mut others = Vec::new();
-    if let (true, Some(parent)) = (status.is_terminal(), updated.parent_id) {
-        others = Box::pin(child_ended(connection, parent)).await?;
+    .during("change the state of operations")?;
+    let mut updated: HashMap<Uuid, OperationRow> = updated.into_iter().map(|row| (row.id, row)).collect();
+    let mut ended = Vec::with_capacity(changes.len());
+    for changed in &columns {
+        let row = updated.remove(&changed.id);
+        let row =
+            row.ok_or_else(|| DatabaseError::row("long_running_operations.id", "a locked row is gone"))?;
+        let parent = row.parent_id.filter(|_| changed.status.is_terminal());
+        ended.push((Ended { op: row.try_into()?, others: Vec::new() }, parent));
     }
-    Ok(Ended { op: updated.try_into()?, others })
+    // In the order of their ids, so that two who tell the same parents wait for each other in one order only.
+    let parents: BTreeSet<Uuid> = ended.iter().filter_map(|(_, parent)| *parent).collect();
+    for parent in parents {
+        let changed = Box::pin(child_ended(connection, parent)).await?;
+        if let Some((child, _)) = ended.iter_mut().find(|(_, of)| *of == Some(parent)) {
+            child.others.extend(changed);
+        }
+    }
+    Ok(ended.into_iter().map(|(ended, _)| ended).collect())
+}
+
+/// What a change writes.
+struct ChangedColumns {
+    id: Uuid,
+    subject: String,
+    event: Value,
+    status: OperationStatus,
+    result: Option<Value>,
+    error: Option<Value>,
+    checkpoint: Option<Value>,
+    wait_s: f64,
+    lost: i32,
+    failed: i32,
+    waits: bool,
+    keeps_lease: bool,
+}
+
+impl ChangedColumns {
+    /// `now` is by the database's clock, where there is an error to date.
+    fn of(
+        row: &OperationRow,
+        change: &Change<'_>,
+        now: Option<OffsetDateTime>,
+    ) -> Result<Self, DatabaseError> {
+        let status = next_state(row.status()?, change.event)
+            .map_err(|illegal| DatabaseError::row("long_running_operations.status", illegal))?;
+        let error = match (change.error, now) {
+            (Some(error), Some(now)) => Some(with_history(row, error, now)?),
+            // A success after failures keeps no error; a cancel or an expiry keeps the last one.
+            _ if status == OperationStatus::Succeeded => None,
+            _ => row.error.clone(),
+        };
+        let lost = matches!(change.event, OperationEvent::LeaseLost { .. });
+        let failed = matches!(
+            change.event,
+            OperationEvent::FailedRetryably { .. } | OperationEvent::FailedPermanently
+        );
+        let event = OutboxEvent {
+            attempt: u32::try_from(row.attempt).unwrap_or(0),
+            phase: if status.is_terminal() { ProgressEvent::DONE } else { "queued" }.to_owned(),
+            message: change.message.clone(),
+            level: match status {
+                OperationStatus::Failed => EventLevel::Error,
+                OperationStatus::Expired | OperationStatus::Canceled => EventLevel::Warn,
+                _ if change.error.is_some() || lost => EventLevel::Warn,
+                _ => EventLevel::Info,
+            },
+            status: status.is_terminal().then_some(status),
+            detail: change.error.map(|error| json!({ "code": error.code, "retryable": error.retryable })),
+        };
+        Ok(Self {
+            id: row.id,
+            subject: row.subject()?,
+            event: event.to_json(),
+            status,
+            result: change.result.cloned(),
+            error,
+            checkpoint: change.checkpoint.cloned(),
+            wait_s: change.wait_s,
+            lost: lost.into(),
+            failed: failed.into(),
+            waits: change.event == OperationEvent::WaitsForChildren && status == OperationStatus::Queued,
+            // The lease id stays where its holder ended the attempt, so that a repeated finish is known again; it
+            // goes where the holder did not.
+            keeps_lease: !lost && change.event != OperationEvent::TimeOver,
+        })
+    }
 }
 
 async fn database_now(connection: &mut PgConnection) -> Result<OffsetDateTime, DatabaseError> {
@@ -193,7 +282,7 @@ pub(super) async fn child_ended(
     .fetch_one(&mut *connection)
     .await
     .during("queue a parent again")?;
-    outbox::add(connection, parent, &updated.subject()?, None, false).await?;
+    outbox::add(connection, parent, &updated.subject()?).await?;
     Ok(vec![updated.try_into()?])
 }
 
@@ -245,7 +334,7 @@ pub(super) async fn cancel(connection: &mut PgConnection, row: OperationRow) -> 
     .fetch_one(&mut *connection)
     .await
     .during("ask for an operation to be canceled")?;
-    outbox::add(connection, row.id, &row.subject()?, None, false).await?;
+    outbox::add(connection, row.id, &row.subject()?).await?;
     for child in children {
         let ended = Box::pin(cancel(connection, child)).await?;
         others.extend(ended.all().cloned());
