@@ -26,7 +26,9 @@ use crate::metrics::RegistryMetrics;
 const TURNS: usize = 8;
 /// A message of the stream has 64 KiB with its headers.
 const MOST_SUMMARY_BYTES: usize = 60 * 1024;
-/// How long told entries of the outbox are gathered before they are deleted.
+/// With more operations than these to tell of at once, the next are gathered for a moment.
+const FEW: usize = 4;
+/// How long what is to be told is gathered where there is much, and what was told before it is deleted.
 const GATHERING: Duration = Duration::from_millis(5);
 /// Operations that the outbox is asked about at once.
 const RELAYED_TOGETHER: usize = 256;
@@ -124,7 +126,10 @@ impl Streams {
                     {
                         ids.insert(another);
                     }
-                    relay.relay(&ids.into_iter().collect::<Vec<_>>()).await;
+                    relay.relay(&ids.iter().copied().collect::<Vec<_>>()).await;
+                    if ids.len() > FEW {
+                        tokio::time::sleep(GATHERING).await;
+                    }
                 }
             };
             let task = async move {

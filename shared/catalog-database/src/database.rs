@@ -24,7 +24,11 @@ impl Database {
             .max_connections(connections)
             .acquire_timeout(Duration::from_secs(5))
             // Every statement here is short: compiling one costs more than running it.
-            .connect_with(options.application_name("longhaul").options([("jit", "off")]))
+            .connect_with(
+                options
+                    .application_name("longhaul")
+                    .options([("jit", "off"), ("plan_cache_mode", "force_generic_plan")]),
+            )
             .await
             .during("connect to the database")?;
         Ok(Self { pool })

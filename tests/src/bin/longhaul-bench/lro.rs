@@ -90,7 +90,7 @@ impl Options {
         Self {
             runs: 1,
             single: self.single.min(50),
-            operations: self.operations.min(500),
+            operations: self.operations.min(3000),
             others: self.others.min(5000),
             floor_s: 1,
             events_s: 2,

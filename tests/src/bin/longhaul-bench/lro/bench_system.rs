@@ -207,6 +207,26 @@ impl BenchSystem {
         Ok(self.superuser_number(installed).await? > 0.0)
     }
 
+    /// Forgets the statements counted so far.
+    pub(super) async fn count_statements_anew(&self) -> anyhow::Result<()> {
+        if self.counts_statements().await? {
+            self.as_superuser("SELECT pg_stat_statements_reset()").await?;
+        }
+        Ok(())
+    }
+
+    /// Tells whoever looks at the benchmark which statements of services took most time.
+    pub(super) async fn show_statements(&self) -> anyhow::Result<()> {
+        if self.counts_statements().await? {
+            let list = "SELECT calls || ' calls, ' || round(mean_exec_time::numeric, 3) || ' ms and '
+                    || round(rows::numeric / calls, 1) || ' rows each: ' || left(regexp_replace(query, '\\s+', ' ', 'g'), 100)
+                FROM pg_stat_statements WHERE userid = (SELECT oid FROM pg_roles WHERE rolname = 'longhaul')
+                ORDER BY total_exec_time DESC LIMIT 20";
+            eprintln!("{}", self.as_superuser(list).await?);
+        }
+        Ok(())
+    }
+
     /// The processor time that its processes have used so far.
     pub(super) fn processor_time(&self) -> ProcessorTime {
         ProcessorTime::of_children(self.system.ready().pid)

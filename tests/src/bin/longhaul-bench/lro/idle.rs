@@ -27,9 +27,7 @@ pub(super) async fn nothing(system: &BenchSystem, figures: &mut Figures, seconds
     // What was started or deleted before has settled by then.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let counts_statements = system.counts_statements().await?;
-    if counts_statements {
-        system.as_superuser("SELECT pg_stat_statements_reset()").await?;
-    }
+    system.count_statements_anew().await?;
     let before = system.superuser_number(TRANSACTIONS).await?;
     let (used, began) = (system.processor_time(), Instant::now());
     tokio::time::sleep(Duration::from_secs(seconds.into())).await;
@@ -41,9 +39,7 @@ pub(super) async fn nothing(system: &BenchSystem, figures: &mut Figures, seconds
             system.superuser_number(STATEMENTS).await? / elapsed,
             "statements/s",
         );
-        let list = "SELECT calls || ' ' || left(regexp_replace(query, '\\s+', ' ', 'g'), 100) FROM pg_stat_statements
-            WHERE userid = (SELECT oid FROM pg_roles WHERE rolname = 'longhaul') ORDER BY calls DESC LIMIT 30";
-        eprintln!("in {elapsed:.0} s:\n{}", system.as_superuser(list).await?);
+        system.show_statements().await?;
     }
     let transactions = system.superuser_number(TRANSACTIONS).await? - before;
     figures.add("lro.idle.transactions", transactions / elapsed, "transactions/s");

@@ -18,11 +18,14 @@ pub(super) async fn empty_operations(
     figures: &mut Figures,
     operations: u32,
 ) -> anyhow::Result<()> {
+    system.count_statements_anew().await?;
     let before = system.processor_time();
     let began = Instant::now();
     create_all(system, operations).await?;
     let created = began.elapsed().as_secs_f64();
     eprintln!("creating used {}", system.processor_time().since(&before, operations as usize));
+    system.show_statements().await?;
+    system.count_statements_anew().await?;
     let before = system.processor_time();
     let began = Instant::now();
     work_on(system, operations).await?;
@@ -30,6 +33,7 @@ pub(super) async fn empty_operations(
     system.outbox_is_empty().await?;
     let told = began.elapsed().as_secs_f64();
     eprintln!("working used {}", system.processor_time().since(&before, operations as usize));
+    system.show_statements().await?;
     let count = f64::from(operations);
     figures.add("lro.throughput.create", count / created, "ops/s");
     figures.add("lro.throughput.drain", count / worked_on, "ops/s");
