@@ -124,7 +124,23 @@ fn every_message_reads_and_writes_as_its_fixture() {
         "project-list-reply",
         &format!(r#"{{"projects":[{project}],"next_cursor":null}}"#),
     );
-    f.check::<ProjectStatus>("project-status-reply", &format!(r#"{{"project":{project},"last_backup_at":"<moment>","last_verified_at":null,"region":"weur","running_ops":["<id>"]}}"#));
+    f.check::<ProjectStatus>("project-status-reply", &format!(r#"{{"project":{project},"last_backup_at":"<moment>","last_verified_at":null,"region":"weur","running_ops":["<id>"],
+        "changed_since_backup":true,"at_risk":true,"at_risk_reason":"it has changed","at_risk_s":5400.0,
+        "backup_policy":{{"enabled":true,"every_s":86400,"window":"23:00-05:00"}},"next_backup_at":"<moment>"}}"#));
+    f.check::<UpdateProject>(
+        "project-update-request",
+        r#"{"title":"Linear algebra II","backup_policy":{"enabled":true,"every_s":21600,"window":"23:00-05:00"}}"#,
+    );
+    f.check::<UpdateAccount>(
+        "account-update-request",
+        r#"{"name":"eve","backup_policy":{"every_s":604800}}"#,
+    );
+    f.check::<FreshnessRequest>(
+        "work-freshness-request",
+        r#"{"projects":[{"project_id":"<id>","generation":42}],"memory_pressure":0.5,"io_pressure":12.25}"#,
+    );
+    f.check::<ScheduleRequest>("work-schedule-request", r#"{"limit":200}"#);
+    f.check::<ScheduleReply>("work-schedule-reply", r#"{"looked_at":3,"scheduled":2,"missed":1}"#);
     f.check::<ChangeCollaborator>("project-add-collaborator-request", r#"{"account_id":"<id>"}"#);
     f.check::<Nothing>("nothing", "{}");
     f.check::<CreateHost>("host-create-request", r#"{"id":"<id>","name":"host-0","region":"weur"}"#);
@@ -159,7 +175,7 @@ fn every_message_reads_and_writes_as_its_fixture() {
     f.check::<RepositoryReply>("work-repository-reply", &format!(r#"{{"grant":{grant}}}"#));
     f.check::<ObjectStoreGrant>("grant-local", r#"{"kind":"local","root":"/srv/objects"}"#);
     f.check::<ProjectBackupInput>("project-backup-input", r#"{"tags":["before-exam"],"pinned":true}"#);
-    f.check::<ProjectBackupResult>("project-backup-result", r#"{"backup_id":"<hex>","files":2,"bytes":3,"bytes_added":1,"parent":null,"source":"btrfs-snapshot","tree":"<hex>","snapshot_at":"<moment>","vanished":0,"duration_s":1.5}"#);
+    f.check::<ProjectBackupResult>("project-backup-result", r#"{"backup_id":"<hex>","files":2,"bytes":3,"bytes_added":1,"parent":null,"source":"btrfs-snapshot","tree":"<hex>","snapshot_at":"<moment>","generation":42,"vanished":0,"duration_s":1.5}"#);
     f.check::<ProjectRestoreInput>("project-restore-input", r#"{"backup_id":"latest","path":"project/src","host_id":"<id>","target":"restored/src","conflict":"keep","dry_run":false}"#);
     f.check::<ProjectRestoreResult>("project-restore-result", r#"{"backup_id":"<hex>","files":2,"bytes":3,"tree":"<hex>","receipt":"match","target":"project","duration_s":1.5}"#);
     f.check::<TestSleepInput>(

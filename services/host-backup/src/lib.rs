@@ -1,6 +1,7 @@
 //! host-backup: on each project-host, does the operations that work on the host's projects. It holds no
 //! credentials of the database and none of a bucket: what an operation needs comes with its lease.
 
+mod freshness;
 mod host;
 mod job_records;
 mod kinds;
@@ -65,6 +66,13 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
     let service =
         bus.service("host-backup", env!("CARGO_PKG_VERSION"), &description, metadata).start().await?;
 
+    let freshness = tokio::spawn(freshness::run(
+        bus.clone(),
+        caller,
+        root.clone(),
+        Duration::from_secs_f64(settings.host.look_for_changes_every_s),
+        shutdown.stopping.clone(),
+    ));
     let host = Arc::new(Host {
         root,
         records,
@@ -97,6 +105,7 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
     tracing::info!(host.id = %settings.host.id, "works");
     worker.run(shutdown.draining, shutdown.stopping).await;
     watching.abort();
+    freshness.abort();
     service.stop().await;
     bus.drain().await;
     Ok(())

@@ -32,6 +32,8 @@ pub struct HostSettings {
     pub cache: PathBuf,
     /// What the cache may hold, in bytes.
     pub cache_bytes: u64,
+    /// Seconds between two looks which projects have changed.
+    pub look_for_changes_every_s: f64,
 }
 
 /// How much at the same time.

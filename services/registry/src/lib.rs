@@ -6,6 +6,7 @@
 
 mod api;
 mod authorization;
+mod backup_schedule;
 mod creation_limit;
 mod errors;
 mod gathering;
@@ -89,6 +90,7 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
         },
         creation_limit: CreationLimit::new(&operations.creation),
         settings: operations,
+        backups: settings.backups,
         replicas: settings.stream.replicas,
         metrics,
     });
@@ -100,6 +102,7 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
     tasks.spawn(streams.relay_left_over(LEFT_OVER, background.clone()));
     tasks.spawn(upkeep::sweep(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::look_after_stream(Arc::clone(&registry), background.clone()));
+    tasks.spawn(upkeep::measure_unsaved(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::watch_health(
         Arc::clone(&registry),
         writer.clone(),

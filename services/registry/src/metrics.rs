@@ -18,6 +18,10 @@ pub(crate) struct RegistryMetrics {
     pub outbox_entries: Gauge,
     pub operations: Family<Labels, Gauge>,
     pub claim_seconds: Histogram,
+    pub backups_missed: Counter,
+    pub unsaved_projects: Gauge,
+    pub unsaved_seconds: Gauge,
+    pub oldest_queued_seconds: Family<Labels, Gauge>,
 }
 
 impl RegistryMetrics {
@@ -42,6 +46,18 @@ impl RegistryMetrics {
                 "longhaul_claim_seconds",
                 "Time to answer a claim",
                 CLAIM_SECONDS,
+            ),
+            backups_missed: metrics
+                .counter("longhaul_backups_missed", "Scheduled backups that did not come about"),
+            unsaved_projects: metrics
+                .gauge("longhaul_unsaved_projects", "Projects with something that is in no backup"),
+            unsaved_seconds: metrics.gauge(
+                "longhaul_unsaved_seconds",
+                "For how long the oldest change that is in no backup has been there",
+            ),
+            oldest_queued_seconds: metrics.gauge_family(
+                "longhaul_oldest_queued_seconds",
+                "For how long the oldest queued operation has been due, by kind and routing",
             ),
         }
     }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use bus_client::Bus;
-use bus_messages::Operation;
+use bus_messages::{BackupPolicy, Operation};
 use catalog_database::{Caps, Database, Ended, FinishOutcome, Finished, NewOperation};
 use domain_model::{OperationKind, Routing};
 
@@ -24,6 +24,8 @@ pub(crate) struct Registry {
     pub creations: Gathering<NewOperation, Option<Operation>>,
     pub finishes: Gathering<Finished, FinishOutcome>,
     pub settings: OperationSettings,
+    /// How projects are backed up where neither they nor their accounts say otherwise.
+    pub backups: BackupPolicy,
     pub creation_limit: CreationLimit,
     /// Of the stream.
     pub replicas: u8,
@@ -31,6 +33,13 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
+    /// After an operation was created: the stream is told, and its workers are woken when it is due.
+    pub(crate) async fn created(&self, op: &Operation) {
+        self.streams.tell_new(op);
+        self.wake_when_due(op).await;
+        self.metrics.created.get_or_create(&vec![("kind", op.kind.to_string())]).inc();
+    }
+
     /// After operations changed: the streams are told, and the workers with something to do are woken.
     pub(crate) async fn changed(&self, ended: &Ended) {
         for op in ended.all() {

@@ -39,7 +39,7 @@ const MOST_EVENT_BYTES: usize = 60 * 1024;
 /// Telling the stream may take so long before the heartbeat is answered without it.
 const PATIENCE_WITH_THE_STREAM: Duration = Duration::from_secs(2);
 
-fn caller(request: &IncomingRequest) -> Result<Routing, ApiError> {
+pub(crate) fn caller(request: &IncomingRequest) -> Result<Routing, ApiError> {
     let subject: WorkSubject = request.subject().parse().map_err(ApiError::invalid_argument)?;
     Ok(subject.caller)
 }

@@ -1,7 +1,9 @@
-//! The scheduler: works on the operations of the control plane itself, those routed to `hub`. It holds no
+//! The scheduler: sees to it that what time makes due is done, and works on the operations of the control plane
+//! itself, those routed to `hub`. It holds no
 //! credentials of the database and keeps nothing: any number of schedulers may run, and one that dies leaves
 //! its operations to the others when their leases end.
 
+mod backup_schedule;
 mod kinds;
 mod settings;
 
@@ -17,7 +19,7 @@ use service_runtime::{HealthCheck, Runtime, Shutdown};
 
 use crate::kinds::TestSleep;
 
-pub use settings::{SchedulerSettings, WorkSettings};
+pub use settings::{BackupSettings, SchedulerSettings, WorkSettings};
 
 /// The committed defaults, commented.
 pub const DEFAULT_SETTINGS: &str = include_str!("../scheduler.default.toml");
@@ -48,10 +50,16 @@ pub async fn run(settings: SchedulerSettings, shutdown: Shutdown, runtime: Runti
     if test_kinds || settings.work.test_kinds {
         worker = worker.handler(Arc::new(TestSleep), settings.work.test_sleeps);
     }
+    let every = Duration::from_secs_f64(settings.backups.look_every_s);
+    let draining = shutdown.draining.clone();
     tokio::select! {
         // What it works on goes on elsewhere from the last checkpoint: no reason to wait for its end.
         () = worker.run(shutdown.draining.clone(), shutdown.draining) => {}
         () = watch_connection(&bus, &health) => {}
+        () = async {
+            backup_schedule::run(&bus, every, draining).await;
+            std::future::pending::<()>().await;
+        } => {}
     }
     shown.stop().await;
     bus.drain().await;

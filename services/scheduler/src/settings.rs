@@ -9,6 +9,8 @@ pub struct SchedulerSettings {
     pub nats: NatsSettings,
     /// How much at the same time.
     pub work: WorkSettings,
+    /// Backups that are due.
+    pub backups: BackupSettings,
     /// `/metrics` and `/healthz`.
     pub http: HttpSettings,
     /// Logs.
@@ -23,6 +25,14 @@ pub struct WorkSettings {
     pub test_kinds: bool,
     /// How many `test-sleep` operations run at the same time.
     pub test_sleeps: u32,
+}
+
+/// Backups that are due.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupSettings {
+    /// Seconds between two looks for them.
+    pub look_every_s: f64,
 }
 
 impl ServiceSettings for SchedulerSettings {

@@ -14,7 +14,7 @@ use bus_messages::{
 };
 use bytes::Bytes;
 use domain_model::LeaseId;
-use scheduler::{SchedulerSettings, WorkSettings};
+use scheduler::{BackupSettings, SchedulerSettings, WorkSettings};
 use serde_json::{Value, json};
 use service_runtime::{HttpSettings, NatsSettings, Runtime, Shutdown, TelemetrySettings};
 use support::{NatsServer, wait_for};
@@ -100,6 +100,7 @@ fn lease(attempt: u32, input: Value, checkpoint: Option<Value>) -> Lease {
 
 fn settings(server: &NatsServer) -> SchedulerSettings {
     SchedulerSettings {
+        backups: BackupSettings { look_every_s: 3600.0 },
         nats: NatsSettings {
             url: server.url(),
             user: "hub".to_owned(),

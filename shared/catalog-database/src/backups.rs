@@ -34,6 +34,8 @@ pub(crate) struct NewBackup {
     pub tree: String,
     /// The backup that it was compared with.
     pub parent: Option<BackupId>,
+    /// What the host said of the files when they were frozen.
+    pub generation: Option<i64>,
 }
 
 /// Where a backup is, and what a restore of it must arrive at.
@@ -120,11 +122,20 @@ pub(crate) async fn record(connection: &mut PgConnection, backup: &NewBackup) ->
     .await
     .during("record a backup")?;
     sqlx::query!(
-        "UPDATE projects SET last_backup_at = $2, last_backup_id = $3, updated_at = now()
+        "UPDATE projects SET
+            last_backup_at = $2,
+            last_backup_id = $3,
+            backup_generation = $4,
+            backup_host_id = host_id,
+            -- Of one filesystem they only grow: the host may have told already of what changed since the files were frozen.
+            last_changed_generation = greatest(last_changed_generation, $4),
+            unsaved_since = CASE WHEN touched_at > $2 THEN touched_at WHEN last_changed_generation > $4 THEN unsaved_since END,
+            updated_at = now()
          WHERE id = $1 AND (last_backup_at IS NULL OR last_backup_at <= $2)",
         backup.project_id.as_uuid(),
         backup.created_at.as_date_time(),
-        backup.backup_id.as_str()
+        backup.backup_id.as_str(),
+        backup.generation,
     )
     .execute(connection)
     .await

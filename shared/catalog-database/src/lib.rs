@@ -4,6 +4,7 @@
 //! named for it, and reach the caller as [`DatabaseErrorKind::Constraint`].
 
 mod accounts;
+mod backup_schedule;
 mod backups;
 mod buckets;
 mod database;
@@ -15,6 +16,7 @@ mod project_secrets;
 mod projects;
 
 pub use accounts::AccountRights;
+pub use backup_schedule::{BackupStanding, DueProject, Scheduled};
 pub use backups::BackupPlace;
 pub use buckets::{BucketPlacement, NewBucket};
 pub use database::Database;

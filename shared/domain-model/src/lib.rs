@@ -5,6 +5,7 @@
 
 mod back_off;
 mod backup_id;
+mod backup_schedule;
 mod ids;
 mod operation_kind;
 mod operation_status;
@@ -17,6 +18,7 @@ mod timestamp;
 
 pub use back_off::BackOff;
 pub use backup_id::{BackupId, BackupIdError};
+pub use backup_schedule::{BackupDecision, BackupSchedule, BackupState, DayWindow, DayWindowError};
 pub use ids::{AccountId, BucketId, HostId, IdError, LeaseId, OperationId, ProjectId, RepositoryId};
 pub use operation_kind::{OperationKind, OperationKindError};
 pub use operation_status::{IllegalTransition, OperationEvent, OperationStatus, UnknownStatus, next_state};

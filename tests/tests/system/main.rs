@@ -4,6 +4,7 @@
 
 mod adding_a_kind;
 mod authorization;
+mod backup_schedule;
 mod bad_input;
 mod buckets;
 mod clients;

@@ -92,7 +92,7 @@ fn admit(registry: &Registry, caller: &Caller) -> Result<(), ApiError> {
     }
 }
 
-fn exclusive_key(scope: Scope) -> String {
+pub(crate) fn exclusive_key(scope: Scope) -> String {
     match scope {
         Scope::Project(id) => format!("project:{id}"),
         other => other.to_string(),
@@ -114,9 +114,7 @@ async fn created(
             if let Some(replaced) = replaced {
                 registry.changed(&replaced).await;
             }
-            registry.streams.tell_new(&op);
-            registry.wake_when_due(&op).await;
-            registry.metrics.created.get_or_create(&vec![("kind", op.kind.to_string())]).inc();
+            registry.created(&op).await;
             (*op, true)
         }
         CreateOutcome::Active(op) => (*op, false),

@@ -157,6 +157,7 @@ fn backup_of(
         },
         tree: result.tree,
         parent: result.parent,
+        generation: result.generation,
     })))
 }
 

@@ -1,0 +1,88 @@
+//! What hosts say of their projects, and which backups are due: `work.v1.host-<id>.freshness`, `work.v1.hub.schedule`.
+
+use std::sync::Arc;
+
+use bus_client::{IncomingRequest, Reply};
+use bus_messages::kinds::{self, ProjectBackupInput};
+use bus_messages::{ApiError, ErrorCode, FreshnessRequest, Nothing, ScheduleReply, ScheduleRequest};
+use catalog_database::{DueProject, NewOperation};
+use domain_model::{OperationId, Routing, Scope};
+use uuid::Uuid;
+
+use crate::api::operations::input_hash;
+use crate::errors::from_database;
+use crate::registry::Registry;
+use crate::work::caller;
+
+const MOST_PROJECTS: usize = 1000;
+/// One at a time of a project, however many schedulers and registries there are.
+const DEDUPE_KEY: &str = "schedule";
+const CREATED_BY: &str = "scheduler";
+
+pub(crate) async fn freshness(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let Routing::Host(host) = caller(&request)? else {
+        return Err(ApiError::new(ErrorCode::PermissionDenied, "only a host tells of projects"));
+    };
+    let said: FreshnessRequest = request.decode()?;
+    if said.projects.len() > MOST_PROJECTS {
+        return Err(ApiError::invalid_argument(format!("at most {MOST_PROJECTS} projects in one message")));
+    }
+    registry.database.note_load(host, said.memory_pressure, said.io_pressure).await.map_err(from_database)?;
+    if !said.projects.is_empty() {
+        registry.database.note_generations(host, &said.projects).await.map_err(from_database)?;
+    }
+    Ok(request.reply(&Nothing {}))
+}
+
+pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    if caller(&request)? != Routing::Hub {
+        return Err(ApiError::new(ErrorCode::PermissionDenied, "only the hub schedules"));
+    }
+    let wanted: ScheduleRequest = request.decode()?;
+    if !(1..=MOST_PROJECTS as u32).contains(&wanted.limit) {
+        return Err(ApiError::invalid_argument(format!("limit is to be from 1 to {MOST_PROJECTS}")));
+    }
+    let decide = |project: &DueProject| {
+        let policy = project.policy.over(&registry.backups);
+        let decision = policy.schedule().decide(&project.state, project.now);
+        (decision, decision.back_up.map(|priority| backup_of(project, priority)))
+    };
+    let scheduled = registry.database.schedule_backups(wanted.limit, decide).await.map_err(from_database)?;
+    for project in &scheduled.missed {
+        registry.metrics.backups_missed.inc();
+        tracing::warn!(project.id = %project, "its backup did not come about; it is asked for again");
+    }
+    for op in &scheduled.created {
+        registry.created(op).await;
+    }
+    let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+    Ok(request.reply(&ScheduleReply {
+        looked_at: count(scheduled.looked_at),
+        scheduled: count(scheduled.created.len()),
+        missed: count(scheduled.missed.len()),
+    }))
+}
+
+fn backup_of(project: &DueProject, priority: i32) -> NewOperation {
+    let kind = kinds::named("project-backup");
+    let scope = Scope::Project(project.state.project);
+    let input = serde_json::to_value(ProjectBackupInput::default()).unwrap_or_default();
+    NewOperation {
+        id: OperationId::from(Uuid::now_v7()),
+        kind: kind.kind(),
+        scope,
+        created_by: CREATED_BY.to_owned(),
+        routing: Routing::Host(project.host_id),
+        input_hash: input_hash(&input),
+        input,
+        max_attempts: kind.max_attempts,
+        priority,
+        not_before: None,
+        time_to_live_s: kind.time_to_live_s,
+        dedupe_key: Some(DEDUPE_KEY.to_owned()),
+        exclusive_key: Some(crate::api::operations::exclusive_key(scope)),
+        parent: None,
+        retry_of: None,
+        checkpoint: None,
+    }
+}
