@@ -46,7 +46,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "volumes",
         ],
     ),
-    ("scheduler", &["bus-client", "bus-messages", "domain-model", "operation-engine", "service-runtime"]),
+    (
+        "scheduler",
+        &[
+            "bus-client",
+            "bus-messages",
+            "bus-subjects",
+            "domain-model",
+            "operation-engine",
+            "service-runtime",
+        ],
+    ),
     (
         "longhaul",
         &[

@@ -12,8 +12,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use bus_messages::kinds::{
-    ProjectBackupInput, ProjectBackupResult, ProjectRestoreInput, ProjectRestoreResult, TestSleepInput,
-    TestSleepResult,
+    ProjectBackupInput, ProjectBackupResult, ProjectRestoreInput, ProjectRestoreResult, ProjectStartInput,
+    ProjectStartResult, ProjectStopInput, ProjectStopResult, TestSleepInput, TestSleepResult,
 };
 use bus_messages::*;
 use serde::Serialize;
@@ -176,6 +176,13 @@ fn every_message_reads_and_writes_as_its_fixture() {
     f.check::<ObjectStoreGrant>("grant-local", r#"{"kind":"local","root":"/srv/objects"}"#);
     f.check::<ProjectBackupInput>("project-backup-input", r#"{"tags":["before-exam"],"pinned":true}"#);
     f.check::<ProjectBackupResult>("project-backup-result", r#"{"backup_id":"<hex>","files":2,"bytes":3,"bytes_added":1,"parent":null,"source":"btrfs-snapshot","tree":"<hex>","snapshot_at":"<moment>","generation":42,"vanished":0,"duration_s":1.5}"#);
+    f.check::<ProjectStartInput>("project-start-input", r#"{"backup_id":"<hex>"}"#);
+    f.check::<ProjectStartResult>(
+        "project-start-result",
+        r#"{"restored":"<hex>","files":2,"bytes":3,"command_run":true,"duration_s":1.5}"#,
+    );
+    f.check::<ProjectStopInput>("project-stop-input", "{}");
+    f.check::<ProjectStopResult>("project-stop-result", r#"{"command_run":false,"duration_s":0.5}"#);
     f.check::<ProjectRestoreInput>("project-restore-input", r#"{"backup_id":"latest","path":"project/src","host_id":"<id>","target":"restored/src","conflict":"keep","dry_run":false}"#);
     f.check::<ProjectRestoreResult>("project-restore-result", r#"{"backup_id":"<hex>","files":2,"bytes":3,"tree":"<hex>","receipt":"match","target":"project","duration_s":1.5}"#);
     f.check::<TestSleepInput>(

@@ -6,7 +6,9 @@ mod host;
 mod job_records;
 mod kinds;
 mod repository_job;
+mod runtime_command;
 mod settings;
+mod whole_restore;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,8 +25,9 @@ use service_runtime::{Runtime, Shutdown};
 use volumes::HostRoot;
 
 use crate::host::Host;
-use crate::kinds::{ProjectBackup, ProjectRestore};
+use crate::kinds::{ProjectBackup, ProjectRestore, ProjectStart, ProjectStop};
 use crate::repository_job::{JobRunner, ObjectStoreRequests};
+use crate::runtime_command::RuntimeCommand;
 
 pub use job_records::{JobRecord, JobRecords, JobState};
 pub use settings::HostBackupSettings;
@@ -86,10 +89,21 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
             requests: ObjectStoreRequests::register(&runtime.metrics),
         },
     });
+    let runtime_commands = settings.runtime;
+    let timeout = Duration::from_secs(runtime_commands.timeout_s);
+    let command = |words: &[String]| RuntimeCommand::new(words, timeout);
     let worker_id = format!("host-backup/{}/{}", settings.host.id, std::process::id());
     let worker = Worker::new(bus.clone(), caller, worker_id)
         .handler(Arc::new(ProjectBackup { host: Arc::clone(&host) }), settings.jobs.backups)
-        .handler(Arc::new(ProjectRestore { host }), settings.jobs.restores);
+        .handler(Arc::new(ProjectRestore { host: Arc::clone(&host) }), settings.jobs.restores)
+        .handler(
+            Arc::new(ProjectStart { host: Arc::clone(&host), command: command(&runtime_commands.start) }),
+            settings.jobs.starts,
+        )
+        .handler(
+            Arc::new(ProjectStop { host, command: command(&runtime_commands.stop) }),
+            settings.jobs.starts,
+        );
     let watching = tokio::spawn({
         let bus = bus.clone();
         async move {

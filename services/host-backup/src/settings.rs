@@ -14,6 +14,8 @@ pub struct HostBackupSettings {
     pub host: HostSettings,
     /// How much at the same time.
     pub jobs: JobSettings,
+    /// How projects are started and stopped.
+    pub runtime: RuntimeSettings,
     /// `/metrics` and `/healthz`.
     pub http: HttpSettings,
     /// Logs.
@@ -44,8 +46,22 @@ pub struct JobSettings {
     pub backups: u32,
     /// Restores at the same time.
     pub restores: u32,
+    /// Starts at the same time, and stops.
+    pub starts: u32,
     /// Bytes of memory that one job may use.
     pub memory_bytes: u64,
+}
+
+/// How projects are started and stopped.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuntimeSettings {
+    /// The program that starts a project, with its arguments; none where empty.
+    pub start: Vec<String>,
+    /// The program that stops a project, with its arguments; none where empty.
+    pub stop: Vec<String>,
+    /// Seconds that each of them has.
+    pub timeout_s: u64,
 }
 
 impl ServiceSettings for HostBackupSettings {

@@ -15,7 +15,7 @@
 use std::sync::Arc;
 
 use backup_repository::{RepositoryIdentity, RepositoryPassword, initialise, repository_root};
-use bus_messages::kinds::{BackupChoice, ProjectRestoreInput};
+use bus_messages::kinds::BackupChoice;
 use bus_messages::{
     ApiError, Bucket, ErrorCode, Grant, ObjectStoreGrant, Operation, RepositoryGrant, SecretText,
 };
@@ -57,6 +57,9 @@ impl Repositories {
         until: Timestamp,
     ) -> Result<Option<Grant>, ApiError> {
         let project = project_of(op)?;
+        if self.can_do_without(op, project).await? {
+            return Ok(Some(Grant::default()));
+        }
         let place = self.database.project_place(project).await.map_err(from_database)?;
         let Some(bucket) = place.and_then(|place| place.backup_bucket_id) else { return Ok(None) };
         let Some(secret) = self.database.project_secret(project).await.map_err(from_database)? else {
@@ -72,6 +75,9 @@ impl Repositories {
     /// project, its secrets, its repository.
     pub(crate) async fn prepare(&self, op: &Operation, until: Timestamp) -> Result<Grant, ApiError> {
         let project = project_of(op)?;
+        if self.can_do_without(op, project).await? {
+            return Ok(Grant::default());
+        }
         let _lock = self.database.lock_project(project).await.map_err(from_database)?;
         let place = self.database.project_place(project).await.map_err(from_database)?;
         let place = place.ok_or_else(|| ApiError::not_found(format!("there is no project {project}")))?;
@@ -86,6 +92,15 @@ impl Repositories {
         };
         let secret = self.initialised(project, bucket).await?;
         self.grant(op, project, bucket, &secret, until).await
+    }
+
+    /// Whether the operation needs no repository, because the project has no backup: starting it makes none.
+    async fn can_do_without(&self, op: &Operation, project: ProjectId) -> Result<bool, ApiError> {
+        if op.kind.as_str() != "project-start" || wanted_backup(op)?.is_some() {
+            return Ok(false);
+        }
+        let newest = self.database.backup_place(project, None).await.map_err(from_database)?;
+        Ok(newest.is_none())
     }
 
     /// The bucket in use for the backups of a region, made where there is none.
@@ -235,17 +250,14 @@ impl Repositories {
         project: ProjectId,
         bound: BucketId,
     ) -> Result<(Option<BackupId>, Option<String>, BucketId), ApiError> {
-        if op.kind.as_str() != "project-restore" {
+        if !matches!(op.kind.as_str(), "project-restore" | "project-start") {
             let newest = self.database.backup_place(project, None).await.map_err(from_database)?;
             // A parent in another bucket is none.
             let parent = newest.filter(|place| place.bucket_id == bound).map(|place| place.backup_id);
             return Ok((parent, None, bound));
         }
-        let input: ProjectRestoreInput = serde_json::from_value(op.input.clone()).map_err(internal)?;
-        let wanted = match &input.backup_id {
-            BackupChoice::Latest => None,
-            BackupChoice::Id(id) => Some(id),
-        };
+        let wanted = wanted_backup(op)?;
+        let wanted = wanted.as_ref();
         let place = self.database.backup_place(project, wanted).await.map_err(from_database)?;
         let place = place.ok_or_else(|| no_such_backup(project, wanted))?;
         Ok((Some(place.backup_id), Some(place.tree), place.bucket_id))
@@ -260,6 +272,19 @@ impl Repositories {
         let opened = self.master_key.unwrap(owner, &secret.master_key_id, wrapped).map_err(internal)?;
         String::from_utf8(opened).map_err(internal)
     }
+}
+
+/// The backup that the input names; `None` for the newest.
+fn wanted_backup(op: &Operation) -> Result<Option<BackupId>, ApiError> {
+    #[derive(serde::Deserialize)]
+    struct Input {
+        backup_id: BackupChoice,
+    }
+    let input: Input = serde_json::from_value(op.input.clone()).map_err(internal)?;
+    Ok(match input.backup_id {
+        BackupChoice::Latest => None,
+        BackupChoice::Id(id) => Some(id),
+    })
 }
 
 /// What to say where a project has no such backup.

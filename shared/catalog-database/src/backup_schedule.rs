@@ -168,7 +168,8 @@ impl Database {
                 is_unsaved(project) AND (project.last_changed_generation <> 0 OR project.touched_at IS NOT NULL)
                     AS "changed!",
                 EXISTS (SELECT 1 FROM long_running_operations
-                    WHERE scope_type = 'project' AND scope_id = project.id AND kind = 'project-backup'
+                    WHERE scope_type = 'project'
+                        AND coalesce(scope_id, '00000000-0000-0000-0000-000000000000') = project.id AND kind = 'project-backup'
                         AND status IN ('queued', 'running')) AS "is_under_way!",
                 coalesce((host.memory_pressure > $2 OR host.io_pressure > $3)
                     AND host.load_seen > now() - interval '5 minutes', false) AS "host_is_busy!",

@@ -13,6 +13,7 @@ mod hosts;
 mod operations;
 mod outbox;
 mod project_secrets;
+mod project_states;
 mod projects;
 
 pub use accounts::AccountRights;

@@ -231,7 +231,8 @@ impl Database {
     ) -> Result<Vec<OperationId>, DatabaseError> {
         let ids = sqlx::query_scalar!(
             "SELECT id FROM long_running_operations
-             WHERE scope_type = 'project' AND scope_id = $1 AND status IN ('queued', 'running') ORDER BY id",
+             WHERE scope_type = 'project' AND coalesce(scope_id, '00000000-0000-0000-0000-000000000000') = $1
+                AND status IN ('queued', 'running') ORDER BY id",
             project.as_uuid()
         )
         .fetch_all(&self.pool)

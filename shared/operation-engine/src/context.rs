@@ -195,13 +195,23 @@ impl OperationContext {
     /// # Errors
     /// What the registry says, retryable or not; `Lost`, `Canceled` or `HandedBack` where the work is to stop.
     pub async fn repository(&self) -> Result<RepositoryGrant, OperationFailure> {
+        self.repository_if_any()
+            .await?
+            .ok_or_else(|| OperationFailure::retryable("no_repository", "the registry gave no repository"))
+    }
+
+    /// The same for a kind that can do without one: `None` where the project has no backup.
+    ///
+    /// # Errors
+    /// As for [`OperationContext::repository`].
+    pub async fn repository_if_any(&self) -> Result<Option<RepositoryGrant>, OperationFailure> {
         if let Some(repository) = self.grant().and_then(|grant| grant.repository.clone()) {
-            return Ok(repository);
+            return Ok(Some(repository));
         }
         self.unless_stopped(self.ask_for_repository()).await?
     }
 
-    async fn ask_for_repository(&self) -> Result<RepositoryGrant, OperationFailure> {
+    async fn ask_for_repository(&self) -> Result<Option<RepositoryGrant>, OperationFailure> {
         let subject = WorkSubject::new(self.caller, "repository").to_string();
         let lease = &self.attempt.lease;
         let request =
@@ -211,15 +221,7 @@ impl OperationContext {
             let reply =
                 self.bus.request(subject.clone(), &request, Encoding::MessagePack, REPOSITORY_TIMEOUT);
             let error = match reply.await {
-                Ok(RepositoryReply { grant: Grant { repository: Some(repository) } }) => {
-                    return Ok(repository);
-                }
-                Ok(_) => {
-                    return Err(OperationFailure::retryable(
-                        "no_repository",
-                        "the registry gave no repository",
-                    ));
-                }
+                Ok(RepositoryReply { grant: Grant { repository } }) => return Ok(repository),
                 Err(error) => error,
             };
             match error {

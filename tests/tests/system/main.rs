@@ -15,6 +15,7 @@ mod main_job;
 mod measures;
 mod operations;
 mod path_restore;
+mod project_start;
 mod restarts;
 mod wire_conformance;
 

@@ -2,9 +2,11 @@
 
 mod project_backup;
 mod project_restore;
+mod project_start;
 
 pub(crate) use project_backup::ProjectBackup;
 pub(crate) use project_restore::ProjectRestore;
+pub(crate) use project_start::{ProjectStart, ProjectStop};
 
 /// A result as the operation stores it.
 fn result_value<T: serde::Serialize>(

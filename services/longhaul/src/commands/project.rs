@@ -1,11 +1,13 @@
 //! `longhaul project`.
 
+use bus_messages::kinds::{BackupChoice, ProjectStartInput, ProjectStopInput};
 use bus_messages::{
     BackupPolicy, CreateProject, Nothing, Project, ProjectList, ProjectReply, ProjectStatus, UpdateProject,
 };
 use clap::Subcommand;
 use domain_model::{AccountId, HostId, ProjectId, Scope};
 
+use super::watch::create_and_watch;
 use crate::UsageError;
 use crate::api::Api;
 use crate::connection::Connection;
@@ -60,6 +62,25 @@ enum Action {
         #[arg(long, value_name = "JSON", value_parser = read_policy)]
         backup_policy: Option<BackupPolicy>,
     },
+    /// Start it on its host, after restoring its files where the host has none; and watch that.
+    Start {
+        /// Its id.
+        project: ProjectId,
+        /// What to restore where the host has no files of it.
+        #[arg(long, value_name = "ID|latest", default_value = "latest")]
+        backup: BackupChoice,
+        /// Print the operation and do not wait for its end.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Stop it, and watch that.
+    Stop {
+        /// Its id.
+        project: ProjectId,
+        /// Print the operation and do not wait for its end.
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Say that it was edited, so that it is backed up though its host saw no change.
     Touch {
         /// Its id.
@@ -96,6 +117,16 @@ pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<
             let update = UpdateProject { title, backup_policy };
             let reply: ProjectReply = api.call(Scope::Project(project), "project", "update", &update).await?;
             output.one(&reply.project, &fields(&reply.project))
+        }
+        Action::Start { project, backup, no_wait } => {
+            let input = serde_json::to_value(ProjectStartInput { backup_id: backup })?;
+            create_and_watch(&api, Scope::Project(project), "project-start", input, None, no_wait, output)
+                .await
+        }
+        Action::Stop { project, no_wait } => {
+            let input = serde_json::to_value(ProjectStopInput {})?;
+            create_and_watch(&api, Scope::Project(project), "project-stop", input, None, no_wait, output)
+                .await
         }
         Action::Touch { project } => {
             let reply: ProjectReply =

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bus_client::{IncomingRequest, Reply};
-use bus_messages::kinds::{self, BackupChoice, KindDefinition, ProjectRestoreInput, RoutingRule};
+use bus_messages::kinds::{
+    self, BackupChoice, KindDefinition, ProjectRestoreInput, ProjectStartInput, RoutingRule,
+};
 use bus_messages::{
     ApiError, CreateOperation, CreatedOperation, ErrorCode, EventList, GetOperation, ListEvents,
     ListOperations, Operation, OperationList, OperationReply, ProgressEvent, RetryOperation, WaitOperation,
@@ -224,17 +226,28 @@ pub(crate) async fn routing_of(
     }
 }
 
-/// A restore names a backup that there is.
+/// A restore names a backup that there is, and so does a start that names one.
 async fn check_backup(
     registry: &Registry,
     kind: &KindDefinition,
     scope: Scope,
     input: &Value,
 ) -> Result<(), ApiError> {
-    let (Scope::Project(project), "project-restore") = (scope, kind.name) else { return Ok(()) };
-    let input: ProjectRestoreInput =
-        serde_json::from_value(input.clone()).map_err(ApiError::invalid_argument)?;
-    let wanted = match &input.backup_id {
+    let Scope::Project(project) = scope else { return Ok(()) };
+    let read = |error| ApiError::invalid_argument(error);
+    let choice = match kind.name {
+        "project-restore" => {
+            serde_json::from_value::<ProjectRestoreInput>(input.clone()).map_err(read)?.backup_id
+        }
+        "project-start" => {
+            match serde_json::from_value::<ProjectStartInput>(input.clone()).map_err(read)?.backup_id {
+                BackupChoice::Latest => return Ok(()),
+                choice => choice,
+            }
+        }
+        _ => return Ok(()),
+    };
+    let wanted = match &choice {
         BackupChoice::Latest => None,
         BackupChoice::Id(id) => Some(id),
     };

@@ -2,6 +2,8 @@
 
 mod project_backup;
 mod project_restore;
+mod project_start;
+mod project_stop;
 mod test_sleep;
 
 use domain_model::{HostId, OperationKind, Phase, ScopeType};
@@ -12,6 +14,8 @@ use serde_json::Value;
 
 pub use project_backup::{ProjectBackupInput, ProjectBackupResult, SourceKind};
 pub use project_restore::{BackupChoice, Conflict, ProjectRestoreInput, ProjectRestoreResult};
+pub use project_start::{ProjectStartInput, ProjectStartResult};
+pub use project_stop::{ProjectStopInput, ProjectStopResult};
 pub use test_sleep::{TestSleepInput, TestSleepResult};
 
 use crate::ApiError;
@@ -68,12 +72,17 @@ impl KindDefinition {
 }
 
 /// Every kind there is.
-pub const ALL: [&KindDefinition; 3] =
-    [&project_backup::DEFINITION, &project_restore::DEFINITION, &test_sleep::DEFINITION];
+pub const ALL: &[&KindDefinition] = &[
+    &project_backup::DEFINITION,
+    &project_restore::DEFINITION,
+    &project_start::DEFINITION,
+    &project_stop::DEFINITION,
+    &test_sleep::DEFINITION,
+];
 
 /// The kind with this name.
 pub fn find(kind: &OperationKind) -> Option<&'static KindDefinition> {
-    ALL.into_iter().find(|definition| definition.name == kind.as_str())
+    ALL.iter().copied().find(|definition| definition.name == kind.as_str())
 }
 
 /// The kind with this name, for the service that does it.
@@ -81,7 +90,7 @@ pub fn find(kind: &OperationKind) -> Option<&'static KindDefinition> {
 /// # Panics
 /// Where there is no such kind: a mistake of whoever wrote the name.
 pub fn named(name: &str) -> &'static KindDefinition {
-    let found = ALL.into_iter().find(|definition| definition.name == name);
+    let found = ALL.iter().copied().find(|definition| definition.name == name);
     found.expect("a service names kinds that there are")
 }
 

@@ -15,6 +15,7 @@ mod sweep;
 mod transition;
 
 pub(crate) use create::insert;
+pub(crate) use row::OperationRow;
 
 pub use cancel::CancelOutcome;
 pub use claim::{Caps, ClaimWanted, KindWanted, LeasedOperation};
