@@ -89,21 +89,17 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
             requests: ObjectStoreRequests::register(&runtime.metrics),
         },
     });
-    let runtime_commands = settings.runtime;
-    let timeout = Duration::from_secs(runtime_commands.timeout_s);
-    let command = |words: &[String]| RuntimeCommand::new(words, timeout);
+    let timeout = Duration::from_secs(settings.runtime.timeout_s);
+    let command = RuntimeCommand::new(settings.runtime.command, timeout);
     let worker_id = format!("host-backup/{}/{}", settings.host.id, std::process::id());
     let worker = Worker::new(bus.clone(), caller, worker_id)
         .handler(Arc::new(ProjectBackup { host: Arc::clone(&host) }), settings.jobs.backups)
         .handler(Arc::new(ProjectRestore { host: Arc::clone(&host) }), settings.jobs.restores)
         .handler(
-            Arc::new(ProjectStart { host: Arc::clone(&host), command: command(&runtime_commands.start) }),
+            Arc::new(ProjectStart { host: Arc::clone(&host), command: command.clone() }),
             settings.jobs.starts,
         )
-        .handler(
-            Arc::new(ProjectStop { host, command: command(&runtime_commands.stop) }),
-            settings.jobs.starts,
-        );
+        .handler(Arc::new(ProjectStop { host, command }), settings.jobs.starts);
     let watching = tokio::spawn({
         let bus = bus.clone();
         async move {

@@ -1,4 +1,4 @@
-//! The commands that start and stop projects, which this host's settings name.
+//! The command that starts and stops projects, which this host's settings name.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -16,31 +16,30 @@ const MOST_OF_A_LINE: usize = 500;
 /// How long a command that is told to end (SIGTERM) has before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// A program with its arguments. It is told of the project by `LONGHAUL_PROJECT_ID`, `LONGHAUL_PROJECT_DIR` and
+/// A program, run with `start` or `stop`. It is told of the project by `LONGHAUL_PROJECT_ID`, `LONGHAUL_PROJECT_DIR` and
 /// `LONGHAUL_PERSIST_DIR`; what it writes are events of the operation; its exit status is the outcome. It may be run
 /// again after it was interrupted.
 #[derive(Debug, Clone)]
 pub(crate) struct RuntimeCommand {
     program: String,
-    arguments: Vec<String>,
     timeout: Duration,
 }
 
 impl RuntimeCommand {
     /// `None` where there is no program.
-    pub(crate) fn new(words: &[String], timeout: Duration) -> Option<Self> {
-        let (program, arguments) = words.split_first()?;
-        Some(Self { program: program.clone(), arguments: arguments.to_vec(), timeout })
+    pub(crate) fn new(program: String, timeout: Duration) -> Option<Self> {
+        (!program.is_empty()).then_some(Self { program, timeout })
     }
 
     pub(crate) async fn run(
         &self,
+        verb: &str,
         operation: &OperationContext,
         project: ProjectId,
         root: &HostRoot,
     ) -> Result<(), OperationFailure> {
         let mut child = Command::new(&self.program)
-            .args(&self.arguments)
+            .arg(verb)
             .env("LONGHAUL_PROJECT_ID", project.to_string())
             .env("LONGHAUL_PROJECT_DIR", root.project_dir(project.as_uuid()))
             .env("LONGHAUL_PERSIST_DIR", root.persist_dir(project.as_uuid()))

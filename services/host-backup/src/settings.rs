@@ -56,11 +56,9 @@ pub struct JobSettings {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuntimeSettings {
-    /// The program that starts a project, with its arguments; none where empty.
-    pub start: Vec<String>,
-    /// The program that stops a project, with its arguments; none where empty.
-    pub stop: Vec<String>,
-    /// Seconds that each of them has.
+    /// The program that starts and stops a project; none where empty.
+    pub command: String,
+    /// Seconds that it has.
     pub timeout_s: u64,
 }
 

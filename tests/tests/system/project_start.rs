@@ -25,11 +25,8 @@ async fn start() -> (TestSystem, Client, PathBuf) {
     .unwrap();
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::write(folder.join("runs"), "").unwrap();
-    let command = |verb: &str| json!([script, verb]).to_string();
-    let environment = vec![
-        ("LONGHAUL_HOST_BACKUP__RUNTIME__START".to_owned(), command("start")),
-        ("LONGHAUL_HOST_BACKUP__RUNTIME__STOP".to_owned(), command("stop")),
-    ];
+    let command = script.to_str().unwrap().to_owned();
+    let environment = vec![("LONGHAUL_HOST_BACKUP__RUNTIME__COMMAND".to_owned(), command)];
     let options = SystemOptions { environment, faults: true, ..SystemOptions::default() };
     let system = TestSystem::start(options).await.unwrap();
     let client = system.operator().await;
@@ -60,13 +57,13 @@ async fn a_project_is_restored_where_its_files_are_missing_and_then_started() {
     // One with files is left as it is.
     let project = client.create_project_with_files(&system, 5).await;
     let files = system.project_files(0, &project);
-    let backup = client.done(&project, "project-backup", json!({})).await;
+    client.done(&project, "project-backup", json!({})).await;
     std::fs::write(files.join("after the backup"), "kept").unwrap();
     let started = client.done(&project, "project-start", json!({})).await;
     assert_eq!(started["restored"], Value::Null);
     assert!(files.join("after the backup").exists());
-    std::fs::remove_file(files.join("after the backup")).unwrap();
     client.done(&project, "project-stop", json!({})).await;
+    let backup = client.done(&project, "project-backup", json!({})).await;
 
     // Without its files, and with an empty directory in their place, it comes back.
     for empty in [false, true] {

@@ -77,7 +77,7 @@ impl ProjectStart {
         self.host.volumes(move |root| root.ensure_volume(project_uuid)).await?;
         if let Some(command) = &self.command {
             operation.progress("command", "starting the project", None);
-            command.run(operation, project, &self.host.root).await?;
+            command.run("start", operation, project, &self.host.root).await?;
             result.command_run = true;
         }
         result.duration_s = began.elapsed().as_secs_f64();
@@ -97,7 +97,7 @@ impl OperationHandler for ProjectStop {
         let _input: ProjectStopInput = operation.input()?;
         if let Some(command) = &self.command {
             operation.progress("command", "stopping the project", None);
-            command.run(operation, project, &self.host.root).await?;
+            command.run("stop", operation, project, &self.host.root).await?;
         }
         result_value(ProjectStopResult {
             command_run: self.command.is_some(),
