@@ -7,14 +7,16 @@ use bus_messages::EventLevel;
 use domain_model::ProjectId;
 use operation_engine::{OperationContext, OperationFailure};
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 use volumes::HostRoot;
 
-/// What a command writes is told line by line, so long a line.
-const MOST_OF_A_LINE: usize = 500;
+/// What a command writes is told line by line, so many bytes a line.
+const MOST_OF_A_LINE: u64 = 500;
 /// How long a command that is told to end (SIGTERM) has before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long its output is read after its end, where something that it has started still holds it open.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A program, run with `start` or `stop`. It is told of the project by `LONGHAUL_PROJECT_ID`, `LONGHAUL_PROJECT_DIR` and
 /// `LONGHAUL_PERSIST_DIR`; what it writes are events of the operation; its exit status is the outcome. It may be run
@@ -61,7 +63,7 @@ impl RuntimeCommand {
             let mut still_told = true;
             let deadline = tokio::time::Instant::now() + self.timeout;
             let canceled = operation.cancellation();
-            loop {
+            let ended = loop {
                 tokio::select! {
                     status = child.wait() => break status.map_err(|error| {
                         OperationFailure::retryable("command", format!("{}: {error}", self.program))
@@ -75,7 +77,12 @@ impl RuntimeCommand {
                         operation.check().err().unwrap_or(OperationFailure::Canceled)
                     ),
                 }
+            };
+            if still_told {
+                // Its last words.
+                let _ = tokio::time::timeout(LAST_WORDS, told).await;
             }
+            ended
         };
         match ended {
             Ok(status) if status.success() => Ok(()),
@@ -94,10 +101,15 @@ impl RuntimeCommand {
 /// Every line as an event.
 async fn tell(operation: &OperationContext, from: Option<impl AsyncRead + Unpin>, level: EventLevel) {
     let Some(from) = from else { return };
-    let mut lines = BufReader::new(from).lines();
-    while let Ok(Some(mut line)) = lines.next_line().await {
-        line.truncate(line.floor_char_boundary(MOST_OF_A_LINE));
-        operation.event(level, "command", line, None);
+    let mut reader = BufReader::new(from);
+    let mut line = Vec::new();
+    // Longer lines are told in parts; and whatever they hold, they are read, or the command would wait for ever.
+    while let Ok(1..) = (&mut reader).take(MOST_OF_A_LINE).read_until(b'\n', &mut line).await {
+        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        if !text.is_empty() {
+            operation.event(level, "command", text, None);
+        }
+        line.clear();
     }
 }
 
