@@ -11,6 +11,7 @@ mod creation_limit;
 mod errors;
 mod gathering;
 mod metrics;
+mod nul;
 mod registry;
 mod repositories;
 mod reveal_password;

@@ -18,11 +18,11 @@ use catalog_database::{
 };
 use domain_model::{OperationId, Routing};
 use futures::future::join_all;
-use serde_json::Value;
 use uuid::Uuid;
 
 use crate::api::operations::{input_hash, routing_of};
 use crate::errors::{chain, from_database};
+use crate::nul::{replace_nul, replace_nul_in};
 use crate::registry::Registry;
 
 /// A worker may hold so many operations, and ask for so many at once.
@@ -143,28 +143,6 @@ async fn as_much_as_fits(
         }
     }
     Ok(fitting)
-}
-
-/// The database keeps no NUL in texts. One in a report is no reason to lose the report, nor those beside it.
-fn replace_nul_in(text: &mut String) {
-    if text.contains('\0') {
-        *text = text.replace('\0', "\u{fffd}");
-    }
-}
-
-fn replace_nul(value: &mut Value) {
-    match value {
-        Value::String(text) => replace_nul_in(text),
-        Value::Array(values) => values.iter_mut().for_each(replace_nul),
-        Value::Object(fields) => {
-            if fields.keys().any(|key| key.contains('\0')) {
-                let renamed = std::mem::take(fields).into_iter();
-                *fields = renamed.map(|(key, value)| (key.replace('\0', "\u{fffd}"), value)).collect();
-            }
-            fields.values_mut().for_each(replace_nul);
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
 }
 
 fn fence_of(progress: &OperationProgress) -> LeaseFence {

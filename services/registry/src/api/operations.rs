@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use super::{Caller, page_size, subject};
 use crate::errors::from_database;
+use crate::nul::has_nul;
 use crate::registry::Registry;
 use crate::repositories::no_such_backup;
 
@@ -166,15 +167,6 @@ fn check(create: &CreateOperation) -> Result<(), ApiError> {
         ));
     }
     Ok(())
-}
-
-fn has_nul(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.contains('\0'),
-        Value::Array(values) => values.iter().any(has_nul),
-        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
-    }
 }
 
 /// SHA-256 of an input with every default filled in.
