@@ -14,6 +14,8 @@ pub struct HostBackupSettings {
     pub host: HostSettings,
     /// How much at the same time.
     pub jobs: JobSettings,
+    /// Looking into backups.
+    pub browse: BrowseSettings,
     /// `/metrics` and `/healthz`.
     pub http: HttpSettings,
     /// Logs.
@@ -42,7 +44,19 @@ pub struct JobSettings {
     pub backups: u32,
     /// Restores at the same time.
     pub restores: u32,
+    /// Prunes at the same time.
+    pub prunes: u32,
     /// Bytes of memory that one job may use.
+    pub memory_bytes: u64,
+}
+
+/// Looking into backups.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrowseSettings {
+    /// Repositories that are kept open at the same time, each in a process of its own.
+    pub repositories: usize,
+    /// Bytes of memory that each of them may use.
     pub memory_bytes: u64,
 }
 

@@ -5,6 +5,7 @@ use bus_messages::Operation;
 use catalog_database::{Caps, Database, Ended, FinishOutcome, Finished, NewOperation};
 use domain_model::{OperationKind, Routing};
 
+use crate::browsing::SilentHosts;
 use crate::creation_limit::CreationLimit;
 use crate::errors::chain;
 use crate::gathering::Gathering;
@@ -24,6 +25,7 @@ pub(crate) struct Registry {
     pub creations: Gathering<NewOperation, Option<Operation>>,
     pub finishes: Gathering<Finished, FinishOutcome>,
     pub settings: OperationSettings,
+    pub silent_hosts: SilentHosts,
     pub creation_limit: CreationLimit,
     /// Of the stream.
     pub replicas: u8,

@@ -13,6 +13,7 @@ mod operations;
 mod outbox;
 mod project_secrets;
 mod projects;
+mod retention;
 
 pub use accounts::AccountRights;
 pub use backups::BackupPlace;
@@ -26,3 +27,4 @@ pub use operations::{
 pub use outbox::{OutboxEntry, OutboxEvent, ToTell};
 pub use project_secrets::ProjectSecret;
 pub use projects::{NewProject, ProjectLock, ProjectPlace};
+pub use retention::{DeletionMark, RetentionRound};

@@ -5,6 +5,7 @@
 mod adding_a_kind;
 mod authorization;
 mod bad_input;
+mod browsing;
 mod buckets;
 mod clients;
 mod cluster;
@@ -15,6 +16,7 @@ mod measures;
 mod operations;
 mod path_restore;
 mod restarts;
+mod retention;
 mod wire_conformance;
 
 use test_harness::{InUse, SharedSystem, SystemOptions};

@@ -2,9 +2,11 @@
 
 mod project_backup;
 mod project_restore;
+mod repo_prune;
 
 pub(crate) use project_backup::ProjectBackup;
 pub(crate) use project_restore::ProjectRestore;
+pub(crate) use repo_prune::RepoPrune;
 
 /// A result as the operation stores it.
 fn result_value<T: serde::Serialize>(

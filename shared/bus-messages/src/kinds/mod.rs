@@ -2,6 +2,7 @@
 
 mod project_backup;
 mod project_restore;
+mod repo_prune;
 mod test_sleep;
 
 use domain_model::{HostId, OperationKind, Phase, ScopeType};
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 pub use project_backup::{ProjectBackupInput, ProjectBackupResult, SourceKind};
 pub use project_restore::{BackupChoice, Conflict, ProjectRestoreInput, ProjectRestoreResult};
+pub use repo_prune::{RepoPruneInput, RepoPruneResult};
 pub use test_sleep::{TestSleepInput, TestSleepResult};
 
 use crate::ApiError;
@@ -68,8 +70,12 @@ impl KindDefinition {
 }
 
 /// Every kind there is.
-pub const ALL: [&KindDefinition; 3] =
-    [&project_backup::DEFINITION, &project_restore::DEFINITION, &test_sleep::DEFINITION];
+pub const ALL: [&KindDefinition; 4] = [
+    &project_backup::DEFINITION,
+    &project_restore::DEFINITION,
+    &repo_prune::DEFINITION,
+    &test_sleep::DEFINITION,
+];
 
 /// The kind with this name.
 pub fn find(kind: &OperationKind) -> Option<&'static KindDefinition> {
