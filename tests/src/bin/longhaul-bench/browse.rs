@@ -32,9 +32,10 @@ pub(crate) async fn measure(options: Options) -> anyhow::Result<Figures> {
     let mut figures = Figures::default();
     for _ in 0..options.common.runs {
         // A new process, and no file of the cache.
+        measured.system.hold_restarts();
         let old = measured.system.kill_nine(Server::HostBackup(0));
-        measured.system.gone(Server::HostBackup(0), old).await;
         trees::remove(&measured.system.data_directory().join("cache/host-0"))?;
+        measured.system.allow_restarts();
         measured.system.restarted(Server::HostBackup(0), old).await;
         let (cold, entries) = look(&measured, &project, &backup, "project").await?;
         figures.add("browse.ls.cold", cold, "ms");
