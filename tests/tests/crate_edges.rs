@@ -16,6 +16,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("operation-engine", &["bus-client", "bus-messages", "bus-subjects", "domain-model"]),
     ("object-storage", &[]),
     ("backup-repository", &["object-storage"]),
+    (
+        "backup-browsing",
+        &[
+            "backup-repository",
+            "bus-client",
+            "bus-messages",
+            "bus-subjects",
+            "domain-model",
+            "object-storage",
+        ],
+    ),
     ("volumes", &["domain-model"]),
     ("service-runtime", &[]),
     ("server-processes", &[]),
@@ -35,12 +46,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "host-backup",
         &[
+            "backup-browsing",
             "backup-repository",
             "bus-client",
             "bus-messages",
             "bus-subjects",
             "domain-model",
-            "object-storage",
             "operation-engine",
             "service-runtime",
             "volumes",
@@ -49,6 +60,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "scheduler",
         &[
+            "backup-browsing",
+            "backup-repository",
             "bus-client",
             "bus-messages",
             "bus-subjects",

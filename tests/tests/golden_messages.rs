@@ -13,7 +13,8 @@ use std::path::PathBuf;
 
 use bus_messages::kinds::{
     ProjectBackupInput, ProjectBackupResult, ProjectRestoreInput, ProjectRestoreResult, ProjectStartInput,
-    ProjectStartResult, ProjectStopInput, ProjectStopResult, TestSleepInput, TestSleepResult,
+    ProjectStartResult, ProjectStopInput, ProjectStopResult, RepoPruneInput, RepoPruneResult, TestSleepInput,
+    TestSleepResult,
 };
 use bus_messages::*;
 use serde::Serialize;
@@ -114,6 +115,37 @@ fn every_message_reads_and_writes_as_its_fixture() {
         &format!(r#"{{"events":[{event},{last}],"state":{operation}}}"#),
     );
     f.check::<ErrorBody>("error", r#"{"error":{"code":"dedupe_mismatch","status":409,"message":"m","retryable":false,"details":{"op_id":"<id>"}}}"#);
+    f.check::<ListDirectory>(
+        "backup-ls-request",
+        r#"{"backup_id":"<hex>","path":"project/src","depth":2,"limit":100,"cursor":"c3Jj"}"#,
+    );
+    f.check::<DirectoryListing>("backup-ls-reply", r#"{"entries":[{"name":"main.rs","kind":"file","size_bytes":13,"mtime":"<moment>","mode":420}],"next_cursor":"bWFpbi5ycw"}"#);
+    f.check::<FindPaths>(
+        "backup-find-request",
+        r#"{"glob":"**/*.rs","backup_id":"<hex>","limit":100,"cursor":"<moment>/<hex>/bWFpbi5ycw"}"#,
+    );
+    f.check::<FoundPaths>("backup-find-reply", r#"{"matches":[{"backup_id":"<hex>","path":"project/src/main.rs","size_bytes":13,"mtime":"<moment>"}],"next_cursor":null}"#);
+    let access = grant.trim_start_matches(r#"{"repository":"#).strip_suffix('}').unwrap();
+    f.check::<BrowseRequest>(
+        "browse-list-request",
+        &format!(r#"{{"grant":{access},"query":{{"list":{{"backup_id":"<hex>","path":"project/src","depth":1,"limit":200,"after":null}}}}}}"#),
+    );
+    f.check::<BrowseRequest>(
+        "browse-find-request",
+        &format!(r#"{{"grant":{access},"query":{{"find":{{"glob":"**/*.rs","backups":["<hex>"],"limit":200,"after":"c3Jj"}}}}}}"#),
+    );
+    f.check::<BrowseReply>("browse-list-reply", r#"{"listed":{"entries":[{"name":"src","kind":"dir","size_bytes":0,"mtime":"<moment>","mode":493}],"next_cursor":null}}"#);
+    f.check::<BrowseReply>("browse-find-reply", r#"{"found":{"matches":[{"backup_id":"<hex>","path":"project/src","size_bytes":0,"mtime":"<moment>"}],"stopped":["<hex>","c3Jj"]}}"#);
+    f.check::<RetentionRequest>(
+        "work-retention-request",
+        r#"{"op_id":"<id>","attempt":1,"lease_id":"<other>","gone":["<hex>"]}"#,
+    );
+    f.check::<RetentionReply>(
+        "work-retention-reply",
+        r#"{"keep":["<hex>"],"forget":["<hex>"],"spare":["<hex>"],"unfinished":["<id>"],"grace_s":4000.5}"#,
+    );
+    f.check::<RepoPruneInput>("repo-prune-input", "{}");
+    f.check::<RepoPruneResult>("repo-prune-result", r#"{"forgotten":2,"orphans":1,"bytes_before":300,"bytes_after":100,"bytes_freed":200,"bytes_waiting":0,"requests":12,"duration_s":1.5}"#);
     f.check::<CreateProject>(
         "project-create-request",
         r#"{"title":"Linear algebra","host_id":"<id>","account_id":"<other>","region":"weur"}"#,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use backup_browsing::Browsing;
 use backup_repository::{CacheSettings, JobProcesses};
 use bus_client::{Bus, ConnectSettings, Credentials};
 use bus_messages::{Encoding, FinishError, FinishReply, FinishRequest, Outcome};
@@ -25,12 +26,12 @@ use service_runtime::{Runtime, Shutdown};
 use volumes::HostRoot;
 
 use crate::host::Host;
-use crate::kinds::{ProjectBackup, ProjectRestore, ProjectStart, ProjectStop};
+use crate::kinds::{ProjectBackup, ProjectRestore, ProjectStart, ProjectStop, RepoPrune};
 use crate::repository_job::{JobRunner, ObjectStoreRequests};
 use crate::runtime_command::RuntimeCommand;
 
 pub use job_records::{JobRecord, JobRecords, JobState};
-pub use settings::HostBackupSettings;
+pub use settings::{BrowseSettings, HostBackupSettings};
 
 /// The committed defaults, commented.
 pub const DEFAULT_SETTINGS: &str = include_str!("../host-backup.default.toml");
@@ -63,11 +64,22 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
     .with_context(|| format!("connect to NATS as {}", settings.nats.user))?;
     let caller = Routing::Host(settings.host.id);
     tell_interrupted(&bus, caller, interrupted).await;
-    // No endpoints: it works for others, and `nats micro ls` shows that it is there.
     let description = format!("Backs up and restores the projects of the host {}", settings.host.id);
     let metadata = BTreeMap::from([("host_id".to_owned(), settings.host.id.to_string())]);
-    let service =
-        bus.service("host-backup", env!("CARGO_PKG_VERSION"), &description, metadata).start().await?;
+    let program = std::env::current_exe().context("find this program")?;
+    let cache = CacheSettings { directory: settings.host.cache, limit_bytes: settings.host.cache_bytes };
+    let browsing = Browsing::new(
+        &program,
+        [JOB_ARGUMENT],
+        settings.browse.repositories,
+        cache.clone(),
+        settings.browse.memory_bytes,
+    );
+    let service = bus
+        .service("host-backup", env!("CARGO_PKG_VERSION"), &description, metadata)
+        .endpoint(backup_browsing::endpoint(caller), move |request| browsing.clone().answer(request))
+        .start()
+        .await?;
 
     let freshness = tokio::spawn(freshness::run(
         bus.clone(),
@@ -80,11 +92,8 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
         root,
         records,
         runner: JobRunner {
-            processes: JobProcesses::new(
-                std::env::current_exe().context("find this program")?,
-                [JOB_ARGUMENT],
-            ),
-            cache: CacheSettings { directory: settings.host.cache, limit_bytes: settings.host.cache_bytes },
+            processes: JobProcesses::new(program, [JOB_ARGUMENT]),
+            cache,
             memory_bytes: settings.jobs.memory_bytes,
             requests: ObjectStoreRequests::register(&runtime.metrics),
         },
@@ -99,7 +108,8 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
             Arc::new(ProjectStart { host: Arc::clone(&host), command: command.clone() }),
             settings.jobs.starts,
         )
-        .handler(Arc::new(ProjectStop { host, command }), settings.jobs.starts);
+        .handler(Arc::new(ProjectStop { host: Arc::clone(&host), command }), settings.jobs.starts)
+        .handler(Arc::new(RepoPrune { host }), settings.jobs.prunes);
     let watching = tokio::spawn({
         let bus = bus.clone();
         async move {

@@ -16,6 +16,8 @@ pub struct HostBackupSettings {
     pub jobs: JobSettings,
     /// How projects are started and stopped.
     pub runtime: RuntimeSettings,
+    /// Looking into backups.
+    pub browse: BrowseSettings,
     /// `/metrics` and `/healthz`.
     pub http: HttpSettings,
     /// Logs.
@@ -48,6 +50,8 @@ pub struct JobSettings {
     pub restores: u32,
     /// Starts at the same time, and stops.
     pub starts: u32,
+    /// Prunes at the same time.
+    pub prunes: u32,
     /// Bytes of memory that one job may use.
     pub memory_bytes: u64,
 }
@@ -60,6 +64,16 @@ pub struct RuntimeSettings {
     pub command: String,
     /// Seconds that it has.
     pub timeout_s: u64,
+}
+
+/// Looking into backups.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrowseSettings {
+    /// Repositories that are kept open at the same time, each in a process of its own.
+    pub repositories: usize,
+    /// Bytes of memory that each of them may use.
+    pub memory_bytes: u64,
 }
 
 impl ServiceSettings for HostBackupSettings {

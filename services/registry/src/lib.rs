@@ -7,6 +7,7 @@
 mod api;
 mod authorization;
 mod backup_schedule;
+mod browsing;
 mod creation_limit;
 mod errors;
 mod gathering;
@@ -32,6 +33,7 @@ use service_runtime::{NatsSettings, Runtime, Shutdown};
 use tokio_util::sync::CancellationToken;
 
 use crate::authorization::Authorization;
+use crate::browsing::SilentHosts;
 use crate::creation_limit::CreationLimit;
 use crate::gathering::Gathering;
 use crate::metrics::RegistryMetrics;
@@ -92,6 +94,7 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
         creation_limit: CreationLimit::new(&operations.creation),
         settings: operations,
         backups: settings.backups,
+        silent_hosts: SilentHosts::default(),
         replicas: settings.stream.replicas,
         metrics,
     });

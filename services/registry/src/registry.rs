@@ -5,6 +5,7 @@ use bus_messages::{BackupPolicy, Operation};
 use catalog_database::{Caps, Database, Ended, FinishOutcome, Finished, NewOperation};
 use domain_model::{OperationKind, Routing};
 
+use crate::browsing::SilentHosts;
 use crate::creation_limit::CreationLimit;
 use crate::errors::chain;
 use crate::gathering::Gathering;
@@ -26,6 +27,7 @@ pub(crate) struct Registry {
     pub settings: OperationSettings,
     /// How projects are backed up where neither they nor their accounts say otherwise.
     pub backups: BackupPolicy,
+    pub silent_hosts: SilentHosts,
     pub creation_limit: CreationLimit,
     /// Of the stream.
     pub replicas: u8,

@@ -28,6 +28,9 @@ use crate::errors::{chain, from_database, from_object_storage, from_repository};
 use crate::secrets::MasterKey;
 use crate::settings::ObjectStoreSettings;
 
+/// Who looks into a backup asks for each look.
+const TIME_TO_LOOK: time::Duration = time::Duration::minutes(1);
+
 const PURPOSE: &str = "backups";
 /// So many buckets of a region may turn out to be elsewhere before somebody has to look.
 const MOST_MISMATCHES: i64 = 3;
@@ -220,6 +223,19 @@ impl Repositories {
         until: Timestamp,
     ) -> Result<Grant, ApiError> {
         let (backup, tree, bucket) = self.backup_of(op, project, bucket).await?;
+        let repository = self.repository_grant(project, bucket, secret, until, backup, tree).await?;
+        Ok(Grant { repository: Some(repository) })
+    }
+
+    async fn repository_grant(
+        &self,
+        project: ProjectId,
+        bucket: BucketId,
+        secret: &ProjectSecret,
+        until: Timestamp,
+        backup: Option<BackupId>,
+        tree: Option<String>,
+    ) -> Result<RepositoryGrant, ApiError> {
         let bucket = self.known_bucket(bucket).await?;
         if bucket.status == "mismatch" || bucket.status == "disabled" {
             return Err(ApiError::new(
@@ -229,7 +245,7 @@ impl Repositories {
         }
         let wrapped = secret.wrapped_repository_key.as_deref().unwrap_or_default();
         let key = self.unwrap(&project.to_string(), secret, wrapped)?;
-        let repository = RepositoryGrant {
+        Ok(RepositoryGrant {
             project_id: project,
             repository_id: secret.repository_id,
             object_store: object_store_grant(&self.settings.connection),
@@ -239,8 +255,23 @@ impl Repositories {
             backup,
             tree,
             expires_at: until,
-        };
-        Ok(Grant { repository: Some(repository) })
+        })
+    }
+
+    /// The way into the repository of a project for somebody who looks into this backup, for a minute.
+    pub(crate) async fn grant_to_look(
+        &self,
+        project: ProjectId,
+        backup: &BackupId,
+    ) -> Result<RepositoryGrant, ApiError> {
+        let place = self.database.backup_place(project, Some(backup)).await.map_err(from_database)?;
+        let place = place.ok_or_else(|| no_such_backup(project, Some(backup)))?;
+        let secret = self.database.project_secret(project).await.map_err(from_database)?;
+        let secret = secret.filter(|secret| secret.wrapped_repository_key.is_some()).ok_or_else(|| {
+            ApiError::new(ErrorCode::FailedPrecondition, "the project has no repository that is whole")
+        })?;
+        let until = Timestamp::from_date_time(time::OffsetDateTime::now_utc() + TIME_TO_LOOK);
+        self.repository_grant(project, place.bucket_id, &secret, until, None, None).await
     }
 
     /// Which backup an operation is about: the one to compare with, or the one to restore, and where that is.

@@ -10,13 +10,13 @@ use bus_messages::kinds;
 use bus_messages::{
     ApiError, ChildOperation, ClaimReply, ClaimRequest, ErrorCode, FinishReply, FinishRequest, Grant, Lease,
     Operation, OperationProgress, OperationProgressReply, Outcome, ProgressReply, ProgressRequest,
-    RepositoryReply, RepositoryRequest,
+    RepositoryReply, RepositoryRequest, RetentionReply, RetentionRequest,
 };
 use bus_subjects::{OperationSubject, WorkSubject};
 use catalog_database::{
     ClaimWanted, FinishOutcome, Finished, Heartbeat, KindWanted, LeaseFence, LeasedOperation,
 };
-use domain_model::{OperationId, Routing};
+use domain_model::{OperationId, Routing, Scope};
 use futures::future::join_all;
 use uuid::Uuid;
 
@@ -35,6 +35,8 @@ const MOST_RESULT_BYTES: usize = 24 * 1024;
 /// The leases of one answer, in bytes as JSON: a message has at most 1 MiB, and what an answer cannot carry would be
 /// nobody's until its lease is over.
 const MOST_LEASE_BYTES: usize = 600 * 1024;
+/// The registry names no more than a thousand at a time.
+const MOST_GONE: usize = 1000;
 const MOST_EVENT_BYTES: usize = 60 * 1024;
 /// Telling the stream may take so long before the heartbeat is answered without it.
 const PATIENCE_WITH_THE_STREAM: Duration = Duration::from_secs(2);
@@ -378,4 +380,38 @@ pub(crate) async fn repository(registry: Arc<Registry>, request: IncomingRequest
     let until = op.lease_until.unwrap_or(op.updated_at);
     let grant = registry.repositories.prepare(&op, until).await?;
     Ok(request.reply(&RepositoryReply { grant }))
+}
+
+/// What a prune is to forget. The worker asks before it deletes, and again with what is gone, until there is no more:
+/// what the policy drops is marked here, in the same transaction that says so.
+pub(crate) async fn retention(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let wanted: RetentionRequest = request.decode()?;
+    if wanted.gone.len() > MOST_GONE {
+        return Err(ApiError::invalid_argument(format!("at most {MOST_GONE} backups can be gone at once")));
+    }
+    let fence = LeaseFence { op_id: wanted.op_id, attempt: wanted.attempt, lease_id: wanted.lease_id };
+    let op = registry.database.leased_operation(&fence).await.map_err(from_database)?;
+    let op = op.ok_or_else(|| {
+        registry.metrics.refused_writes.inc();
+        ApiError::new(ErrorCode::Conflict, "this lease is over: stop the work on the operation")
+    })?;
+    let (Scope::Project(project), "repo-prune") = (op.scope, op.kind.as_str()) else {
+        return Err(ApiError::new(
+            ErrorCode::FailedPrecondition,
+            "only a repo-prune of a project forgets backups",
+        ));
+    };
+    let round = registry.database.retention_round(project, op.op_id, &wanted.gone, None);
+    let round = round.await.map_err(from_database)?;
+    tracing::info!(
+        op.id = %op.op_id, gone = wanted.gone.len(), forget = round.forget.len(), keep = round.keep.len(),
+        grace_s = round.grace_s, "decided what a prune forgets"
+    );
+    Ok(request.reply(&RetentionReply {
+        keep: round.keep,
+        forget: round.forget,
+        spare: round.spare,
+        unfinished: round.unfinished,
+        grace_s: round.grace_s,
+    }))
 }

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use backup_browsing::Browsing;
+use backup_repository::CacheSettings;
 use bus_client::{Bus, ConnectSettings, Credentials};
 use domain_model::Routing;
 use operation_engine::Worker;
@@ -19,10 +21,13 @@ use service_runtime::{HealthCheck, Runtime, Shutdown};
 
 use crate::kinds::TestSleep;
 
-pub use settings::{BackupSettings, SchedulerSettings, WorkSettings};
+pub use settings::{BackupSettings, BrowseSettings, SchedulerSettings, WorkSettings};
 
 /// The committed defaults, commented.
 pub const DEFAULT_SETTINGS: &str = include_str!("../scheduler.default.toml");
+
+/// The hidden argument that makes this program a job of itself.
+pub const JOB_ARGUMENT: &str = "job";
 
 /// Runs a scheduler until it is shut down.
 pub async fn run(settings: SchedulerSettings, shutdown: Shutdown, runtime: Runtime) -> anyhow::Result<()> {
@@ -39,10 +44,20 @@ pub async fn run(settings: SchedulerSettings, shutdown: Shutdown, runtime: Runti
     .await
     .with_context(|| format!("connect to NATS as {}", settings.nats.user))?;
 
-    // Without endpoints: so that `nats micro ls` shows that it runs.
     let description = "Works on the operations that are routed to the hub";
-    let shown =
-        bus.service("scheduler", env!("CARGO_PKG_VERSION"), description, BTreeMap::new()).start().await?;
+    let cache = CacheSettings { directory: settings.browse.cache, limit_bytes: settings.browse.cache_bytes };
+    let browsing = Browsing::new(
+        std::env::current_exe().context("find this program")?,
+        [JOB_ARGUMENT],
+        settings.browse.repositories,
+        cache,
+        settings.browse.memory_bytes,
+    );
+    let shown = bus
+        .service("scheduler", env!("CARGO_PKG_VERSION"), description, BTreeMap::new())
+        .endpoint(backup_browsing::endpoint(Routing::Hub), move |request| browsing.clone().answer(request))
+        .start()
+        .await?;
 
     let worker_id = format!("scheduler/{}", std::process::id());
     let mut worker = Worker::new(bus.clone(), Routing::Hub, worker_id);

@@ -107,6 +107,12 @@ fn settings(server: &NatsServer) -> SchedulerSettings {
             password: "hub".into(),
             inbox_prefix: None,
         },
+        browse: scheduler::BrowseSettings {
+            cache: std::env::temp_dir().join("longhaul-scheduler-test-cache"),
+            cache_bytes: 1 << 20,
+            repositories: 1,
+            memory_bytes: 1 << 28,
+        },
         work: WorkSettings { test_kinds: true, test_sleeps: 4 },
         http: HttpSettings::default(),
         telemetry: TelemetrySettings::default(),

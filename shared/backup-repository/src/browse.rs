@@ -1,6 +1,7 @@
 //! Looking into a repository without restoring: its snapshots, their directories, its health.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 use rustic_core::repofile::{Node, NodeType, SnapshotFile};
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::backend::{RepositoryBackend, RequestCounts};
+use crate::browse_page::BrowserMemory;
 use crate::error::{BackupRepositoryErrorKind as Kind, Result};
 use crate::initialise::RepositoryIdentity;
 use crate::node_metadata::permissions;
@@ -162,7 +164,7 @@ impl Repository {
         let Self { rustic, backend, identity, .. } = self;
         let rustic =
             rustic.to_indexed().map_err(|error| backend.error("read index of", backend.root(), &error))?;
-        Ok(Browser { rustic, backend, identity })
+        Ok(Browser { rustic, backend, identity, memory: Mutex::default() })
     }
 }
 
@@ -170,9 +172,10 @@ impl Repository {
 /// readable: open it again for those.
 #[derive(Debug)]
 pub struct Browser {
-    rustic: rustic_core::Repository<IndexedFullStatus>,
-    backend: std::sync::Arc<RepositoryBackend>,
-    identity: RepositoryIdentity,
+    pub(crate) rustic: rustic_core::Repository<IndexedFullStatus>,
+    pub(crate) backend: std::sync::Arc<RepositoryBackend>,
+    pub(crate) identity: RepositoryIdentity,
+    pub(crate) memory: Mutex<BrowserMemory>,
 }
 
 impl Browser {
@@ -235,17 +238,21 @@ fn summary(snapshot: &SnapshotFile, tags: SnapshotTags) -> Result<SnapshotSummar
     })
 }
 
+pub(crate) fn entry_kind(node: &Node) -> EntryKind {
+    match node.node_type {
+        NodeType::File => EntryKind::File,
+        NodeType::Dir => EntryKind::Dir,
+        NodeType::Symlink { .. } => EntryKind::Symlink,
+        NodeType::Dev { .. } | NodeType::Chardev { .. } | NodeType::Fifo | NodeType::Socket => {
+            EntryKind::Other
+        }
+    }
+}
+
 fn directory_entry(path: PathBuf, node: &Node) -> DirectoryEntry {
     DirectoryEntry {
         path,
-        kind: match node.node_type {
-            NodeType::File => EntryKind::File,
-            NodeType::Dir => EntryKind::Dir,
-            NodeType::Symlink { .. } => EntryKind::Symlink,
-            NodeType::Dev { .. } | NodeType::Chardev { .. } | NodeType::Fifo | NodeType::Socket => {
-                EntryKind::Other
-            }
-        },
+        kind: entry_kind(node),
         size_bytes: node.meta.size,
         mtime: node.meta.mtime.unwrap_or_default().into(),
         mode: permissions(node.meta.mode.unwrap_or_default()),

@@ -5,6 +5,7 @@
 
 mod api_error;
 mod backup_policy;
+mod browse;
 mod catalog;
 mod encoding;
 mod event;
@@ -15,6 +16,7 @@ mod worker;
 
 pub use api_error::{ApiError, ErrorBody, ErrorCode};
 pub use backup_policy::BackupPolicy;
+pub use browse::*;
 pub use catalog::*;
 pub use encoding::{DecodeError, Encoding};
 pub use event::{EventLevel, ProgressEvent, Summary};

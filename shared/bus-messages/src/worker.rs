@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use domain_model::{LeaseId, OperationId, OperationKind, ProjectId, Timestamp};
+use domain_model::{BackupId, LeaseId, OperationId, OperationKind, ProjectId, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -255,4 +255,36 @@ pub struct ScheduleReply {
     pub scheduled: u32,
     /// Of those, how many in place of one that did not come about.
     pub missed: u32,
+}
+
+/// `work.v1.<caller>.retention`: asked by a `repo-prune` before it deletes anything, and after, with what it has
+/// forgotten. The registry marks what the policy drops, and says what is to go and what has to stay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionRequest {
+    /// Which operation.
+    pub op_id: OperationId,
+    /// The attempt of the lease.
+    pub attempt: u32,
+    /// The lease.
+    pub lease_id: LeaseId,
+    /// Backups that were to be forgotten, and are no longer in the repository.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<BackupId>,
+}
+
+/// Reply to `retention`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RetentionReply {
+    /// Backups that have to be in the repository: where one is not, nothing may be deleted.
+    pub keep: Vec<BackupId>,
+    /// Backups that are to be forgotten now.
+    pub forget: Vec<BackupId>,
+    /// Backups that are being deleted, and are in use or left for the next round: not to be touched.
+    pub spare: Vec<BackupId>,
+    /// Operations of the project that have not ended: what they have stored may be wanted yet.
+    pub unfinished: Vec<OperationId>,
+    /// Seconds that what is no longer named must be kept for the sake of somebody who may still be writing; null
+    /// where nobody can be.
+    pub grace_s: Option<f64>,
 }

@@ -144,7 +144,7 @@ pub(crate) async fn record(connection: &mut PgConnection, backup: &NewBackup) ->
 }
 
 impl Database {
-    /// Backups of a project, newest first, from after `cursor` (time and id of the last one seen).
+    /// Backups of a project that are not being deleted, newest first, from after `cursor` (time and id of the last one seen).
     pub async fn list_backups(
         &self,
         project: ProjectId,
@@ -156,7 +156,8 @@ impl Database {
             "SELECT project_id, backup_id, op_id, created_at, files, bytes, bytes_added, tags, purpose, pinned, source,
                 tree, parent, verified_at
              FROM backups
-             WHERE project_id = $1 AND ($2::timestamptz IS NULL OR (created_at, backup_id) < ($2, $3::text))
+             WHERE project_id = $1 AND deleting_at IS NULL
+                AND ($2::timestamptz IS NULL OR (created_at, backup_id) < ($2, $3::text))
              ORDER BY created_at DESC, backup_id DESC LIMIT $4",
             project.as_uuid(),
             cursor.as_ref().map(|(at, _)| at.as_date_time()),
@@ -169,13 +170,13 @@ impl Database {
         rows.into_iter().map(Backup::try_from).collect()
     }
 
-    /// A backup of a project.
+    /// A backup of a project that is not being deleted.
     pub async fn backup(&self, project: ProjectId, id: &BackupId) -> Result<Option<Backup>, DatabaseError> {
         let row = sqlx::query_as!(
             Row,
             "SELECT project_id, backup_id, op_id, created_at, files, bytes, bytes_added, tags, purpose, pinned, source,
                 tree, parent, verified_at
-             FROM backups WHERE project_id = $1 AND backup_id = $2",
+             FROM backups WHERE project_id = $1 AND backup_id = $2 AND deleting_at IS NULL",
             project.as_uuid(),
             id.as_str()
         )
@@ -185,7 +186,7 @@ impl Database {
         row.map(Backup::try_from).transpose()
     }
 
-    /// Where a backup is; the newest one where `id` is `None`.
+    /// Where a backup is that is not being deleted; the newest one where `id` is `None`.
     pub async fn backup_place(
         &self,
         project: ProjectId,
@@ -193,7 +194,7 @@ impl Database {
     ) -> Result<Option<BackupPlace>, DatabaseError> {
         let row = sqlx::query!(
             "SELECT backup_id, bucket_id, tree FROM backups
-             WHERE project_id = $1 AND ($2::text IS NULL OR backup_id = $2)
+             WHERE project_id = $1 AND deleting_at IS NULL AND ($2::text IS NULL OR backup_id = $2)
              ORDER BY created_at DESC, backup_id DESC LIMIT 1",
             project.as_uuid(),
             id.map(BackupId::as_str)

@@ -15,6 +15,7 @@ mod outbox;
 mod project_secrets;
 mod project_states;
 mod projects;
+mod retention;
 
 pub use accounts::AccountRights;
 pub use backup_schedule::{BackupStanding, DueProject, Scheduled};
@@ -29,3 +30,4 @@ pub use operations::{
 pub use outbox::{OutboxEntry, OutboxEvent, ToTell};
 pub use project_secrets::ProjectSecret;
 pub use projects::{NewProject, ProjectLock, ProjectPlace};
+pub use retention::{DeletionMark, RetentionRound};

@@ -6,6 +6,7 @@ mod adding_a_kind;
 mod authorization;
 mod backup_schedule;
 mod bad_input;
+mod browsing;
 mod buckets;
 mod clients;
 mod cluster;
@@ -17,6 +18,7 @@ mod operations;
 mod path_restore;
 mod project_start;
 mod restarts;
+mod retention;
 mod wire_conformance;
 
 use test_harness::{InUse, SharedSystem, SystemOptions};

@@ -3,10 +3,12 @@
 mod project_backup;
 mod project_restore;
 mod project_start;
+mod repo_prune;
 
 pub(crate) use project_backup::ProjectBackup;
 pub(crate) use project_restore::ProjectRestore;
 pub(crate) use project_start::{ProjectStart, ProjectStop};
+pub(crate) use repo_prune::RepoPrune;
 
 /// A result as the operation stores it.
 fn result_value<T: serde::Serialize>(

@@ -153,6 +153,9 @@ pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<Runni
         )
         .api("backup-list", example(r#"{"limit":20}"#), backups::list)
         .api("backup-get", example(r#"{"backup_id":"<64 hex>"}"#), backups::get)
+        .api("backup-ls", example(r#"{"backup_id":"<64 hex>","path":"project/src","depth":1}"#), backups::ls)
+        .api("backup-find", example(r#"{"glob":"**/*.rs","backup_id":null}"#), backups::find)
+        .api("backup-delete", example(r#"{"backup_id":"<64 hex>"}"#), backups::delete)
         .api("host-create", example(r#"{"name":"host-1","region":"weur"}"#), hosts::create)
         .api("host-list", example("{}"), hosts::list)
         .api("host-get", example("{}"), hosts::get)
@@ -166,6 +169,7 @@ pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<Runni
         .work("work-progress", work::progress)
         .work("work-finish", work::finish)
         .work("work-repository", work::repository)
+        .work("work-retention", work::retention)
         .work("work-freshness", backup_schedule::freshness)
         .work("work-schedule", backup_schedule::schedule);
     endpoints.service.start().await

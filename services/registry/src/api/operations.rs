@@ -84,11 +84,44 @@ pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) ->
         retry_of: None,
         checkpoint: None,
     };
-    created(&registry, &request, &new, create.force).await
+    let created = created(&registry, &new, create.force).await?;
+    Ok(request.reply(&created))
+}
+
+/// Creates an operation for something else that was asked for; the active one with this key, if there is one.
+pub(super) async fn create_own(
+    registry: &Registry,
+    kind: &KindDefinition,
+    scope: Scope,
+    input: &Value,
+    created_by: String,
+    dedupe_key: String,
+) -> Result<CreatedOperation, ApiError> {
+    let input = (kind.normalise_input)(input)?;
+    let routing = routing_of(registry, kind, scope, &input).await?;
+    let new = NewOperation {
+        id: OperationId::from(Uuid::now_v7()),
+        kind: kind.kind(),
+        scope,
+        created_by,
+        routing,
+        input_hash: input_hash(&input),
+        input,
+        max_attempts: kind.max_attempts,
+        priority: 0,
+        not_before: None,
+        time_to_live_s: kind.time_to_live_s,
+        dedupe_key: Some(dedupe_key),
+        exclusive_key: kind.exclusive.then(|| exclusive_key(scope)),
+        parent: None,
+        retry_of: None,
+        checkpoint: None,
+    };
+    created(registry, &new, false).await
 }
 
 /// Whether the caller may create now.
-fn admit(registry: &Registry, caller: &Caller) -> Result<(), ApiError> {
+pub(super) fn admit(registry: &Registry, caller: &Caller) -> Result<(), ApiError> {
     match caller {
         Caller::Operator => Ok(()),
         Caller::Account(id) => registry.creation_limit.admit(*id),
@@ -102,12 +135,7 @@ pub(crate) fn exclusive_key(scope: Scope) -> String {
     }
 }
 
-async fn created(
-    registry: &Registry,
-    request: &IncomingRequest,
-    new: &NewOperation,
-    force: bool,
-) -> Result<Reply, ApiError> {
+async fn created(registry: &Registry, new: &NewOperation, force: bool) -> Result<CreatedOperation, ApiError> {
     let outcome = match registry.creations.ask(new.clone()).await? {
         Some(op) => CreateOutcome::Created { op: Box::new(op), replaced: None },
         None => registry.database.create_operation(new, force).await.map_err(from_database)?,
@@ -138,7 +166,7 @@ async fn created(
         }
     };
     let subject = OperationSubject { scope: op.scope, op_id: op.op_id }.to_string();
-    Ok(request.reply(&CreatedOperation { op, subject, created }))
+    Ok(CreatedOperation { op, subject, created })
 }
 
 fn check(create: &CreateOperation) -> Result<(), ApiError> {
@@ -218,7 +246,7 @@ pub(crate) async fn routing_of(
     }
 }
 
-/// A restore names a backup that there is, and so does a start that names one.
+/// A restore names a backup that there is, and so does a start that names one; a prune is of a repository that there is.
 async fn check_backup(
     registry: &Registry,
     kind: &KindDefinition,
@@ -226,6 +254,12 @@ async fn check_backup(
     input: &Value,
 ) -> Result<(), ApiError> {
     let Scope::Project(project) = scope else { return Ok(()) };
+    if kind.name == "repo-prune" {
+        let place = registry.database.project_place(project).await.map_err(from_database)?;
+        if place.is_none_or(|place| place.backup_bucket_id.is_none()) {
+            return Err(no_such_backup(project, None));
+        }
+    }
     let read = |error| ApiError::invalid_argument(error);
     let choice = match kind.name {
         "project-restore" => {
@@ -383,7 +417,8 @@ pub(super) async fn retry(registry: Arc<Registry>, request: IncomingRequest) -> 
         retry_of: Some(op.op_id),
         checkpoint,
     };
-    created(&registry, &request, &new, false).await
+    let created = created(&registry, &new, false).await?;
+    Ok(request.reply(&created))
 }
 
 pub(super) async fn events(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {

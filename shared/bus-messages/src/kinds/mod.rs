@@ -4,6 +4,7 @@ mod project_backup;
 mod project_restore;
 mod project_start;
 mod project_stop;
+mod repo_prune;
 mod test_sleep;
 
 use domain_model::{HostId, OperationKind, Phase, ScopeType};
@@ -16,6 +17,7 @@ pub use project_backup::{ProjectBackupInput, ProjectBackupResult, SourceKind};
 pub use project_restore::{BackupChoice, Conflict, ProjectRestoreInput, ProjectRestoreResult};
 pub use project_start::{ProjectStartInput, ProjectStartResult};
 pub use project_stop::{ProjectStopInput, ProjectStopResult};
+pub use repo_prune::{RepoPruneInput, RepoPruneResult};
 pub use test_sleep::{TestSleepInput, TestSleepResult};
 
 use crate::ApiError;
@@ -77,6 +79,7 @@ pub const ALL: &[&KindDefinition] = &[
     &project_restore::DEFINITION,
     &project_start::DEFINITION,
     &project_stop::DEFINITION,
+    &repo_prune::DEFINITION,
     &test_sleep::DEFINITION,
 ];
 

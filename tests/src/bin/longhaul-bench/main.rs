@@ -7,6 +7,7 @@
 //! lines `name value unit` and nothing else; what happens meanwhile is told on standard error.
 
 mod backup;
+mod browse;
 mod figures;
 mod fleet;
 mod lro;
@@ -33,6 +34,8 @@ enum Benchmark {
     Backup(backup::Options),
     /// Many small projects, one incremental backup of each; and one small project, thirty times
     Fleet(fleet::Options),
+    /// Looking into a backup: warm, cold, searching
+    Browse(browse::Options),
     /// Long-running operations: latency, throughput, events, recovery, idle
     Lro(lro::Options),
 }
@@ -61,6 +64,7 @@ async fn main() -> ExitCode {
     let measured = match Arguments::parse().benchmark {
         Benchmark::Backup(options) => backup::measure(options).await,
         Benchmark::Fleet(options) => fleet::measure(options).await,
+        Benchmark::Browse(options) => browse::measure(options).await,
         Benchmark::Lro(options) => lro::measure(options).await,
     };
     match measured.and_then(|figures| figures.print()) {
