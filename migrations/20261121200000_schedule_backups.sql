@@ -21,6 +21,14 @@ ALTER TABLE projects
     ADD COLUMN backup_scheduled_at timestamptz;
 CREATE INDEX projects_by_backup_due ON projects (backup_due_at NULLS FIRST);
 
+-- When each kind of upkeep of a project's repository was last asked for.
+CREATE TABLE project_upkeep (
+    project_id uuid NOT NULL REFERENCES projects ON DELETE CASCADE,
+    kind text NOT NULL,
+    asked_at timestamptz NOT NULL,
+    PRIMARY KEY (project_id, kind)
+);
+
 ALTER TABLE hosts
     -- Shares of time in percent, as the host last said (pressure stall information, "some", ten seconds).
     ADD COLUMN memory_pressure real,

@@ -1,20 +1,26 @@
-//! What hosts say of their projects, and which backups are due: `work.v1.host-<id>.freshness`, `work.v1.hub.schedule`.
+//! What hosts say of their projects, which backups are due, and the upkeep of their repositories: `work.v1.host-<id>.freshness`, `work.v1.hub.schedule`.
 
 use std::sync::Arc;
 
 use bus_client::{IncomingRequest, Reply};
-use bus_messages::kinds::{self, ProjectBackupInput};
+use bus_messages::kinds::{self, KindDefinition, ProjectBackupInput};
 use bus_messages::{ApiError, ErrorCode, FreshnessRequest, Nothing, ScheduleReply, ScheduleRequest};
-use catalog_database::{DueProject, NewOperation};
+use catalog_database::{DueProject, NewOperation, Upkeep};
 use domain_model::{OperationId, Routing, Scope};
+use serde_json::Value;
 use uuid::Uuid;
 
-use crate::api::operations::input_hash;
+use crate::api::operations::{exclusive_key, input_hash};
 use crate::errors::from_database;
 use crate::registry::Registry;
 use crate::work::caller;
 
 const MOST_PROJECTS: usize = 1000;
+const DAY_S: f64 = 24.0 * 3600.0;
+/// What is done with every repository that holds a backup, in the turn of its project.
+const UPKEEP: &[Upkeep] = &[Upkeep { kind: "repo-prune", every_s: 7.0 * DAY_S }];
+/// Upkeep waits for backups.
+const UPKEEP_PRIORITY: i32 = -20;
 /// One at a time of a project, however many schedulers and registries there are.
 const DEDUPE_KEY: &str = "schedule";
 const CREATED_BY: &str = "scheduler";
@@ -58,15 +64,18 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
     let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
     Ok(request.reply(&ScheduleReply {
         looked_at: count(scheduled.looked_at),
-        scheduled: count(scheduled.created.len()),
+        scheduled: count(scheduled.created.iter().filter(|op| op.kind.as_str() == "project-backup").count()),
         missed: count(scheduled.missed.len()),
     }))
 }
 
-fn backup_of(project: &DueProject, priority: i32) -> NewOperation {
-    let kind = kinds::named("project-backup");
+fn operation_of(
+    project: &DueProject,
+    kind: &'static KindDefinition,
+    input: Value,
+    priority: i32,
+) -> NewOperation {
     let scope = Scope::Project(project.state.project);
-    let input = serde_json::to_value(ProjectBackupInput::default()).unwrap_or_default();
     NewOperation {
         id: OperationId::from(Uuid::now_v7()),
         kind: kind.kind(),
@@ -80,7 +89,7 @@ fn backup_of(project: &DueProject, priority: i32) -> NewOperation {
         not_before: None,
         time_to_live_s: kind.time_to_live_s,
         dedupe_key: Some(DEDUPE_KEY.to_owned()),
-        exclusive_key: Some(crate::api::operations::exclusive_key(scope)),
+        exclusive_key: kind.exclusive.then(|| exclusive_key(scope)),
         parent: None,
         retry_of: None,
         checkpoint: None,

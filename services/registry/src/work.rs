@@ -401,7 +401,9 @@ pub(crate) async fn retention(registry: Arc<Registry>, request: IncomingRequest)
             "only a repo-prune of a project forgets backups",
         ));
     };
-    let round = registry.database.retention_round(project, op.op_id, &wanted.gone, None);
+    let standing = registry.database.backup_standing(project).await.map_err(from_database)?;
+    let policy = standing.map(|standing| standing.policy).unwrap_or_default().over(&registry.backups).keep;
+    let round = registry.database.retention_round(project, op.op_id, &wanted.gone, policy);
     let round = round.await.map_err(from_database)?;
     tracing::info!(
         op.id = %op.op_id, gone = wanted.gone.len(), forget = round.forget.len(), keep = round.keep.len(),

@@ -1,4 +1,4 @@
-use domain_model::{BackupSchedule, DayWindow};
+use domain_model::{BackupSchedule, DayWindow, RetentionPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::ApiError;
@@ -16,6 +16,9 @@ pub struct BackupPolicy {
     /// The part of the day that backups begin in, in UTC, as in `23:00-05:00`, where `every_s` is whole days.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<DayWindow>,
+    /// Which of its backups stay; what is left out of it is as by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<RetentionPolicy>,
 }
 
 impl BackupPolicy {
@@ -43,6 +46,7 @@ impl BackupPolicy {
             enabled: self.enabled.or(other.enabled),
             every_s: self.every_s.or(other.every_s),
             window: self.window.or(other.window),
+            keep: self.keep.or(other.keep),
         }
     }
 
@@ -62,7 +66,7 @@ mod tests {
 
     #[test]
     fn the_nearest_policy_that_says_something_counts() {
-        let fleet = BackupPolicy { every_s: Some(86_400), enabled: Some(true), window: None };
+        let fleet = BackupPolicy { every_s: Some(86_400), enabled: Some(true), ..BackupPolicy::default() };
         let account =
             BackupPolicy { window: Some("23:00-05:00".parse().unwrap()), ..BackupPolicy::default() };
         let project = BackupPolicy { every_s: Some(3600), ..BackupPolicy::default() };

@@ -24,8 +24,19 @@ pub struct DueProject {
     pub host_id: HostId,
     /// Its own policy over that of its account.
     pub policy: BackupPolicy,
+    /// The kinds of upkeep whose time has come; none while it has no backup.
+    pub upkeep: Vec<String>,
     /// The database's clock.
     pub now: Timestamp,
+}
+
+/// Something to be done with every repository now and then.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Upkeep {
+    /// The kind of operation.
+    pub kind: &'static str,
+    /// Seconds from one to the next.
+    pub every_s: f64,
 }
 
 /// What the scheduler has done.
@@ -33,7 +44,7 @@ pub struct DueProject {
 pub struct Scheduled {
     /// How many projects it has looked at.
     pub looked_at: usize,
-    /// The backups that were asked for.
+    /// The operations that were asked for.
     pub created: Vec<Operation>,
     /// Projects whose last backup did not come about.
     pub missed: Vec<ProjectId>,
@@ -158,9 +169,12 @@ impl Database {
     pub async fn schedule_backups(
         &self,
         limit: u32,
-        decide: impl Fn(&DueProject) -> (BackupDecision, Option<NewOperation>),
+        upkeep: &[Upkeep],
+        decide: impl Fn(&DueProject) -> (BackupDecision, Vec<NewOperation>),
     ) -> Result<Scheduled, DatabaseError> {
         const DURING: &str = "schedule backups";
+        let upkeep_kinds: Vec<String> = upkeep.iter().map(|upkeep| upkeep.kind.to_owned()).collect();
+        let upkeep_every_s: Vec<f64> = upkeep.iter().map(|upkeep| upkeep.every_s).collect();
         let mut transaction = self.pool.begin().await.during(DURING)?;
         let rows = sqlx::query!(
             r#"SELECT project.id, project.host_id, project.backup_due_at, project.last_backup_at,
@@ -173,6 +187,12 @@ impl Database {
                         AND status IN ('queued', 'running')) AS "is_under_way!",
                 coalesce((host.memory_pressure > $2 OR host.io_pressure > $3)
                     AND host.load_seen > now() - interval '5 minutes', false) AS "host_is_busy!",
+                ARRAY(SELECT upkeep.kind FROM unnest($4::text[], $5::float8[]) AS upkeep (kind, every_s)
+                    WHERE project.last_backup_at IS NOT NULL
+                        AND coalesce(
+                            (SELECT asked_at FROM project_upkeep AS asked
+                                WHERE asked.project_id = project.id AND asked.kind = upkeep.kind),
+                            project.created_at) < now() - make_interval(secs => upkeep.every_s)) AS "upkeep!",
                 now() AS "now!"
              FROM projects AS project
                 JOIN hosts AS host ON host.id = project.host_id
@@ -183,6 +203,8 @@ impl Database {
             i64::from(limit),
             BUSY_MEMORY,
             BUSY_IO,
+            &upkeep_kinds,
+            &upkeep_every_s,
         )
         .fetch_all(&mut *transaction)
         .await
@@ -203,6 +225,7 @@ impl Database {
                 },
                 host_id: row.host_id.into(),
                 policy: policy_of(row.backup_policy, row.account_policy)?,
+                upkeep: row.upkeep,
                 now: row.now.into(),
             };
             let (decision, new) = decide(&project);
@@ -216,23 +239,41 @@ impl Database {
         if ids.is_empty() {
             return Ok(scheduled);
         }
-        let mut asked_for: Vec<Uuid> = Vec::new();
+        let (mut asked_for, mut kinds): (Vec<Uuid>, Vec<String>) = (Vec::new(), Vec::new());
         if !wanted.is_empty() {
             let wanted: Vec<&NewOperation> = wanted.iter().collect();
             for row in insert(&mut transaction, &wanted).await?.into_values() {
-                asked_for.extend(row.scope_id);
+                if let Some(project) = row.scope_id {
+                    asked_for.push(project);
+                    kinds.push(row.kind.clone());
+                }
                 scheduled.created.push(row.try_into()?);
             }
         }
         sqlx::query!(
             "UPDATE projects SET
                 backup_due_at = decided.look_again_at,
-                backup_scheduled_at = CASE WHEN projects.id = ANY ($3) THEN now() ELSE projects.backup_scheduled_at END
+                backup_scheduled_at = CASE
+                    WHEN EXISTS (SELECT 1 FROM unnest($3::uuid[], $4::text[]) AS asked (id, kind)
+                        WHERE asked.id = projects.id AND asked.kind = 'project-backup')
+                    THEN now() ELSE projects.backup_scheduled_at END
              FROM unnest($1::uuid[], $2::timestamptz[]) AS decided (id, look_again_at)
              WHERE projects.id = decided.id",
             &ids,
             &look_again,
             &asked_for,
+            &kinds,
+        )
+        .execute(&mut *transaction)
+        .await
+        .during(DURING)?;
+        sqlx::query!(
+            "INSERT INTO project_upkeep (project_id, kind, asked_at)
+             SELECT id, kind, now() FROM unnest($1::uuid[], $2::text[]) AS asked (id, kind) WHERE kind = ANY ($3)
+             ON CONFLICT (project_id, kind) DO UPDATE SET asked_at = excluded.asked_at",
+            &asked_for,
+            &kinds,
+            &upkeep_kinds,
         )
         .execute(&mut *transaction)
         .await

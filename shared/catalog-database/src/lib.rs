@@ -18,7 +18,7 @@ mod projects;
 mod retention;
 
 pub use accounts::AccountRights;
-pub use backup_schedule::{BackupStanding, DueProject, Scheduled};
+pub use backup_schedule::{BackupStanding, DueProject, Scheduled, Upkeep};
 pub use backups::BackupPlace;
 pub use buckets::{BucketPlacement, NewBucket};
 pub use database::Database;

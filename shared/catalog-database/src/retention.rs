@@ -80,7 +80,7 @@ async fn backups_in_use(
         BackupRow,
         r#"WITH active AS MATERIALIZED (
             SELECT id, input, input::text AS words, started_at FROM long_running_operations
-            WHERE scope_type = 'project' AND scope_id = $1 AND status IN ('queued', 'running')
+            WHERE scope_type = 'project' AND coalesce(scope_id, '00000000-0000-0000-0000-000000000000') = $1 AND status IN ('queued', 'running')
                 AND ($2::uuid IS NULL OR id <> $2))
            SELECT backup.backup_id, backup.created_at, backup.pinned,
                 backup.deleting_at IS NOT NULL AS "deleting!",
@@ -122,7 +122,8 @@ async fn mark(
         "UPDATE projects SET (last_backup_at, last_backup_id) = (
             SELECT max(created_at), (array_agg(backup_id ORDER BY created_at DESC, backup_id DESC))[1]
             FROM backups WHERE project_id = $1 AND deleting_at IS NULL AND purpose = 'backup'),
-            updated_at = now()
+            -- What has changed since that one is not known any more.
+            backup_generation = NULL, unsaved_since = coalesce(unsaved_since, now()), updated_at = now()
          WHERE id = $1 AND last_backup_id = ANY ($2)",
         project.as_uuid(),
         backups,
@@ -224,7 +225,7 @@ impl Database {
                 (status = 'running' OR (status = 'queued' AND attempt > 0)
                     OR (lease_losses > 0 AND updated_at > now() - interval '1 day')) AS "may_be_writing!"
                FROM long_running_operations
-               WHERE scope_type = 'project' AND scope_id = $1 AND (id <> $2 OR lease_losses > 0)
+               WHERE scope_type = 'project' AND coalesce(scope_id, '00000000-0000-0000-0000-000000000000') = $1 AND (id <> $2 OR lease_losses > 0)
                 AND (status IN ('queued', 'running') OR lease_losses > 0)"#,
             project.as_uuid(),
             prune.as_uuid(),
