@@ -51,9 +51,18 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
     let decide = |project: &DueProject| {
         let policy = project.policy.over(&registry.backups);
         let decision = policy.schedule().decide(&project.state, project.now);
-        (decision, decision.back_up.map(|priority| backup_of(project, priority)))
+        let backup = decision.back_up.map(|priority| {
+            let input = serde_json::to_value(ProjectBackupInput::default()).unwrap_or_default();
+            operation_of(project, kinds::named("project-backup"), input, priority)
+        });
+        let upkeep = project
+            .upkeep
+            .iter()
+            .map(|kind| operation_of(project, kinds::named(kind), serde_json::json!({}), UPKEEP_PRIORITY));
+        (decision, backup.into_iter().chain(upkeep).collect())
     };
-    let scheduled = registry.database.schedule_backups(wanted.limit, decide).await.map_err(from_database)?;
+    let scheduled = registry.database.schedule_backups(wanted.limit, UPKEEP, decide);
+    let scheduled = scheduled.await.map_err(from_database)?;
     for project in &scheduled.missed {
         registry.metrics.backups_missed.inc();
         tracing::warn!(project.id = %project, "its backup did not come about; it is asked for again");

@@ -59,7 +59,7 @@ pub fn dropped_backups(policy: &RetentionPolicy, backups: &[RetainedBackup]) -> 
     newest_first.dedup_by(|one, other| one.backup_id == other.backup_id);
     let mut kept: HashSet<&BackupId> = HashSet::new();
     kept.extend(newest_first.iter().take(policy.last.max(1) as usize).map(|backup| &backup.backup_id));
-    let periods: [(u32, fn(Timestamp) -> i64); 4] =
+    let periods: [(u32, Period); 4] =
         [(policy.hourly, hour), (policy.daily, day), (policy.weekly, week), (policy.monthly, month)];
     for (wanted, period) in periods {
         let mut seen = None;
@@ -76,6 +76,9 @@ pub fn dropped_backups(policy: &RetentionPolicy, backups: &[RetainedBackup]) -> 
         .map(|backup| backup.backup_id.clone())
         .collect()
 }
+
+/// Numbers the periods of a length.
+type Period = fn(Timestamp) -> i64;
 
 fn hour(moment: Timestamp) -> i64 {
     moment.as_date_time().unix_timestamp().div_euclid(3600)

@@ -14,7 +14,7 @@ async fn listed(client: &Client, project: &str, request: Value) -> Vec<Value> {
     let mut request = request;
     loop {
         let mut page = client.call(scope(project), "backup.ls", request.clone()).await;
-        entries.extend(page["entries"].as_array_mut().unwrap().drain(..));
+        entries.append(page["entries"].as_array_mut().unwrap());
         match page["next_cursor"].take() {
             Value::Null => return entries,
             cursor => request["cursor"] = cursor,
