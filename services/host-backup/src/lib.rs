@@ -23,7 +23,7 @@ use service_runtime::{Runtime, Shutdown};
 use volumes::HostRoot;
 
 use crate::host::Host;
-use crate::kinds::{ProjectBackup, ProjectRestore, RepoPrune};
+use crate::kinds::{ProjectBackup, ProjectRestore, RepoCheck, RepoPrune, RestoreDrill};
 use crate::repository_job::{JobRunner, ObjectStoreRequests};
 
 pub use job_records::{JobRecord, JobRecords, JobState};
@@ -91,7 +91,9 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
     let worker = Worker::new(bus.clone(), caller, worker_id)
         .handler(Arc::new(ProjectBackup { host: Arc::clone(&host) }), settings.jobs.backups)
         .handler(Arc::new(ProjectRestore { host: Arc::clone(&host) }), settings.jobs.restores)
-        .handler(Arc::new(RepoPrune { host }), settings.jobs.prunes);
+        .handler(Arc::new(RepoPrune { host: Arc::clone(&host) }), settings.jobs.prunes)
+        .handler(Arc::new(RepoCheck { host: Arc::clone(&host) }), settings.jobs.proofs)
+        .handler(Arc::new(RestoreDrill { host }), settings.jobs.proofs);
     let watching = tokio::spawn({
         let bus = bus.clone();
         async move {

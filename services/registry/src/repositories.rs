@@ -15,11 +15,11 @@
 use std::sync::Arc;
 
 use backup_repository::{RepositoryIdentity, RepositoryPassword, initialise, repository_root};
-use bus_messages::kinds::{BackupChoice, ProjectRestoreInput};
+use bus_messages::kinds::{BackupChoice, ProjectRestoreInput, RestoreDrillInput};
 use bus_messages::{
     ApiError, Bucket, ErrorCode, Grant, ObjectStoreGrant, Operation, RepositoryGrant, SecretText,
 };
-use catalog_database::{BucketPlacement, Database, NewBucket, ProjectSecret};
+use catalog_database::{BackupPlace, BucketPlacement, Database, NewBucket, ProjectSecret};
 use domain_model::{BackupId, BucketId, ProjectId, RepositoryId, Scope, Timestamp};
 use object_storage::{BucketControl, BucketLocation, ProviderSettings};
 use uuid::Uuid;
@@ -266,19 +266,31 @@ impl Repositories {
         project: ProjectId,
         bound: BucketId,
     ) -> Result<(Option<BackupId>, Option<String>, BucketId), ApiError> {
-        if op.kind.as_str() != "project-restore" {
+        let (choice, allow_bad) = match op.kind.as_str() {
+            "project-restore" => {
+                let input: ProjectRestoreInput =
+                    serde_json::from_value(op.input.clone()).map_err(internal)?;
+                (Some(input.backup_id), input.allow_bad)
+            }
+            "restore-drill" => {
+                let input: RestoreDrillInput = serde_json::from_value(op.input.clone()).map_err(internal)?;
+                (Some(input.backup_id), true)
+            }
+            _ => (None, true),
+        };
+        let Some(choice) = choice else {
             let newest = self.database.backup_place(project, None).await.map_err(from_database)?;
             // A parent in another bucket is none.
             let parent = newest.filter(|place| place.bucket_id == bound).map(|place| place.backup_id);
             return Ok((parent, None, bound));
-        }
-        let input: ProjectRestoreInput = serde_json::from_value(op.input.clone()).map_err(internal)?;
-        let wanted = match &input.backup_id {
+        };
+        let wanted = match &choice {
             BackupChoice::Latest => None,
             BackupChoice::Id(id) => Some(id),
         };
         let place = self.database.backup_place(project, wanted).await.map_err(from_database)?;
         let place = place.ok_or_else(|| no_such_backup(project, wanted))?;
+        refuse_bad(&place, allow_bad)?;
         Ok((Some(place.backup_id), Some(place.tree), place.bucket_id))
     }
 
@@ -290,6 +302,20 @@ impl Repositories {
     fn unwrap(&self, owner: &str, secret: &ProjectSecret, wrapped: &[u8]) -> Result<String, ApiError> {
         let opened = self.master_key.unwrap(owner, &secret.master_key_id, wrapped).map_err(internal)?;
         String::from_utf8(opened).map_err(internal)
+    }
+}
+
+/// Nothing is restored from a backup that is known to be bad, unless somebody wants what is left of it.
+pub(crate) fn refuse_bad(place: &BackupPlace, allow_bad: bool) -> Result<(), ApiError> {
+    match &place.bad_reason {
+        Some(reason) if !allow_bad => Err(ApiError::new(
+            ErrorCode::FailedPrecondition,
+            format!(
+                "the backup {} is bad: {reason}; choose another one, or ask for it with allow_bad",
+                place.backup_id
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 

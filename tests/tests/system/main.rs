@@ -15,6 +15,7 @@ mod main_job;
 mod measures;
 mod operations;
 mod path_restore;
+mod proof;
 mod restarts;
 mod retention;
 mod wire_conformance;

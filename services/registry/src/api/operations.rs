@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bus_client::{IncomingRequest, Reply};
-use bus_messages::kinds::{self, BackupChoice, KindDefinition, ProjectRestoreInput, RoutingRule};
+use bus_messages::kinds::{
+    self, BackupChoice, KindDefinition, ProjectRestoreInput, RestoreDrillInput, RoutingRule,
+};
 use bus_messages::{
     ApiError, CreateOperation, CreatedOperation, ErrorCode, EventList, GetOperation, ListEvents,
     ListOperations, Operation, OperationList, OperationReply, ProgressEvent, RetryOperation, WaitOperation,
@@ -21,7 +23,7 @@ use uuid::Uuid;
 use super::{Caller, page_size, subject};
 use crate::errors::from_database;
 use crate::registry::Registry;
-use crate::repositories::no_such_backup;
+use crate::repositories::{no_such_backup, refuse_bad};
 
 const MOST_TIME_TO_LIVE_S: u32 = 90 * 24 * 3600;
 const MOST_WAIT_S: f64 = 30.0;
@@ -262,24 +264,32 @@ async fn check_backup(
     input: &Value,
 ) -> Result<(), ApiError> {
     let Scope::Project(project) = scope else { return Ok(()) };
-    if kind.name == "repo-prune" {
+    if matches!(kind.name, "repo-prune" | "repo-check") {
         let place = registry.database.project_place(project).await.map_err(from_database)?;
         if place.is_none_or(|place| place.backup_bucket_id.is_none()) {
             return Err(no_such_backup(project, None));
         }
     }
-    if kind.name != "project-restore" {
-        return Ok(());
-    }
-    let input: ProjectRestoreInput =
-        serde_json::from_value(input.clone()).map_err(ApiError::invalid_argument)?;
-    let wanted = match &input.backup_id {
+    let (choice, allow_bad) = match kind.name {
+        "project-restore" => {
+            let input: ProjectRestoreInput =
+                serde_json::from_value(input.clone()).map_err(ApiError::invalid_argument)?;
+            (input.backup_id, input.allow_bad)
+        }
+        "restore-drill" => {
+            let input: RestoreDrillInput =
+                serde_json::from_value(input.clone()).map_err(ApiError::invalid_argument)?;
+            (input.backup_id, true)
+        }
+        _ => return Ok(()),
+    };
+    let wanted = match &choice {
         BackupChoice::Latest => None,
         BackupChoice::Id(id) => Some(id),
     };
     let place = registry.database.backup_place(project, wanted).await.map_err(from_database)?;
     match (place, wanted) {
-        (Some(_), _) => Ok(()),
+        (Some(place), _) => refuse_bad(&place, allow_bad),
         // One may be on its way: whether there is a latest backup is seen when the restore starts.
         (None, None)
             if !registry

@@ -2,7 +2,9 @@
 
 mod project_backup;
 mod project_restore;
+mod repo_check;
 mod repo_prune;
+mod restore_drill;
 mod test_sleep;
 
 use domain_model::{HostId, OperationKind, Phase, ScopeType};
@@ -13,7 +15,9 @@ use serde_json::Value;
 
 pub use project_backup::{ProjectBackupInput, ProjectBackupResult, SourceKind};
 pub use project_restore::{BackupChoice, Conflict, ProjectRestoreInput, ProjectRestoreResult};
+pub use repo_check::{RepoCheckInput, RepoCheckResult};
 pub use repo_prune::{RepoPruneInput, RepoPruneResult};
+pub use restore_drill::{Proof, RestoreDrillInput, RestoreDrillResult};
 pub use test_sleep::{TestSleepInput, TestSleepResult};
 
 use crate::ApiError;
@@ -70,10 +74,12 @@ impl KindDefinition {
 }
 
 /// Every kind there is.
-pub const ALL: [&KindDefinition; 4] = [
+pub const ALL: [&KindDefinition; 6] = [
     &project_backup::DEFINITION,
     &project_restore::DEFINITION,
+    &repo_check::DEFINITION,
     &repo_prune::DEFINITION,
+    &restore_drill::DEFINITION,
     &test_sleep::DEFINITION,
 ];
 
