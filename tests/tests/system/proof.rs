@@ -65,6 +65,7 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
     assert_eq!((&drilled["backup_id"], &drilled["proof"]), (&second, &json!("mismatch")), "{drilled:#}");
     assert!(drilled["reason"].is_string());
     assert!(got(&second).await["bad_since"].is_string());
+    assert_eq!(found_bad(&system).await, 1.0);
     let op_id =
         client.call(scope(&project), "lro.list", json!({ "kind": "restore-drill", "limit": 1 })).await;
     let events = client.events(scope(&project), op_id["ops"][0]["op_id"].as_str().unwrap()).await;
@@ -92,6 +93,15 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
         &system.persist_store(0, &project),
         &system.project_files(1, &project).join("what-is-left"),
     );
+}
+
+/// What the registry counts.
+async fn found_bad(system: &TestSystem) -> f64 {
+    let url = system.ready().metrics["registry"].clone();
+    let address = url.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap().to_owned();
+    let metrics = crate::measures::get(&address, "/metrics").await;
+    let line = metrics.lines().find(|line| line.starts_with("longhaul_backups_found_bad_total "));
+    line.unwrap_or_else(|| panic!("{metrics}")).rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 /// The packs of a project's repository.
