@@ -13,8 +13,8 @@ use std::path::PathBuf;
 
 use bus_messages::kinds::{
     ProjectBackupInput, ProjectBackupResult, ProjectRestoreInput, ProjectRestoreResult, ProjectStartInput,
-    ProjectStartResult, ProjectStopInput, ProjectStopResult, RepoPruneInput, RepoPruneResult, TestSleepInput,
-    TestSleepResult,
+    ProjectStartResult, ProjectStopInput, ProjectStopResult, RepoCheckInput, RepoCheckResult, RepoPruneInput,
+    RepoPruneResult, RestoreDrillInput, RestoreDrillResult, TestSleepInput, TestSleepResult,
 };
 use bus_messages::*;
 use serde::Serialize;
@@ -143,6 +143,16 @@ fn every_message_reads_and_writes_as_its_fixture() {
     f.check::<RetentionReply>(
         "work-retention-reply",
         r#"{"keep":["<hex>"],"forget":["<hex>"],"spare":["<hex>"],"unfinished":["<id>"],"grace_s":4000.5}"#,
+    );
+    f.check::<RepoCheckInput>("repo-check-input", r#"{"read_data_shares":30,"share":7}"#);
+    f.check::<RepoCheckResult>(
+        "repo-check-result",
+        r#"{"read_data_shares":30,"share":7,"warnings":0,"requests":12,"duration_s":1.5}"#,
+    );
+    f.check::<RestoreDrillInput>("restore-drill-input", r#"{"backup_id":"latest"}"#);
+    f.check::<RestoreDrillResult>(
+        "restore-drill-result",
+        r#"{"backup_id":"<hex>","proof":"mismatch","reason":"m","files":1,"bytes":2,"duration_s":1.5}"#,
     );
     f.check::<RepoPruneInput>("repo-prune-input", "{}");
     f.check::<RepoPruneResult>("repo-prune-result", r#"{"forgotten":2,"orphans":1,"bytes_before":300,"bytes_after":100,"bytes_freed":200,"bytes_waiting":0,"requests":12,"duration_s":1.5}"#);

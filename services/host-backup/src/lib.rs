@@ -26,7 +26,9 @@ use service_runtime::{Runtime, Shutdown};
 use volumes::HostRoot;
 
 use crate::host::Host;
-use crate::kinds::{ProjectBackup, ProjectRestore, ProjectStart, ProjectStop, RepoPrune};
+use crate::kinds::{
+    ProjectBackup, ProjectRestore, ProjectStart, ProjectStop, RepoCheck, RepoPrune, RestoreDrill,
+};
 use crate::repository_job::{JobRunner, ObjectStoreRequests};
 use crate::runtime_command::RuntimeCommand;
 
@@ -109,7 +111,9 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
             settings.jobs.starts,
         )
         .handler(Arc::new(ProjectStop { host: Arc::clone(&host), command }), settings.jobs.starts)
-        .handler(Arc::new(RepoPrune { host }), settings.jobs.prunes);
+        .handler(Arc::new(RepoPrune { host: Arc::clone(&host) }), settings.jobs.prunes)
+        .handler(Arc::new(RepoCheck { host: Arc::clone(&host) }), settings.jobs.proofs)
+        .handler(Arc::new(RestoreDrill { host }), settings.jobs.proofs);
     let watching = tokio::spawn({
         let bus = bus.clone();
         async move {

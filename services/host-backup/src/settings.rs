@@ -52,6 +52,8 @@ pub struct JobSettings {
     pub starts: u32,
     /// Prunes at the same time.
     pub prunes: u32,
+    /// Checks, and drills, at the same time.
+    pub proofs: u32,
     /// Bytes of memory that one job may use.
     pub memory_bytes: u64,
 }

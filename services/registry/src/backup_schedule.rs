@@ -7,7 +7,7 @@ use bus_messages::kinds::{self, KindDefinition, ProjectBackupInput};
 use bus_messages::{ApiError, ErrorCode, FreshnessRequest, Nothing, ScheduleReply, ScheduleRequest};
 use catalog_database::{DueProject, NewOperation, Upkeep};
 use domain_model::{OperationId, Routing, Scope};
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::api::operations::{exclusive_key, input_hash};
@@ -18,7 +18,11 @@ use crate::work::caller;
 const MOST_PROJECTS: usize = 1000;
 const DAY_S: f64 = 24.0 * 3600.0;
 /// What is done with every repository that holds a backup, in the turn of its project.
-const UPKEEP: &[Upkeep] = &[Upkeep { kind: "repo-prune", every_s: 7.0 * DAY_S }];
+const UPKEEP: &[Upkeep] = &[
+    Upkeep { kind: "repo-prune", every_s: 7.0 * DAY_S },
+    Upkeep { kind: "repo-check", every_s: 7.0 * DAY_S },
+    Upkeep { kind: "restore-drill", every_s: 30.0 * DAY_S },
+];
 /// Upkeep waits for backups.
 const UPKEEP_PRIORITY: i32 = -20;
 /// One at a time of a project, however many schedulers and registries there are.
@@ -55,10 +59,10 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
             let input = serde_json::to_value(ProjectBackupInput::default()).unwrap_or_default();
             operation_of(project, kinds::named("project-backup"), input, priority)
         });
-        let upkeep = project
-            .upkeep
-            .iter()
-            .map(|kind| operation_of(project, kinds::named(kind), serde_json::json!({}), UPKEEP_PRIORITY));
+        let upkeep = project.upkeep.iter().filter_map(|kind| {
+            let (kind, input) = upkeep_of(kind)?;
+            Some(operation_of(project, kind, input, UPKEEP_PRIORITY))
+        });
         (decision, backup.into_iter().chain(upkeep).collect())
     };
     let scheduled = registry.database.schedule_backups(wanted.limit, UPKEEP, decide);
@@ -76,6 +80,18 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
         scheduled: count(scheduled.created.iter().filter(|op| op.kind.as_str() == "project-backup").count()),
         missed: count(scheduled.missed.len()),
     }))
+}
+
+/// What a kind of upkeep is asked to do.
+fn upkeep_of(kind: &str) -> Option<(&'static KindDefinition, Value)> {
+    let input = match kind {
+        // One share a week: all data is read within eight weeks.
+        "repo-check" => json!({ "read_data_shares": 8 }),
+        _ => json!({}),
+    };
+    let kind = kinds::named(kind);
+    let input = (kind.normalise_input)(&input).ok()?;
+    Some((kind, input))
 }
 
 fn operation_of(
@@ -102,5 +118,17 @@ fn operation_of(
         parent: None,
         retry_of: None,
         checkpoint: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_upkeep_is_one_that_takes_its_input() {
+        for upkeep in UPKEEP {
+            assert!(upkeep_of(upkeep.kind).is_some(), "{}", upkeep.kind);
+        }
     }
 }

@@ -17,8 +17,8 @@ use domain_model::{BackupId, HostId, ProjectId, Routing};
 use crate::errors::{chain, from_database};
 use crate::registry::Registry;
 
-/// How long a host may take: a first look reads the index.
-const PATIENCE_WITH_A_HOST: Duration = Duration::from_secs(3);
+/// How long a host may take: a first look reads the index, and a search takes its time.
+const PATIENCE_WITH_A_HOST: Duration = Duration::from_secs(5);
 
 /// How long a worker in the hub may take.
 const PATIENCE_WITH_THE_HUB: Duration = Duration::from_secs(10);

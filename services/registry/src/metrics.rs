@@ -13,6 +13,7 @@ pub(crate) struct RegistryMetrics {
     pub ended: Family<Labels, Counter>,
     pub lease_losses: Counter,
     pub refused_writes: Counter,
+    pub bad_backups: Counter,
     pub events: Counter,
     pub relay_failures: Counter,
     pub outbox_entries: Gauge,
@@ -36,6 +37,10 @@ impl RegistryMetrics {
             lease_losses: metrics.counter("longhaul_lease_losses", "Leases that were not renewed"),
             refused_writes: metrics
                 .counter("longhaul_refused_writes", "Writes of workers that had lost their operation"),
+            bad_backups: metrics.counter(
+                "longhaul_backups_found_bad",
+                "Restore drills whose backup did not restore to what it was",
+            ),
             events: metrics.counter("longhaul_events", "Events written to the stream"),
             relay_failures: metrics
                 .counter("longhaul_relay_failures", "Relays of the outbox that are to be repeated"),

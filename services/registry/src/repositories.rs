@@ -15,13 +15,14 @@
 use std::sync::Arc;
 
 use backup_repository::{RepositoryIdentity, RepositoryPassword, initialise, repository_root};
-use bus_messages::kinds::BackupChoice;
+use bus_messages::kinds::{BackupChoice, ProjectRestoreInput, ProjectStartInput, RestoreDrillInput};
 use bus_messages::{
     ApiError, Bucket, ErrorCode, Grant, ObjectStoreGrant, Operation, RepositoryGrant, SecretText,
 };
-use catalog_database::{BucketPlacement, Database, NewBucket, ProjectSecret};
+use catalog_database::{BackupPlace, BucketPlacement, Database, NewBucket, ProjectSecret};
 use domain_model::{BackupId, BucketId, ProjectId, RepositoryId, Scope, Timestamp};
 use object_storage::{BucketControl, BucketLocation, ProviderSettings};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::errors::{chain, from_database, from_object_storage, from_repository};
@@ -99,7 +100,8 @@ impl Repositories {
 
     /// Whether the operation needs no repository, because the project has no backup: starting it makes none.
     async fn can_do_without(&self, op: &Operation, project: ProjectId) -> Result<bool, ApiError> {
-        if op.kind.as_str() != "project-start" || wanted_backup(op)?.is_some() {
+        let wanted = wanted_backup(op.kind.as_str(), &op.input).map_err(internal)?;
+        if op.kind.as_str() != "project-start" || wanted.is_none_or(|wanted| wanted.id.is_some()) {
             return Ok(false);
         }
         let newest = self.database.backup_place(project, None).await.map_err(from_database)?;
@@ -281,16 +283,16 @@ impl Repositories {
         project: ProjectId,
         bound: BucketId,
     ) -> Result<(Option<BackupId>, Option<String>, BucketId), ApiError> {
-        if !matches!(op.kind.as_str(), "project-restore" | "project-start") {
+        let Some(wanted) = wanted_backup(op.kind.as_str(), &op.input).map_err(internal)? else {
             let newest = self.database.backup_place(project, None).await.map_err(from_database)?;
             // A parent in another bucket is none.
             let parent = newest.filter(|place| place.bucket_id == bound).map(|place| place.backup_id);
             return Ok((parent, None, bound));
-        }
-        let wanted = wanted_backup(op)?;
-        let wanted = wanted.as_ref();
+        };
+        let (wanted, allow_bad) = (wanted.id.as_ref(), wanted.allow_bad);
         let place = self.database.backup_place(project, wanted).await.map_err(from_database)?;
         let place = place.ok_or_else(|| no_such_backup(project, wanted))?;
+        refuse_bad(&place, allow_bad)?;
         Ok((Some(place.backup_id), Some(place.tree), place.bucket_id))
     }
 
@@ -305,17 +307,45 @@ impl Repositories {
     }
 }
 
-/// The backup that the input names; `None` for the newest.
-fn wanted_backup(op: &Operation) -> Result<Option<BackupId>, ApiError> {
-    #[derive(serde::Deserialize)]
-    struct Input {
-        backup_id: BackupChoice,
-    }
-    let input: Input = serde_json::from_value(op.input.clone()).map_err(internal)?;
-    Ok(match input.backup_id {
+/// Which backup an operation reads.
+pub(crate) struct WantedBackup {
+    /// The newest where `None`.
+    pub id: Option<BackupId>,
+    /// Whether one that is known to be bad will do.
+    pub allow_bad: bool,
+}
+
+/// What the input of an operation says of the backup that it reads; `None` for kinds that read none.
+pub(crate) fn wanted_backup(kind: &str, input: &Value) -> Result<Option<WantedBackup>, serde_json::Error> {
+    let input = input.clone();
+    let (choice, allow_bad) = match kind {
+        "project-restore" => {
+            let input: ProjectRestoreInput = serde_json::from_value(input)?;
+            (input.backup_id, input.allow_bad)
+        }
+        "project-start" => (serde_json::from_value::<ProjectStartInput>(input)?.backup_id, false),
+        "restore-drill" => (serde_json::from_value::<RestoreDrillInput>(input)?.backup_id, true),
+        _ => return Ok(None),
+    };
+    let id = match choice {
         BackupChoice::Latest => None,
         BackupChoice::Id(id) => Some(id),
-    })
+    };
+    Ok(Some(WantedBackup { id, allow_bad }))
+}
+
+/// Nothing is restored from a backup that is known to be bad, unless somebody wants what is left of it.
+pub(crate) fn refuse_bad(place: &BackupPlace, allow_bad: bool) -> Result<(), ApiError> {
+    match &place.bad_reason {
+        Some(reason) if !allow_bad => Err(ApiError::new(
+            ErrorCode::FailedPrecondition,
+            format!(
+                "the backup {} is bad: {reason}; choose another one, or ask for it with allow_bad",
+                place.backup_id
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// What to say where a project has no such backup.

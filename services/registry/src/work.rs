@@ -327,6 +327,7 @@ pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) ->
     };
     let reply = match registry.finishes.ask(finished).await? {
         FinishOutcome::Recorded(ended) => {
+            note_bad_backup(&registry, &ended.op);
             registry.changed(&ended).await;
             FinishReply { ok: true, lost: false }
         }
@@ -338,6 +339,18 @@ pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) ->
         FinishOutcome::Refused { reason } => return Err(ApiError::invalid_argument(reason)),
     };
     Ok(request.reply(&reply))
+}
+
+/// A drill that has found a backup to be bad: never a silence.
+fn note_bad_backup(registry: &Registry, op: &Operation) {
+    let result = op.result.as_ref().filter(|_| op.kind.as_str() == "restore-drill");
+    if let Some(result) = result.filter(|result| result["proof"] == "mismatch") {
+        registry.metrics.bad_backups.inc();
+        tracing::error!(
+            op.id = %op.op_id, scope = %op.scope, backup.id = %result["backup_id"], reason = %result["reason"],
+            "a backup is bad"
+        );
+    }
 }
 
 async fn child_of(

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::SystemTime;
 
 use rustic_core::repofile::{Node, NodeType, SnapshotFile};
-use rustic_core::{CheckOptions, IndexedFullStatus};
+use rustic_core::{CheckOptions, IndexedFullStatus, ReadSubsetOption};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -126,8 +126,17 @@ impl Repository {
     /// Checks that everything a snapshot names is there; with `read_data`, reads every pack as well. The
     /// report says what is wrong with the repository; an error, that it could not be checked. Blocks.
     pub fn check(&self, read_data: bool) -> Result<CheckReport> {
+        self.check_share(read_data, None)
+    }
+
+    /// As [`Self::check`], of whose packs only one of several shares is read: which, from 0, and of how many. All
+    /// shares together are all packs. Blocks.
+    pub fn check_share(&self, read_data: bool, share: Option<(u32, u32)>) -> Result<CheckReport> {
         let mut options = CheckOptions::default();
         options.read_data = read_data;
+        if let Some((share, shares)) = share {
+            options.read_data_subset = ReadSubsetOption::IdSubSet((share, shares.max(1)));
+        }
         options.trust_cache = true;
         let results = self.rustic.check(options);
         // A request that failed is no finding about the repository.

@@ -246,6 +246,11 @@ impl Browser {
         Ok(page)
     }
 
+    /// Keeps the cache of metadata on the disk within its limit, for whoever keeps looking.
+    pub(crate) fn trim_cache(&self) {
+        self.backend.cache().trim();
+    }
+
     fn root_of(&self, snapshot: SnapshotId) -> Result<TreeId> {
         if let Some(root) = lock(&self.memory).roots.get(&snapshot) {
             return Ok(*root);

@@ -59,6 +59,9 @@ pub enum JobTask {
     Check {
         /// Whether to read all packs.
         read_data: bool,
+        /// Which share of them only, and of how many; shares are counted from 0.
+        #[serde(default)]
+        share: Option<(u32, u32)>,
     },
     /// Forget backups and free their space.
     Prune(PruneRequest),
@@ -177,9 +180,9 @@ pub fn run_job(
             let repository = Repository::open_for_reading(location, runtime)?;
             repository.restore(request, progress).map(JobResult::Restore)
         }
-        JobTask::Check { read_data } => {
-            Repository::open_for_reading(location, runtime)?.check(*read_data).map(JobResult::Check)
-        }
+        JobTask::Check { read_data, share } => Repository::open_for_reading(location, runtime)?
+            .check_share(*read_data, *share)
+            .map(JobResult::Check),
         JobTask::Prune(request) => {
             let repository = Repository::open_for_writing(location, runtime)?;
             repository.prune(request, progress.as_ref()).map(JobResult::Prune)
@@ -228,7 +231,7 @@ mod tests {
             key: RepositoryKey::new(MasterKey::new()),
             cache: None,
             memory_limit_bytes: Some(1 << 30),
-            task: JobTask::Check { read_data: true },
+            task: JobTask::Check { read_data: true, share: None },
         };
         let json = serde_json::to_string(&request).unwrap();
         assert_eq!(serde_json::from_str::<JobRequest>(&json).unwrap(), request);

@@ -269,6 +269,7 @@ impl Executor {
             match browse(&request.task, &browser) {
                 Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => {}
                 result => {
+                    browser.trim_cache();
                     self.browser = Some((opened, browser));
                     return result;
                 }
@@ -285,6 +286,7 @@ impl Executor {
         let handle = self.runtime.handle().clone();
         let browser = Repository::open_for_reading(location, handle)?.into_browser()?;
         let result = browse(&request.task, &browser);
+        browser.trim_cache();
         self.browser = Some((wanted, browser));
         result
     }

@@ -251,6 +251,9 @@ pub struct Backup {
     pub op_id: OperationId,
     /// When it was last proven to restore.
     pub verified_at: Option<Timestamp>,
+    /// Since when it is known not to restore to what it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bad_since: Option<Timestamp>,
 }
 
 /// `backup.get`.

@@ -54,6 +54,7 @@ struct BackupRow {
     created_at: time::OffsetDateTime,
     pinned: bool,
     deleting: bool,
+    bad: bool,
     used_by: Option<Uuid>,
 }
 
@@ -83,7 +84,7 @@ async fn backups_in_use(
             WHERE scope_type = 'project' AND coalesce(scope_id, '00000000-0000-0000-0000-000000000000') = $1 AND status IN ('queued', 'running')
                 AND ($2::uuid IS NULL OR id <> $2))
            SELECT backup.backup_id, backup.created_at, backup.pinned,
-                backup.deleting_at IS NOT NULL AS "deleting!",
+                backup.deleting_at IS NOT NULL AS "deleting!", backup.bad_since IS NOT NULL AS "bad!",
                 (SELECT active.id FROM active
                  WHERE position(backup.backup_id IN active.words) > 0
                     OR (active.input ->> 'backup_id' = 'latest' AND active.started_at IS NOT NULL
@@ -184,9 +185,10 @@ impl Database {
         .await
         .during("take the rows of backups that are gone")?;
         let rows = backups_in_use(&mut transaction, project, Some(prune)).await?;
+        // A bad backup takes nobody's place, and goes when somebody deletes it.
         let retained: Vec<RetainedBackup> = rows
             .iter()
-            .filter(|row| !row.deleting)
+            .filter(|row| !row.deleting && !row.bad)
             .map(|row| {
                 Ok(RetainedBackup {
                     backup_id: backup_id(row.backup_id.clone())?,

@@ -17,6 +17,7 @@ mod measures;
 mod operations;
 mod path_restore;
 mod project_start;
+mod proof;
 mod restarts;
 mod retention;
 mod wire_conformance;

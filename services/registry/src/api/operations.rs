@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bus_client::{IncomingRequest, Reply};
-use bus_messages::kinds::{
-    self, BackupChoice, KindDefinition, ProjectRestoreInput, ProjectStartInput, RoutingRule,
-};
+use bus_messages::kinds::{self, KindDefinition, RoutingRule};
 use bus_messages::{
     ApiError, CreateOperation, CreatedOperation, ErrorCode, EventList, GetOperation, ListEvents,
     ListOperations, Operation, OperationList, OperationReply, ProgressEvent, RetryOperation, WaitOperation,
@@ -24,7 +22,7 @@ use super::{Caller, page_size, subject};
 use crate::errors::from_database;
 use crate::nul::has_nul;
 use crate::registry::Registry;
-use crate::repositories::no_such_backup;
+use crate::repositories::{no_such_backup, refuse_bad, wanted_backup};
 
 const MOST_TIME_TO_LIVE_S: u32 = 90 * 24 * 3600;
 const MOST_WAIT_S: f64 = 30.0;
@@ -254,32 +252,23 @@ async fn check_backup(
     input: &Value,
 ) -> Result<(), ApiError> {
     let Scope::Project(project) = scope else { return Ok(()) };
-    if kind.name == "repo-prune" {
+    if matches!(kind.name, "repo-prune" | "repo-check") {
         let place = registry.database.project_place(project).await.map_err(from_database)?;
         if place.is_none_or(|place| place.backup_bucket_id.is_none()) {
             return Err(no_such_backup(project, None));
         }
     }
-    let read = |error| ApiError::invalid_argument(error);
-    let choice = match kind.name {
-        "project-restore" => {
-            serde_json::from_value::<ProjectRestoreInput>(input.clone()).map_err(read)?.backup_id
-        }
-        "project-start" => {
-            match serde_json::from_value::<ProjectStartInput>(input.clone()).map_err(read)?.backup_id {
-                BackupChoice::Latest => return Ok(()),
-                choice => choice,
-            }
-        }
-        _ => return Ok(()),
+    let Some(wanted) = wanted_backup(kind.name, input).map_err(ApiError::invalid_argument)? else {
+        return Ok(());
     };
-    let wanted = match &choice {
-        BackupChoice::Latest => None,
-        BackupChoice::Id(id) => Some(id),
-    };
+    // Whether there is anything to restore is seen when it is started.
+    if kind.name == "project-start" && wanted.id.is_none() {
+        return Ok(());
+    }
+    let (wanted, allow_bad) = (wanted.id.as_ref(), wanted.allow_bad);
     let place = registry.database.backup_place(project, wanted).await.map_err(from_database)?;
     match (place, wanted) {
-        (Some(_), _) => Ok(()),
+        (Some(place), _) => refuse_bad(&place, allow_bad),
         // One may be on its way: whether there is a latest backup is seen when the restore starts.
         (None, None)
             if !registry

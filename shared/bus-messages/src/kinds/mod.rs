@@ -4,7 +4,9 @@ mod project_backup;
 mod project_restore;
 mod project_start;
 mod project_stop;
+mod repo_check;
 mod repo_prune;
+mod restore_drill;
 mod test_sleep;
 
 use domain_model::{HostId, OperationKind, Phase, ScopeType};
@@ -17,7 +19,9 @@ pub use project_backup::{ProjectBackupInput, ProjectBackupResult, SourceKind};
 pub use project_restore::{BackupChoice, Conflict, ProjectRestoreInput, ProjectRestoreResult};
 pub use project_start::{ProjectStartInput, ProjectStartResult};
 pub use project_stop::{ProjectStopInput, ProjectStopResult};
+pub use repo_check::{RepoCheckInput, RepoCheckResult};
 pub use repo_prune::{RepoPruneInput, RepoPruneResult};
+pub use restore_drill::{Proof, RestoreDrillInput, RestoreDrillResult};
 pub use test_sleep::{TestSleepInput, TestSleepResult};
 
 use crate::ApiError;
@@ -79,7 +83,9 @@ pub const ALL: &[&KindDefinition] = &[
     &project_restore::DEFINITION,
     &project_start::DEFINITION,
     &project_stop::DEFINITION,
+    &repo_check::DEFINITION,
     &repo_prune::DEFINITION,
+    &restore_drill::DEFINITION,
     &test_sleep::DEFINITION,
 ];
 
