@@ -204,6 +204,11 @@ impl HostRoot {
         rustix::fs::mkdirat(volume, &name, Mode::RWXU).map_err(failed)?;
         self.steps.done("the staging directory of a copy is made")?;
         let staging = rustix::fs::openat(volume, &name, DIRECTORY, Mode::empty()).map_err(failed)?;
+        let opened = rustix::fs::fstat(&staging).map_err(failed)?;
+        if opened.st_uid != rustix::process::geteuid().as_raw() || opened.st_mode & 0o077 != 0 {
+            // Not the one that was just made. What is staged here could be tampered with.
+            return Err(failed(Errno::BUSY));
+        }
         let root = rustix::fs::fstat(volume).map_err(failed)?;
         let owner = (Uid::from_raw(root.st_uid), Gid::from_raw(root.st_gid));
         let style = CopyStyle {
@@ -215,16 +220,16 @@ impl HostRoot {
         let mut copy = TreeCopy::new(&request.source, style, go_on)?;
         for (index, entry) in request.entries.iter().enumerate() {
             let wrapper = wrapper(index);
-            rustix::fs::mkdirat(&staging, &wrapper, Mode::RWXU).map_err(failed)?;
-            let way = std::iter::once(wrapper.as_str());
-            let outermost = make_parents(staging.as_fd(), way, None).map_err(failed)?;
+            let make_wrapper =
+                || make_parents(staging.as_fd(), std::iter::once(wrapper.as_str()), None).map_err(failed);
+            let outermost = make_wrapper()?;
             let (parents, last) = split(&entry.to);
             let parent = make_parents(outermost.as_fd(), parents, Some(owner)).map_err(failed)?;
             if !copy.copy(&entry.from, parent.as_fd(), &c_name(last).map_err(failed)?)? {
                 // Without content there is no need of its parents.
                 let name = c_name(&wrapper).map_err(failed)?;
                 delete_at(&self.btrfs, staging.as_fd(), &name, &shown)?;
-                rustix::fs::mkdirat(&staging, &wrapper, Mode::RWXU).map_err(failed)?;
+                make_wrapper()?;
             }
             self.steps.done("an entry of a copy is staged")?;
         }
@@ -243,7 +248,7 @@ impl HostRoot {
         journal.work = Work::Copy {
             entries: request.entries.clone(),
             options: request.options,
-            staging_inode: Some(rustix::fs::fstat(&staging).map_err(failed)?.st_ino),
+            staging_inode: Some(opened.st_ino),
             receipt: Some(receipt),
         };
         journal.phase = Phase::Exchanging;

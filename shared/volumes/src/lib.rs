@@ -53,6 +53,8 @@ mod tree_copy;
 mod whole_restore;
 
 #[cfg(test)]
+mod copy_tests;
+#[cfg(test)]
 mod test_support;
 
 pub use compare::{Difference, DifferenceKind, MAX_DIFFERENCES, compare_trees};

@@ -113,8 +113,9 @@ impl<'a> TreeCopy<'a> {
         target: BorrowedFd<'_>,
         name: &CStr,
     ) -> Result<bool, VolumeError> {
-        let found = self.find(from)?;
         let path = from.as_path();
+        self.ask(path)?;
+        let found = self.find(from)?;
         if !found.file_type().is_dir() {
             return self.copy_leaf(&found, target, name, path);
         }
@@ -124,9 +125,10 @@ impl<'a> TreeCopy<'a> {
         let failed = |errno: Errno| VolumeError::io("copy", &self.source.join(path))(errno);
         let around = Around { identity: Identity::of(&found.stat), stat: found.stat };
         let second = self.make_directory(target, name).map_err(failed)?;
-        let mut walk = PairWalk::new(Pair { first: found.handle, second }, around).map_err(failed)?;
+        let first = open_directory(&found).map_err(failed)?;
+        let mut walk = PairWalk::new(Pair { first, second }, around).map_err(failed)?;
         while !walk.is_over() {
-            self.ask()?;
+            self.ask(path)?;
             match walk.next_name() {
                 Some(name) => self.copy_next(from, &mut walk, name)?,
                 None => {
@@ -169,7 +171,8 @@ impl<'a> TreeCopy<'a> {
             return Err(VolumeError::LinkRefused { path, reason: "leads to a directory that it is in" });
         }
         let second = self.make_directory(walk.second().map_err(failed)?, &name).map_err(failed)?;
-        walk.enter(name, Pair { first: found.handle, second }, found.through_link, around).map_err(failed)
+        let first = open_directory(&found).map_err(failed)?;
+        walk.enter(name, Pair { first, second }, found.through_link, around).map_err(failed)
     }
 
     /// Opens what is at `from`. Links on the way are refused unless links are to be followed.
@@ -230,14 +233,13 @@ impl<'a> TreeCopy<'a> {
                 // Somebody renames directories just now, and `..` cannot be trusted.
                 Err(Errno::AGAIN) => {}
                 Err(Errno::XDEV) => return refused("leads out of the project"),
-                Err(Errno::LOOP) => return refused("leads in a circle"),
+                Err(Errno::LOOP) => return refused("leads in a circle, or over too many links"),
+                Err(Errno::NAMETOOLONG) => return refused("lies too deep to be followed"),
                 Err(Errno::NOSYS) => return refused("cannot be followed safely by the kernel of this host"),
                 Err(Errno::NOENT | Errno::NOTDIR) => {
-                    return match rustix::fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW) {
-                        Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_symlink() => {
-                            refused("leads to nothing")
-                        }
-                        _ => Err(VolumeError::SourceMissing { path: path.to_owned() }),
+                    return match rustix::fs::openat2(&self.root, path, BARE, Mode::empty(), beneath) {
+                        Ok(_link) => refused("leads to nothing"),
+                        Err(_) => Err(VolumeError::SourceMissing { path: path.to_owned() }),
                     };
                 }
                 Err(errno) => return Err(VolumeError::io("open", &self.source.join(path))(errno)),
@@ -254,7 +256,6 @@ impl<'a> TreeCopy<'a> {
         name: &CStr,
         path: &Path,
     ) -> Result<bool, VolumeError> {
-        self.ask()?;
         let copied = match found.file_type() {
             FileType::RegularFile => {
                 let copied = self.copy_file(found, target, name);
@@ -356,13 +357,19 @@ impl<'a> TreeCopy<'a> {
         Mode::from_raw_mode(stat.st_mode & if directory || kept { 0o7777 } else { 0o777 })
     }
 
-    fn ask(&mut self) -> Result<(), VolumeError> {
+    /// Asks whether to go on copying `path`.
+    fn ask(&mut self, path: &Path) -> Result<(), VolumeError> {
         let progress = CopyProgress { files: self.receipt.files, bytes: self.receipt.bytes };
         match (self.go_on)(progress) {
             ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(VolumeError::Canceled { path: self.source.to_owned() }),
+            ControlFlow::Break(()) => Err(VolumeError::Canceled { path: path.to_owned() }),
         }
     }
+}
+
+/// Opens a directory for reading by a handle that is not.
+fn open_directory(found: &Found) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(&found.handle, ".", DIRECTORY, Mode::empty())
 }
 
 /// Makes the directories of `way` in `above`, where they are missing; returns the innermost.
@@ -374,8 +381,7 @@ pub(crate) fn make_parents<'a>(
     let mut innermost = rustix::fs::openat(above, ".", DIRECTORY, Mode::empty())?;
     for name in way {
         match rustix::fs::mkdirat(&innermost, name, Mode::RWXU) {
-            Ok(()) => {}
-            Err(Errno::EXIST) => {}
+            Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno),
         }
         innermost = rustix::fs::openat(&innermost, name, DIRECTORY, Mode::empty())?;
