@@ -212,3 +212,18 @@ impl VolumeError {
         move |source| Self::Io { operation, path: path.to_owned(), source: source.into() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_and_a_full_quota_are_both_no_space() {
+        for errno in [Errno::NOSPC, Errno::DQUOT] {
+            let error = VolumeError::io("write", Path::new("/x"))(errno);
+            assert_eq!(error.kind(), VolumeErrorKind::NoSpace);
+        }
+    }
+}

@@ -178,8 +178,12 @@ impl Merge<'_> {
 
 /// Whether a rename failed by what its owner has done to the target, so that trying again would not help.
 fn is_in_the_way(errno: Errno) -> bool {
-    // Gone on either side, another volume, not to be changed, mounted on, or a directory with something in it.
-    matches!(errno, Errno::NOENT | Errno::XDEV | Errno::PERM | Errno::ACCESS | Errno::BUSY | Errno::NOTEMPTY)
+    // Not to be changed, mounted on; gone on either side, another volume, a directory with something in it.
+    if matches!(errno, Errno::PERM | Errno::ACCESS | Errno::BUSY) {
+        tracing::warn!(error = %errno, "something in the way of a copy cannot be replaced, and is kept");
+        return true;
+    }
+    matches!(errno, Errno::NOENT | Errno::XDEV | Errno::NOTEMPTY)
 }
 
 fn is_directory(stat: &Stat) -> bool {

@@ -122,7 +122,7 @@ impl<About> PairWalk<About> {
         Ok(())
     }
 
-    /// Goes up one level.
+    /// Goes up one level. `STALE` if the way back up is not there any more.
     pub(crate) fn leave(&mut self) -> Result<Option<Left<About>>, Errno> {
         let Some(level) = self.levels.pop() else { return Ok(None) };
         self.open_innermost()?;
@@ -134,7 +134,11 @@ impl<About> PairWalk<About> {
         let open = self.levels.iter().rposition(|level| level.pair.is_some());
         for index in open.map_or(0, |open| open + 1)..self.levels.len() {
             let above = index.checked_sub(1).and_then(|above| self.levels[above].pair.as_ref());
-            let pair = Pair::open(above.ok_or(Errno::BADF)?, &self.levels[index].name)?;
+            let pair = match Pair::open(above.ok_or(Errno::BADF)?, &self.levels[index].name) {
+                // Its owner has moved it in the meantime. What is there now is for another attempt to see.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(Errno::STALE),
+                other => other?,
+            };
             self.levels[index].pair = Some(pair);
             self.close_outer(index);
         }
@@ -147,6 +151,98 @@ impl<About> PairWalk<About> {
             && !self.levels[outer].pinned
         {
             self.levels[outer].pair = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::path::Path;
+
+    use super::*;
+
+    const DEPTH: usize = 200;
+
+    fn open(path: &Path) -> OwnedFd {
+        rustix::fs::open(path, DIRECTORY, Mode::empty()).unwrap()
+    }
+
+    /// Two trees with `d/d/d…` and, at each level, a file that is named after it.
+    fn deep_trees() -> (tempfile::TempDir, Pair) {
+        let directory = tempfile::tempdir().unwrap();
+        for tree in ["first", "second"] {
+            let mut path = directory.path().join(tree);
+            for level in 0..=DEPTH {
+                std::fs::create_dir(&path).unwrap();
+                std::fs::write(path.join(level.to_string()), "").unwrap();
+                path.push("d");
+            }
+        }
+        let pair = Pair {
+            first: open(&directory.path().join("first")),
+            second: open(&directory.path().join("second")),
+        };
+        (directory, pair)
+    }
+
+    /// Goes down as far as it goes, and calls `at_the_bottom` there.
+    fn walk(pair: Pair, pinned_every: usize, at_the_bottom: impl Fn()) -> Result<Vec<String>, Errno> {
+        let mut walk = PairWalk::new(pair, ())?;
+        let mut seen = Vec::new();
+        let mut left = false;
+        while !walk.is_over() {
+            // Directories first, so that every file is seen on the way up.
+            if !left && let Ok(pair) = Pair::open(walk.pair()?, c"d") {
+                let pinned = walk.levels.len().is_multiple_of(pinned_every);
+                walk.enter(c"d".to_owned(), pair, pinned, ())?;
+                let open = walk.levels.iter().filter(|level| level.pair.is_some()).count();
+                assert!(open <= OPEN_LEVELS + 1 + DEPTH / pinned_every, "{open} levels are open");
+                continue;
+            }
+            if !left {
+                at_the_bottom();
+            }
+            left = true;
+            while let Some(name) = walk.next_name() {
+                let pair = walk.pair()?;
+                if name.as_c_str() != c"d" {
+                    rustix::fs::statat(&pair.second, &name, rustix::fs::AtFlags::empty())?;
+                    seen.push(walk.path_of(&name).to_str().unwrap().to_owned());
+                }
+            }
+            walk.leave()?;
+        }
+        Ok(seen)
+    }
+
+    #[test]
+    fn a_deep_walk_keeps_few_levels_open_and_finds_its_way_back() {
+        for pinned_every in [10, 1_000] {
+            let (_directory, pair) = deep_trees();
+            let seen = walk(pair, pinned_every, || {}).unwrap();
+            let expected: Vec<String> =
+                (0..=DEPTH).rev().map(|level| format!("{}{level}", "d/".repeat(level))).collect();
+            assert_eq!(seen, expected);
+        }
+    }
+
+    #[test]
+    fn a_way_back_that_was_moved_away_or_leads_elsewhere_ends_the_walk() {
+        for tree in ["first", "second"] {
+            for link in [false, true] {
+                let (directory, pair) = deep_trees();
+                let other = directory.path().join("other");
+                let outcome = walk(pair, 1_000, || {
+                    let moved = directory.path().join(tree).join("d/d/d");
+                    std::fs::rename(&moved, &other).unwrap();
+                    if link {
+                        std::os::unix::fs::symlink(&other, &moved).unwrap();
+                    }
+                });
+                assert_eq!(outcome.unwrap_err(), Errno::STALE);
+            }
         }
     }
 }

@@ -43,9 +43,13 @@ impl Projects {
         request(&self.source(), entries)
     }
 
+    /// Copies, with nothing left but what was copied.
     fn copy(&self, request: &CopyRequest) -> Result<CopyReceipt, VolumeError> {
         let op_id = Uuid::now_v7();
         let outcome = self.copy_as(op_id, request);
+        if outcome.is_err() {
+            self.assert_nothing_staged();
+        }
         self.root.forget_copy(self.target, op_id).unwrap();
         self.assert_nothing_staged();
         outcome
