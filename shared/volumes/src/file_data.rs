@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn data_that_is_written_keeps_its_holes_whichever_call_moves_it() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::test_support::temporary_directory();
         let (from, to) = (directory.path().join("from"), directory.path().join("to"));
         for (size, data) in [
             (0, vec![]),
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_copy_tells_every_byte_and_stops_when_it_is_told_to() {
-        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let directory = crate::test_support::temporary_directory();
         let size = 3 * CHUNK_BYTES + 1;
         std::fs::write(directory.path().join("from"), vec![7; size as usize]).unwrap();
         let source = File::open(directory.path().join("from")).unwrap();

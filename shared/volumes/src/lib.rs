@@ -12,6 +12,9 @@
 //!   renames, so a journal on disk says what is intended before it is done, and [`HostRoot::recover`] ends what a
 //!   crash has interrupted: fully old or fully new, never between.
 //!
+//! A copy from another project meets both: it comes into a live tree, and its source may be live too. It is staged
+//! inside the tree, merged into it by renames, and never applied twice ([`HostRoot::copy_into`]).
+//!
 //! What a tenant can write is never trusted with a path: inside a project the crate walks with directory handles
 //! that follow no symbolic link, and its journals lie outside, in directories of the host's own.
 //!

@@ -171,7 +171,7 @@ mod tests {
 
     /// Two trees with `d/d/d…` and, at each level, a file that is named after it.
     fn deep_trees() -> (tempfile::TempDir, Pair) {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::test_support::temporary_directory();
         for tree in ["first", "second"] {
             let mut path = directory.path().join(tree);
             for level in 0..=DEPTH {

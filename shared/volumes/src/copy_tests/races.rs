@@ -114,3 +114,49 @@ fn nothing_outside_the_target_is_written_whatever_its_owner_swaps() {
         assert!(copied > 0 && refused > 0, "{copied} {refused}");
     });
 }
+
+#[test]
+fn a_staging_directory_that_is_stolen_while_a_copy_is_at_work_leads_nowhere() {
+    on_each_filesystem(|new_root| {
+        let projects = Projects::new(new_root());
+        let target = projects.target();
+        let victim = projects.root.ensure_volume(Uuid::new_v4()).unwrap().project_dir;
+        write(victim.join("entry-0/tree/file"), "victim");
+        write(projects.source().join("tree/sub/file"), "new");
+        write(target.join("tree/sub/file"), "old");
+        let before = walkdir::WalkDir::new(&victim).into_iter().count();
+        let over = AtomicBool::new(false);
+        let (mut stolen, mut copied) = (0, 0);
+        std::thread::scope(|scope| {
+            let thief = scope.spawn(|| {
+                let mut stolen = 0;
+                while !over.load(Ordering::Relaxed) {
+                    for name in names(&target).into_iter().filter(|name| name.starts_with(".longhaul")) {
+                        let staging = target.join(name);
+                        if std::fs::rename(&staging, target.join(format!("stolen-{stolen}"))).is_ok() {
+                            let _ = symlink(&victim, &staging);
+                            stolen += 1;
+                        }
+                    }
+                    // Sometimes late, so that all stages of a copy are met.
+                    (0..stolen % 7).for_each(|_| std::thread::yield_now());
+                }
+                stolen
+            });
+            let _over = OnDrop(&over);
+            for round in 0..ROUNDS {
+                let request = projects.request(&[("tree", "tree"), ("tree", &format!("new-{round}"))]);
+                let op_id = Uuid::now_v7();
+                copied += usize::from(projects.copy_as(op_id, &request).is_ok());
+                let _ = projects.root.forget_copy(projects.target, op_id);
+            }
+            over.store(true, Ordering::Relaxed);
+            stolen = thief.join().unwrap();
+        });
+        assert!(stolen > 5, "{stolen} {copied}");
+        assert_eq!(walkdir::WalkDir::new(&victim).into_iter().count(), before);
+        assert_eq!(texts(&victim), ["victim"]);
+        let texts = texts(&target.join("tree"));
+        assert!(texts == ["old"] || texts == ["new"]);
+    });
+}
