@@ -123,8 +123,8 @@ impl HostRoot {
     /// `NotFound` if the project has no files on this host, or the source lacks an entry; `AlreadyExists` under
     /// [`Overwrite::Refuse`]; `InvalidPath` for a directory without `recursive`, a link that may not be
     /// followed, a directory where a file is or the reverse, another volume; `Canceled`; `InUse` if an earlier attempt is
-    /// still at work; `NoSpace`. Nothing is changed then. Any other error can also come with content in place in
-    /// part; another attempt, or [`HostRoot::recover`], finishes it.
+    /// still at work. Nothing is changed then. `NoSpace` and whatever else may be worth another attempt can also come with
+    /// content in place in part; that attempt, or [`HostRoot::recover`], finishes it.
     pub fn copy_into(
         &self,
         project: Uuid,
@@ -164,9 +164,12 @@ impl HostRoot {
             }
             return Err(error);
         }
-        let not_staged =
-            || VolumeError::NotStaged { op_id, path: project_dir.join(staging_name_text(op_id)) };
-        self.finish_copy(&directory, &mut journal)?.ok_or_else(not_staged)
+        // Somebody has moved it away just now, or a restore has replaced the whole tree: another attempt begins anew.
+        let gone = || {
+            let staged = project_dir.join(staging_name_text(op_id));
+            VolumeError::io("find what was staged in", &staged)(Errno::STALE)
+        };
+        self.finish_copy(&directory, &mut journal)?.ok_or_else(gone)
     }
 
     /// Forgets the copy `op_id` into `project`, once its end is recorded elsewhere; none there is fine. If it is staged
@@ -181,6 +184,9 @@ impl HostRoot {
         };
         if let Some(mut journal) = Journal::read(&directory)? {
             journal.check_project(project, &directory)?;
+            if !matches!(journal.work, Work::Copy { .. }) {
+                return self.settle(directory).map(drop);
+            }
             self.settle_copy(&directory, &mut journal)?;
         }
         self.remove_operation(directory)

@@ -169,6 +169,22 @@ fn a_second_attempt_while_the_first_is_at_work_is_told_so() {
     });
 }
 
+#[test]
+fn forgetting_a_restore_by_mistake_ends_it_as_recovery_would() {
+    on_each_filesystem(|new_root| {
+        let projects = Projects::new(new_root());
+        write(projects.target().join("file"), "old");
+        let op_id = Uuid::now_v7();
+        let staged = projects.root.stage(projects.target, op_id).unwrap();
+        write(staged.project_dir.join("file"), "new");
+        projects.root.exchange(&staged).unwrap();
+        drop(staged);
+        projects.root.forget_copy(projects.target, op_id).unwrap();
+        assert_eq!(read(projects.target().join("file")), "new");
+        projects.assert_nothing_staged();
+    });
+}
+
 /// What a version of this crate has written is read by all later ones.
 #[test]
 fn a_journal_of_a_copy_that_was_written_once_is_read_for_ever() {
