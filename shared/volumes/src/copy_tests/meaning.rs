@@ -313,25 +313,39 @@ fn a_copy_that_is_canceled_at_any_moment_leaves_nothing() {
     });
 }
 
+/// A disk of 4 MiB, mounted until this is dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn new(place: PathBuf) -> Self {
+        std::fs::create_dir(&place).unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&place);
+        assert!(mount.status().unwrap().success());
+        Self(place)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a child process that another test is just starting may hold a handle into it for a moment.
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
 #[test]
 fn a_disk_that_is_full_is_not_left_full() {
     if !is_root() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let small = directory.path().join("small");
-    std::fs::create_dir(&small).unwrap();
-    let run = |program: &str, arguments: &[&str]| {
-        std::process::Command::new(program).args(arguments).arg(&small).status().unwrap().success()
-    };
-    assert!(run("mount", &["-t", "tmpfs", "-o", "size=4m", "tmpfs"]));
-    let projects = Projects::new(HostRoot::open(&small).unwrap());
+    let small = SmallDisk::new(directory.path().join("small"));
+    let projects = Projects::new(HostRoot::open(&small.0).unwrap());
     let outside = directory.path().join("outside");
     write(outside.join("tree/small"), "small");
     write(outside.join("tree/large"), &"large".repeat(2 << 20));
     let outcome = projects.copy(&request(&outside, &[("tree", "tree")]));
-    let free = rustix::fs::statfs(&small).unwrap();
-    assert!(run("umount", &[]));
+    let free = rustix::fs::statfs(&small.0).unwrap();
     assert_eq!(outcome.unwrap_err().kind(), VolumeErrorKind::NoSpace);
     assert!(free.f_bavail * 10 > free.f_blocks * 9);
 }
