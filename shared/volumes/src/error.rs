@@ -67,6 +67,58 @@ pub enum VolumeError {
         /// What it is: "a symbolic link" or "not a directory".
         found: &'static str,
     },
+    /// What is to be copied does not exist in the source.
+    #[error("{} is not there to be copied", path.display())]
+    SourceMissing {
+        /// What was asked for, relative to the source.
+        path: PathBuf,
+    },
+    /// A directory is to be copied, and the caller did not say that directories are.
+    #[error("{} is a directory; set 'recursive' to copy directories", path.display())]
+    DirectoryNotRecursive {
+        /// The directory, relative to the source.
+        path: PathBuf,
+    },
+    /// A symbolic link in what is to be copied cannot be followed.
+    #[error("the symbolic link {} {reason}", path.display())]
+    LinkRefused {
+        /// The link, relative to the source.
+        path: PathBuf,
+        /// Why, as a verb phrase.
+        reason: &'static str,
+    },
+    /// A copy would put a directory where something else is, or the reverse.
+    #[error("{} is {found}, and {wanted} cannot take its place", path.display())]
+    TypeConflict {
+        /// The place.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+        /// What is to be copied there.
+        wanted: &'static str,
+    },
+    /// Two things are to be copied to the same place.
+    #[error("more than one thing is to be copied to {}", path.display())]
+    SameTarget {
+        /// The place, relative to the project.
+        path: PathBuf,
+    },
+    /// The caller has ended a copy.
+    #[error("copying {} was canceled", path.display())]
+    Canceled {
+        /// What was being copied.
+        path: PathBuf,
+    },
+    /// The operation is one of another project.
+    #[error("operation {op_id} is one of project {of}, not {asked}")]
+    OtherProject {
+        /// The operation.
+        op_id: Uuid,
+        /// Its project.
+        of: Uuid,
+        /// The project that the caller has named.
+        asked: Uuid,
+    },
     /// The target lies on another volume than the project (a nested subvolume or a mount), where no rename reaches.
     #[error("{} lies on another volume than its project, so nothing can be renamed into it", path.display())]
     OtherVolume {
@@ -110,6 +162,8 @@ pub enum VolumeErrorKind {
     InvalidPath,
     /// Another holder is at work; a later attempt may succeed.
     InUse,
+    /// The caller has ended it.
+    Canceled,
     /// The disk or a quota is full; a later attempt may succeed.
     NoSpace,
     /// The process may not do this.
@@ -134,11 +188,20 @@ impl VolumeError {
                 _ => VolumeErrorKind::Other,
             },
             Self::Btrfs { .. } => VolumeErrorKind::Other,
-            Self::ProjectNotFound { .. } | Self::NotStaged { .. } => VolumeErrorKind::NotFound,
+            Self::ProjectNotFound { .. } | Self::NotStaged { .. } | Self::SourceMissing { .. } => {
+                VolumeErrorKind::NotFound
+            }
+            Self::Canceled { .. } => VolumeErrorKind::Canceled,
             Self::InUse { .. } => VolumeErrorKind::InUse,
             Self::TargetExists { .. } => VolumeErrorKind::AlreadyExists,
-            Self::NotADirectory { .. } | Self::OtherVolume { .. } => VolumeErrorKind::InvalidPath,
+            Self::NotADirectory { .. }
+            | Self::OtherVolume { .. }
+            | Self::DirectoryNotRecursive { .. }
+            | Self::LinkRefused { .. }
+            | Self::TypeConflict { .. }
+            | Self::SameTarget { .. } => VolumeErrorKind::InvalidPath,
             Self::DifferentFilesystems { .. }
+            | Self::OtherProject { .. }
             | Self::UnreadableJournal { .. }
             | Self::StagedTreeLost { .. } => VolumeErrorKind::Damaged,
         }
@@ -147,5 +210,20 @@ impl VolumeError {
     /// For `map_err`: wraps the system's answer with what was tried and on what.
     pub(crate) fn io<E: Into<io::Error>>(operation: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
         move |source| Self::Io { operation, path: path.to_owned(), source: source.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_and_a_full_quota_are_both_no_space() {
+        for errno in [Errno::NOSPC, Errno::DQUOT] {
+            let error = VolumeError::io("write", Path::new("/x"))(errno);
+            assert_eq!(error.kind(), VolumeErrorKind::NoSpace);
+        }
     }
 }

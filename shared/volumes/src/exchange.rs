@@ -22,8 +22,12 @@ use crate::whole_restore::Staged;
 pub(crate) enum Settled {
     /// The new content is in place.
     Finished,
-    /// The old content is in place, as if the restore had never begun.
+    /// The old content is in place, as if the restore or copy had never begun.
     RolledBack,
+    /// A copy that had been in place before; its record stays.
+    Recorded,
+    /// A copy that had been in place before, so long ago that its record goes.
+    Expired,
 }
 
 impl HostRoot {
@@ -116,7 +120,7 @@ impl HostRoot {
     }
 
     /// Ends whatever a staging directory holds, by its journal: rolled back if no live tree can have been touched, else
-    /// finished. Afterwards the directory is gone.
+    /// finished. Afterwards the directory is gone, but for the record of a copy that is in place.
     pub(crate) fn settle(&self, directory: OperationDirectory) -> Result<Settled, VolumeError> {
         let settled = match Journal::read(&directory)? {
             None => Settled::RolledBack,
@@ -128,8 +132,18 @@ impl HostRoot {
                 Work::Path { target, content_inode } => {
                     self.settle_path(&directory, &journal, &target, content_inode)?
                 }
+                Work::Copy { .. } => match self.settle_copy(&directory, &mut journal)? {
+                    settled @ (Settled::Finished | Settled::Recorded) => return Ok(settled),
+                    settled => settled,
+                },
             },
         };
+        self.remove_operation(directory)?;
+        Ok(settled)
+    }
+
+    /// Deletes a staging directory and all in it.
+    pub(crate) fn remove_operation(&self, directory: OperationDirectory) -> Result<(), VolumeError> {
         // The journal goes last: without it the next look would roll back.
         for entry in std::fs::read_dir(directory.path()).map_err(VolumeError::io("list", directory.path()))? {
             let entry = entry.map_err(VolumeError::io("list", directory.path()))?;
@@ -140,7 +154,6 @@ impl HostRoot {
         }
         Journal::delete(&directory)?;
         self.steps.done("the journal is deleted")?;
-        directory.remove()?;
-        Ok(settled)
+        directory.remove()
     }
 }

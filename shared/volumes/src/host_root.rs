@@ -89,6 +89,7 @@ impl HostRoot {
             (root.persist(), 0o755),
             (root.staging(), 0o700),
             (root.snapshots(), 0o700),
+            (root.copies(), 0o700),
         ] {
             let made = DirBuilder::new().recursive(true).mode(mode).create(&directory);
             made.map_err(VolumeError::io("create the directory", &directory))?;
@@ -105,7 +106,7 @@ impl HostRoot {
         let device =
             |path: &Path| path.metadata().map(|found| found.dev()).map_err(VolumeError::io("look at", path));
         let staging = self.staging();
-        for other in [self.projects(), self.persist(), self.snapshots()] {
+        for other in [self.projects(), self.persist(), self.snapshots(), self.copies()] {
             if device(&other)? != device(&staging)? {
                 return Err(VolumeError::DifferentFilesystems { first: staging, second: other });
             }
@@ -235,6 +236,10 @@ impl HostRoot {
 
     pub(crate) fn snapshots(&self) -> PathBuf {
         self.path.join("snapshots")
+    }
+
+    pub(crate) fn copies(&self) -> PathBuf {
+        self.path.join("copies")
     }
 }
 

@@ -1,4 +1,4 @@
-//! The journal of a restore: what is intended, written and synced before it is done.
+//! The journal of a restore or a copy: what is intended, written and synced before it is done.
 //!
 //! An exchange of two trees is two renames. After a crash between them nothing in the trees says which of them is
 //! the new one, so the journal names the staged trees by number (of subvolume and inode, which a rename
@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use domain_model::ProjectPath;
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use uuid::Uuid;
 
 use crate::VolumeError;
 use crate::btrfs::Btrfs;
+use crate::copy_into::{CopyEntry, CopyOptions, CopyReceipt};
 use crate::operation_directory::{OperationDirectory, sync_directory};
 
 const FILE_NAME: &str = "journal.json";
@@ -36,7 +38,7 @@ enum Version {
     One,
 }
 
-/// How far a restore is. It only ever moves on.
+/// How far a restore or a copy is. It only ever moves on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Phase {
@@ -44,7 +46,7 @@ pub(crate) enum Phase {
     Staged,
     /// The staged content is complete and may be in place in part; a crash is rolled forward.
     Exchanging,
-    /// The new content is in place; what is staged is the old one, to be deleted.
+    /// The new content is in place; what is staged is the old one, or what a copy has not put in place; to be deleted.
     Exchanged,
 }
 
@@ -55,6 +57,14 @@ pub(crate) enum Work {
     Whole { project: Option<TreeIdentity>, persist: Option<TreeIdentity> },
     /// One path in the project's files; the inode number of the staged content is known once the exchange begins.
     Path { target: ProjectPath, content_inode: Option<u64> },
+    /// Files and directories into the project's files; the inode number of the staging directory, and what has been
+    /// staged, are known once they begin to be put in place.
+    Copy {
+        entries: Vec<CopyEntry>,
+        options: CopyOptions,
+        staging_inode: Option<u64>,
+        receipt: Option<CopyReceipt>,
+    },
 }
 
 /// What a tree is called by, wherever it is renamed to.
@@ -110,6 +120,28 @@ impl Journal {
         sync_directory(directory.path())
     }
 
+    /// Refuses a journal of another project.
+    pub(crate) fn check_project(
+        &self,
+        project: Uuid,
+        directory: &OperationDirectory,
+    ) -> Result<(), VolumeError> {
+        if self.project == project {
+            return Ok(());
+        }
+        Err(VolumeError::OtherProject { op_id: directory.op_id(), of: self.project, asked: project })
+    }
+
+    /// How long ago the journal in `directory` was written last; `None` if it was not, or in the future.
+    pub(crate) fn age(directory: &OperationDirectory) -> Result<Option<Duration>, VolumeError> {
+        let path = directory.path().join(FILE_NAME);
+        match path.metadata().and_then(|metadata| metadata.modified()) {
+            Ok(written) => Ok(now().duration_since(written).ok()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(VolumeError::io("look at", &path)(error)),
+        }
+    }
+
     /// Whether an entry of an operation's directory is the journal itself.
     pub(crate) fn is_file_name(name: &std::ffi::OsStr) -> bool {
         name == FILE_NAME
@@ -124,4 +156,9 @@ impl Journal {
             _ => Ok(()),
         }
     }
+}
+
+#[allow(clippy::disallowed_methods, reason = "compared with the times of this host's own files")]
+fn now() -> SystemTime {
+    SystemTime::now()
 }

@@ -12,6 +12,9 @@
 //!   renames, so a journal on disk says what is intended before it is done, and [`HostRoot::recover`] ends what a
 //!   crash has interrupted: fully old or fully new, never between.
 //!
+//! A copy from another project meets both: it comes into a live tree, and its source may be live too. It is staged
+//! inside the tree, merged into it by renames, and never applied twice ([`HostRoot::copy_into`]).
+//!
 //! What a tenant can write is never trusted with a path: inside a project the crate walks with directory handles
 //! that follow no symbolic link, and its journals lie outside, in directories of the host's own.
 //!
@@ -21,33 +24,45 @@
 //! projects/<project>/                  live files (a btrfs subvolume where possible)
 //! persist/<project>/                   live persist store (likewise)
 //! snapshots/<op>/{project,persist}     read-only snapshots of a running backup
-//! staging/<op>/journal.json            what a restore intends, and how far it is
+//! staging/<op>/journal.json            what a restore or a copy intends, and how far it is
 //! staging/<op>/{project,persist}       the trees of a whole restore (after the exchange: the old ones)
-//! projects/<project>/.longhaul-staging-<op>/   the content of a path restore (a rename cannot leave a subvolume)
+//! projects/<project>/.longhaul-staging-<op>/   the content of a path restore or a copy (a rename cannot leave a
+//!                                      subvolume)
+//! copies/<id>/                         what a copy brings to this host, or takes from it
 //! ```
 //!
 //! The API is synchronous; a caller in async code runs it on a thread for blocking work.
 
 mod btrfs;
 mod compare;
+mod copy_directory;
+mod copy_into;
 mod deletion;
 mod error;
 mod exchange;
+mod file_data;
 mod generation;
 mod host_root;
 mod journal;
+mod merge;
 mod operation_directory;
+mod pair_walk;
 mod path_restore;
 mod recovery;
 mod rename;
 mod snapshot;
 mod steps;
+mod tree_copy;
 mod whole_restore;
 
+#[cfg(test)]
+mod copy_tests;
 #[cfg(test)]
 mod test_support;
 
 pub use compare::{Difference, DifferenceKind, MAX_DIFFERENCES, compare_trees};
+pub use copy_directory::CopyDirectory;
+pub use copy_into::{CopyEntry, CopyOptions, CopyProgress, CopyReceipt, CopyRequest, Overwrite};
 pub use error::{VolumeError, VolumeErrorKind};
 pub use generation::Generations;
 pub use host_root::{Filesystem, HostRoot, Volume, VolumeOptions};

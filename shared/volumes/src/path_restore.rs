@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use domain_model::{ProjectPath, RESERVED_PREFIX};
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, Stat, Uid};
 use rustix::io::Errno;
 use uuid::Uuid;
 
@@ -22,6 +22,7 @@ use crate::exchange::Settled;
 use crate::host_root::HostRoot;
 use crate::journal::{Journal, Phase, Work};
 use crate::operation_directory::OperationDirectory;
+use crate::pair_walk::DIRECTORY;
 use crate::rename::{Exchange, exchange, place};
 
 /// The staged content, in the staging directory inside the project.
@@ -30,7 +31,6 @@ const CONTENT: &str = "content";
 const PARENTS: &str = "parents";
 /// How often a target that others change between a look and a rename is tried again.
 const MAX_TRIES: usize = 32;
-const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// What to do if the target of a path restore exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -304,7 +304,7 @@ impl HostRoot {
     }
 
     /// The root directory of a project's files; `None` if there is none.
-    fn open_project(&self, project: Uuid) -> Result<Option<OwnedFd>, VolumeError> {
+    pub(crate) fn open_project(&self, project: Uuid) -> Result<Option<OwnedFd>, VolumeError> {
         let path = self.project_dir(project);
         match rustix::fs::open(&path, DIRECTORY, Mode::empty()) {
             Ok(volume) => Ok(Some(volume)),
@@ -367,11 +367,11 @@ fn take_after(directory: BorrowedFd<'_>, like: &Stat) -> Result<(), Errno> {
     rustix::fs::fchmod(directory, Mode::from_raw_mode(like.st_mode))
 }
 
-fn staging_name_text(op_id: Uuid) -> String {
+pub(crate) fn staging_name_text(op_id: Uuid) -> String {
     format!("{RESERVED_PREFIX}{op_id}")
 }
 
-fn staging_name(op_id: Uuid) -> CString {
+pub(crate) fn staging_name(op_id: Uuid) -> CString {
     CString::new(staging_name_text(op_id)).expect("a prefix and a uuid hold no NUL")
 }
 

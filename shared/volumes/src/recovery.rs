@@ -13,15 +13,17 @@ use crate::operation_directory::OperationDirectory;
 /// What [`HostRoot::recover`] found and did, by operation.
 #[derive(Debug, Default)]
 pub struct RecoveryReport {
-    /// Restores whose exchange had begun: the new content is in place.
+    /// Restores and copies whose exchange had begun: the new content is in place.
     pub finished: Vec<Uuid>,
-    /// Restores whose exchange had not begun: the old content is in place.
+    /// Restores and copies whose exchange had not begun: the old content is in place.
     pub rolled_back: Vec<Uuid>,
     /// Operations whose snapshots were deleted.
     pub snapshots_deleted: Vec<Uuid>,
+    /// What directories of copies ([`HostRoot::copy_directory`]) were deleted.
+    pub copy_directories_deleted: Vec<Uuid>,
     /// Operations that another process, or this one, is working on; untouched.
     pub in_use: Vec<Uuid>,
-    /// Entries of the staging and snapshot directories that no operation is named by; untouched.
+    /// Entries of the staging, snapshot and copies directories that no operation is named by; untouched.
     pub unknown: Vec<PathBuf>,
     /// Operations that could not be ended, and why. What could not be understood is untouched.
     pub failed: Vec<(Uuid, VolumeError)>,
@@ -33,6 +35,7 @@ impl RecoveryReport {
         self.finished.is_empty()
             && self.rolled_back.is_empty()
             && self.snapshots_deleted.is_empty()
+            && self.copy_directories_deleted.is_empty()
             && self.in_use.is_empty()
             && self.unknown.is_empty()
             && self.failed.is_empty()
@@ -40,19 +43,19 @@ impl RecoveryReport {
 }
 
 impl HostRoot {
-    /// Ends every restore that a crash has interrupted, fully old or fully new, and deletes snapshots that nobody
-    /// holds. To be called at start, before any other operation. One failure does not keep the others from being ended.
+    /// Ends every restore and copy that a crash has interrupted, and deletes snapshots and directories of copies that
+    /// nobody holds. The record of a finished copy stays for two weeks. To be called at start, before any other operation. One failure does not keep the others from being ended.
     ///
     /// # Errors
     ///
-    /// Only if the staging or snapshot directory cannot be listed; what fails below is in the report.
+    /// Only if the staging, snapshot or copies directory cannot be listed; what fails below is in the report.
     pub fn recover(&self) -> Result<RecoveryReport, VolumeError> {
         let mut report = RecoveryReport::default();
         for op_id in operations_in(&self.staging(), &mut report.unknown)? {
             let settled = OperationDirectory::claim_existing(&self.staging(), op_id)
                 .and_then(|directory| directory.map(|directory| self.settle(directory)).transpose());
             match settled {
-                Ok(None) => {}
+                Ok(None | Some(Settled::Recorded | Settled::Expired)) => {}
                 Ok(Some(Settled::Finished)) => report.finished.push(op_id),
                 Ok(Some(Settled::RolledBack)) => report.rolled_back.push(op_id),
                 Err(error) if error.kind() == VolumeErrorKind::InUse => report.in_use.push(op_id),
@@ -67,6 +70,16 @@ impl HostRoot {
                 Ok(Some(())) => report.snapshots_deleted.push(op_id),
                 Err(error) if error.kind() == VolumeErrorKind::InUse => report.in_use.push(op_id),
                 Err(error) => report.failed.push((op_id, error)),
+            }
+        }
+        for id in operations_in(&self.copies(), &mut report.unknown)? {
+            let deleted = OperationDirectory::claim_existing(&self.copies(), id)
+                .and_then(|directory| directory.map(|held| self.delete_copy_directory(held)).transpose());
+            match deleted {
+                Ok(None) => {}
+                Ok(Some(())) => report.copy_directories_deleted.push(id),
+                Err(error) if error.kind() == VolumeErrorKind::InUse => report.in_use.push(id),
+                Err(error) => report.failed.push((id, error)),
             }
         }
         Ok(report)

@@ -14,7 +14,7 @@ use crate::steps::Steps;
 use crate::{Filesystem, HostRoot, VolumeError, VolumeOptions};
 
 /// In memory where possible: an exchange syncs the filesystem, which on a busy disk takes seconds.
-fn temporary_directory() -> tempfile::TempDir {
+pub(crate) fn temporary_directory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 

@@ -1,0 +1,274 @@
+//! A crash at any step, in the copy and then in its recovery, and edits in between.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+
+use super::*;
+use crate::test_support::{Crash, on_each_filesystem};
+
+/// A crash after every step of a copy, then one after every step of its recovery, then another attempt.
+#[test]
+fn each_file_is_old_or_new_after_a_crash_at_any_step_and_edited_if_it_was_edited_since() {
+    on_each_filesystem(|new_root| {
+        let mut edited_times = 0;
+        for copy_steps in 1.. {
+            let mut copy_ended = false;
+            for recovery_steps in 1.. {
+                let projects = Projects::new(new_root());
+                let (source, target) = (projects.source(), projects.target());
+                for path in ["tree/both", "tree/sub/both", "tree/sub/new", "tree/whole/new", "file"] {
+                    write(source.join(path), "new");
+                }
+                for path in ["tree/both", "tree/sub/both", "tree/sub/old"] {
+                    write(target.join(path), "old");
+                }
+                let request =
+                    projects.request(&[("tree", "tree"), ("file", "made/up/file"), ("file", "file")]);
+                let all =
+                    ["tree/both", "tree/sub/both", "tree/sub/new", "tree/whole/new", "made/up/file", "file"];
+                let op_id = Uuid::now_v7();
+                let crashing = Crash::after(&projects.root, copy_steps);
+                let go_on = &mut |_| ControlFlow::Continue(());
+                let outcome = crashing.copy_into(projects.target, op_id, &request, go_on);
+                copy_ended = !Crash::happened(&outcome);
+                // Somebody edits the first that is in place.
+                let edited = all
+                    .iter()
+                    .find(|path| std::fs::read_to_string(target.join(path)).is_ok_and(|text| text == "new"));
+                if let Some(edited) = edited {
+                    write(target.join(edited), "edited");
+                    edited_times += 1;
+                }
+                let first = Crash::after(&projects.root, recovery_steps).recover().unwrap();
+                let interrupted = !first.failed.is_empty();
+                for (_, error) in first.failed {
+                    assert!(Crash::happened::<()>(&Err(error)));
+                }
+                for path in all {
+                    let text = std::fs::read_to_string(target.join(path)).unwrap_or("old".into());
+                    assert!(["old", "new", "edited"].contains(&text.as_str()), "{path} is {text:?}");
+                }
+                let second = projects.root.recover().unwrap();
+                assert!(second.failed.is_empty() && second.in_use.is_empty(), "{second:?}");
+                assert_eq!(names(&target).iter().filter(|name| name.starts_with('.')).count(), 0);
+                let receipt = projects.copy_as(op_id, &request).unwrap();
+                assert_eq!((receipt.files, receipt.replaced, receipt.kept), (7 - 1, 2, 0));
+                for path in all {
+                    let expected = if Some(&path) == edited { "edited" } else { "new" };
+                    assert_eq!(read(target.join(path)), expected, "{path} at {copy_steps}");
+                }
+                assert_eq!(read(target.join("tree/sub/old")), "old");
+                projects.root.forget_copy(projects.target, op_id).unwrap();
+                projects.assert_nothing_staged();
+                if !interrupted {
+                    break;
+                }
+            }
+            if copy_ended {
+                break;
+            }
+        }
+        assert!(edited_times > 5);
+    });
+}
+
+#[test]
+fn forgetting_after_a_crash_at_any_step_leaves_all_or_nothing() {
+    on_each_filesystem(|new_root| {
+        for steps in 1.. {
+            let projects = Projects::new(new_root());
+            write(projects.source().join("tree/a"), "new");
+            write(projects.source().join("tree/b"), "new");
+            write(projects.target().join("tree/a"), "old");
+            let op_id = Uuid::now_v7();
+            let request = projects.request(&[("tree", "tree"), ("tree", "again")]);
+            let go_on = &mut |_| ControlFlow::Continue(());
+            let crashing = Crash::after(&projects.root, steps);
+            let ended = !Crash::happened(&crashing.copy_into(projects.target, op_id, &request, go_on));
+            projects.root.forget_copy(projects.target, op_id).unwrap();
+            projects.assert_nothing_staged();
+            if read(projects.target().join("tree/a")) == "old" {
+                assert_eq!(names(&projects.target()), ["tree"]);
+                assert_eq!(names(&projects.target().join("tree")), ["a"]);
+            } else {
+                assert_eq!(names(&projects.target()), ["again", "tree"]);
+                assert_eq!(names(&projects.target().join("tree")), ["a", "b"]);
+                assert_eq!(names(&projects.target().join("again")), ["a", "b"]);
+            }
+            if ended {
+                break;
+            }
+        }
+    });
+}
+
+/// A generator of numbers that are the same for the same seed (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Node {
+    Directory,
+    File(String),
+    Link(String),
+}
+
+type Tree = BTreeMap<PathBuf, Node>;
+
+fn random_tree(random: &mut Random, directory: &Path, depth: usize, text: &str, tree: &mut Tree) {
+    tree.insert(directory.to_owned(), Node::Directory);
+    for name in ["a", "b", "c"] {
+        let path = directory.join(name);
+        match random.below(if depth == 0 { 4 } else { 8 }) {
+            0 => {}
+            1 | 2 => drop(tree.insert(path.clone(), Node::File(format!("{text} {}", path.display())))),
+            3 => drop(tree.insert(path, Node::Link(format!("../{text}")))),
+            _ => random_tree(random, &path, depth - 1, text, tree),
+        }
+    }
+}
+
+fn make(top: &Path, tree: &Tree) {
+    for (path, node) in tree {
+        let path = top.join(path);
+        match node {
+            Node::Directory => std::fs::create_dir_all(path).unwrap(),
+            Node::File(text) => std::fs::write(path, text).unwrap(),
+            Node::Link(to) => symlink(to, path).unwrap(),
+        }
+    }
+}
+
+fn read_tree(top: &Path) -> Tree {
+    let mut tree = Tree::new();
+    for entry in walkdir::WalkDir::new(top).min_depth(1) {
+        let entry = entry.unwrap();
+        let node = match entry.file_type() {
+            kind if kind.is_dir() => Node::Directory,
+            kind if kind.is_symlink() => {
+                Node::Link(entry.path().read_link().unwrap().to_str().unwrap().to_owned())
+            }
+            _ => Node::File(read(entry.path())),
+        };
+        tree.insert(entry.path().strip_prefix(top).unwrap().to_owned(), node);
+    }
+    tree
+}
+
+/// What a copy makes of `target`; `None` if it is refused.
+fn model(source: &Tree, target: &Tree, request: &CopyRequest) -> Option<Tree> {
+    let mut made = target.clone();
+    for entry in &request.entries {
+        let (from, to) = (entry.from.as_path(), entry.to.as_path());
+        let parents = to.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty());
+        let parents = parents.map(|path| (path.to_owned(), Node::Directory));
+        let content = source.iter().filter_map(|(path, node)| {
+            let rest = path.strip_prefix(from).ok()?;
+            let path = if rest.as_os_str().is_empty() { to.to_owned() } else { to.join(rest) };
+            Some((path, node.clone()))
+        });
+        for (path, node) in parents.chain(content) {
+            match (made.get(&path), &node) {
+                (None, _) => drop(made.insert(path, node)),
+                (Some(Node::Directory), Node::Directory) => {}
+                (Some(Node::Directory), _) | (Some(_), Node::Directory) => return None,
+                (Some(_), _) => match request.options.overwrite {
+                    Overwrite::Replace => drop(made.insert(path, node)),
+                    Overwrite::Keep => {}
+                    Overwrite::Refuse => return None,
+                },
+            }
+        }
+    }
+    Some(made)
+}
+
+/// Random trees, options, crashes (of the copy, of attempts, of recoveries) and edits: what comes of it is what a model
+/// says. Each seed is a case of its own, and is told if it fails.
+#[test]
+fn random_copies_with_random_crashes_come_to_what_a_model_says() {
+    on_each_filesystem(|new_root| {
+        let (mut refused, mut crashed, mut edited) = (0, 0, 0);
+        for seed in 1..=60_u64 {
+            let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let projects = Projects::new(new_root());
+            let (mut source, mut target) = (Tree::new(), Tree::new());
+            for top in ["one", "two"] {
+                random_tree(&mut random, Path::new(top), 3, "new", &mut source);
+                if random.below(3) > 0 {
+                    // Most often like the source, so that not every second copy is refused.
+                    if random.below(3) > 0 {
+                        let like = source.iter().filter(|(path, _)| path.starts_with(top));
+                        for (path, node) in like {
+                            let parent_is_there = path.parent().is_none_or(|above| {
+                                above.as_os_str().is_empty() || target.contains_key(above)
+                            });
+                            if parent_is_there && random.below(3) > 0 {
+                                let node = match node {
+                                    Node::Directory => Node::Directory,
+                                    _ => Node::File(format!("old {}", path.display())),
+                                };
+                                target.insert(path.clone(), node);
+                            }
+                        }
+                    } else {
+                        random_tree(&mut random, Path::new(top), 2, "old", &mut target);
+                    }
+                }
+            }
+            make(&projects.source(), &source);
+            make(&projects.target(), &target);
+            let mut request = projects.request(&[("one", "one"), ("two", "two"), ("one", "made/up/one")]);
+            request.options.overwrite =
+                [Overwrite::Replace, Overwrite::Replace, Overwrite::Keep, Overwrite::Refuse][random.below(4)];
+            let expected = model(&source, &target, &request);
+            let op_id = Uuid::now_v7();
+            let mut edits = Tree::new();
+            let outcome = loop {
+                let steps = 1 + random.below(30);
+                let root = Crash::after(&projects.root, steps);
+                if random.below(3) == 0 {
+                    let report = root.recover().unwrap();
+                    report.failed.into_iter().for_each(|(_, error)| {
+                        assert!(Crash::happened::<()>(&Err(error)));
+                    });
+                } else {
+                    let go_on = &mut |_| ControlFlow::Continue(());
+                    match root.copy_into(projects.target, op_id, &request, go_on) {
+                        Err(VolumeError::Io { path, .. }) if path == Path::new("(crash)") => crashed += 1,
+                        outcome => break outcome,
+                    }
+                }
+                // Somebody edits a file that is in place.
+                let now = read_tree(&projects.target());
+                let mut in_place = now.iter().filter(|(path, node)| {
+                    let new = matches!(node, Node::File(text) if text.starts_with("new"));
+                    new && !path.starts_with(format!(".longhaul-staging-{op_id}"))
+                });
+                if let Some((path, _)) = in_place.next()
+                    && random.below(2) == 0
+                {
+                    write(projects.target().join(path), "edited");
+                    edits.insert(path.clone(), Node::File("edited".into()));
+                    edited += 1;
+                }
+            };
+            projects.root.forget_copy(projects.target, op_id).unwrap();
+            projects.assert_nothing_staged();
+            assert_eq!(outcome.is_ok(), expected.is_some(), "seed {seed}: {outcome:?}");
+            refused += usize::from(outcome.is_err());
+            let mut expected = expected.unwrap_or(target);
+            expected.extend(edits);
+            assert_eq!(read_tree(&projects.target()), expected, "seed {seed}");
+        }
+        assert!(refused > 5 && refused < 50 && crashed > 20 && edited > 5, "{refused} {crashed} {edited}");
+    });
+}
