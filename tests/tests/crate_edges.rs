@@ -28,6 +28,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("volumes", &["domain-model"]),
+    (
+        "host-operations",
+        &[
+            "backup-browsing",
+            "backup-repository",
+            "bus-client",
+            "bus-messages",
+            "bus-subjects",
+            "domain-model",
+            "operation-engine",
+            "service-runtime",
+            "volumes",
+        ],
+    ),
     ("service-runtime", &[]),
     ("server-processes", &[]),
     (
@@ -44,6 +58,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "copy-applier",
+        &[
+            "backup-repository",
+            "bus-client",
+            "bus-messages",
+            "domain-model",
+            "host-operations",
+            "operation-engine",
+            "service-runtime",
+            "volumes",
+        ],
+    ),
+    (
         "host-backup",
         &[
             "backup-browsing",
@@ -52,6 +79,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "bus-messages",
             "bus-subjects",
             "domain-model",
+            "host-operations",
             "operation-engine",
             "service-runtime",
             "volumes",

@@ -11,11 +11,7 @@ use std::fmt::Debug;
 use std::fs;
 use std::path::PathBuf;
 
-use bus_messages::kinds::{
-    ProjectBackupInput, ProjectBackupResult, ProjectRestoreInput, ProjectRestoreResult, ProjectStartInput,
-    ProjectStartResult, ProjectStopInput, ProjectStopResult, RepoCheckInput, RepoCheckResult, RepoPruneInput,
-    RepoPruneResult, RestoreDrillInput, RestoreDrillResult, TestSleepInput, TestSleepResult,
-};
+use bus_messages::kinds::*;
 use bus_messages::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -136,6 +132,26 @@ fn every_message_reads_and_writes_as_its_fixture() {
     );
     f.check::<BrowseReply>("browse-list-reply", r#"{"listed":{"entries":[{"name":"src","kind":"dir","size_bytes":0,"mtime":"<moment>","mode":493}],"next_cursor":null}}"#);
     f.check::<BrowseReply>("browse-find-reply", r#"{"found":{"matches":[{"backup_id":"<hex>","path":"project/src","size_bytes":0,"mtime":"<moment>"}],"stopped":["<hex>","c3Jj"]}}"#);
+    f.check::<ListCopies>(
+        "copy-list-request",
+        r#"{"status":"pending","op_id":"<id>","limit":20,"cursor":"<id>"}"#,
+    );
+    f.check::<CopyList>("copy-list-reply", r#"{"copies":[{"copy_id":"<id>","op_id":"<other>","src_project_id":"<id>","src_path":"handout","dest_project_id":"<other>","dest_path":"course","options":{"dereference":false,"errorOnExist":true,"force":false,"preserveTimestamps":true,"recursive":true,"verbatimSymlinks":true},"status":"failed","snapshot_id":"<hex>","apply_op_id":"<id>","last_error":"e","last_attempt_at":"<moment>","created_at":"<moment>","expires_at":"<moment>","finished_at":"<moment>"}],"next_cursor":"<id>"}"#);
+    f.check::<CancelCopies>("copy-cancel-request", r#"{"copy_id":"<id>"}"#);
+    f.check::<CopyStepRequest>("work-copy-request", r#"{"op_id":"<id>","attempt":1,"lease_id":"<other>"}"#);
+    f.check::<CopyStepReply>("work-copy-reply", r#"{"phase":"clean-up","message":"m","children":[{"key":"snapshot","scope":"project-<id>","kind":"copy-snapshot","input":{}}],"result":{"dests":[{"project_id":"<id>","path":".","status":"failed","error":"e"}],"snapshot_deleted":false},"error":{"code":"c","message":"m","retryable":false}}"#);
+    f.check::<ProjectCopyInput>("project-copy-input", r#"{"src":{"path":["a","b"]},"dests":[{"project_id":"<id>","path":"."}],"dest":{"project_id":"<other>","path":"c"},"options":{"dereference":true,"errorOnExist":false,"force":true,"preserveTimestamps":false,"recursive":true,"verbatimSymlinks":true}}"#);
+    f.check::<ProjectCopyResult>("project-copy-result", r#"{"dests":[{"project_id":"<id>","path":"handout","status":"done","error":null}],"snapshot_deleted":true}"#);
+    f.check::<CopySnapshotInput>(
+        "copy-snapshot-input",
+        r#"{"paths":["handout"],"dereference":true,"force":false}"#,
+    );
+    f.check::<CopySnapshotResult>(
+        "copy-snapshot-result",
+        r#"{"snapshot_id":"<hex>","files":2,"bytes":3,"source":"live","duration_s":1.5}"#,
+    );
+    f.check::<CopyApplyInput>("copy-apply-input", r#"{"copy_id":"<id>","copy_op_id":"<other>","source_project_id":"<id>","from":"bucket","entries":[{"from":"a","to":"b/a"}],"options":{"dereference":true,"errorOnExist":false,"force":true,"preserveTimestamps":false,"recursive":true,"verbatimSymlinks":true}}"#);
+    f.check::<CopyApplyResult>("copy-apply-result", r#"{"files":2,"directories":1,"bytes":3,"replaced":1,"kept":0,"skipped_special":0,"cloned":true,"duration_s":1.5}"#);
     f.check::<RetentionRequest>(
         "work-retention-request",
         r#"{"op_id":"<id>","attempt":1,"lease_id":"<other>","gone":["<hex>"]}"#,

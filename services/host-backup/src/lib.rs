@@ -3,9 +3,7 @@
 
 mod freshness;
 mod host;
-mod job_records;
 mod kinds;
-mod repository_job;
 mod runtime_command;
 mod settings;
 mod whole_restore;
@@ -18,28 +16,25 @@ use anyhow::Context;
 use backup_browsing::Browsing;
 use backup_repository::{CacheSettings, JobProcesses};
 use bus_client::{Bus, ConnectSettings, Credentials};
-use bus_messages::{Encoding, FinishError, FinishReply, FinishRequest, Outcome};
-use bus_subjects::WorkSubject;
 use domain_model::Routing;
+use host_operations::{JobRecords, JobRunner, ObjectStoreRequests};
 use operation_engine::Worker;
 use service_runtime::{Runtime, Shutdown};
 use volumes::HostRoot;
 
 use crate::host::Host;
 use crate::kinds::{
-    ProjectBackup, ProjectRestore, ProjectStart, ProjectStop, RepoCheck, RepoPrune, RestoreDrill,
+    CopySnapshot, ProjectBackup, ProjectRestore, ProjectStart, ProjectStop, RepoCheck, RepoPrune,
+    RestoreDrill,
 };
-use crate::repository_job::{JobRunner, ObjectStoreRequests};
 use crate::runtime_command::RuntimeCommand;
 
-pub use job_records::{JobRecord, JobRecords, JobState};
 pub use settings::{BrowseSettings, HostBackupSettings};
 
 /// The committed defaults, commented.
 pub const DEFAULT_SETTINGS: &str = include_str!("../host-backup.default.toml");
 
-/// The hidden argument that makes this program a job of itself.
-pub const JOB_ARGUMENT: &str = repository_job::JOB_ARGUMENT;
+pub use host_operations::JOB_ARGUMENT;
 
 /// Runs the service until it is shut down.
 pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runtime) -> anyhow::Result<()> {
@@ -50,8 +45,7 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
     if !report.is_empty() {
         tracing::warn!(?report, "ended what an earlier process had left");
     }
-    let records = JobRecords::open(&settings.host.root).context("open the records of jobs")?;
-    let interrupted = records.end_interrupted(host::now()).context("end the jobs of an earlier process")?;
+    let records = JobRecords::open(&settings.host.root.join("jobs")).context("open the records of jobs")?;
 
     let bus = Bus::connect(ConnectSettings {
         url: settings.nats.url.clone(),
@@ -65,7 +59,7 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
     .await
     .with_context(|| format!("connect to NATS as {}", settings.nats.user))?;
     let caller = Routing::Host(settings.host.id);
-    tell_interrupted(&bus, caller, interrupted).await;
+    records.end_interrupted(&bus, caller).await.context("end the jobs of an earlier process")?;
     let description = format!("Backs up and restores the projects of the host {}", settings.host.id);
     let metadata = BTreeMap::from([("host_id".to_owned(), settings.host.id.to_string())]);
     let program = std::env::current_exe().context("find this program")?;
@@ -105,6 +99,7 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
     let worker_id = format!("host-backup/{}/{}", settings.host.id, std::process::id());
     let worker = Worker::new(bus.clone(), caller, worker_id)
         .handler(Arc::new(ProjectBackup { host: Arc::clone(&host) }), settings.jobs.backups)
+        .handler(Arc::new(CopySnapshot { host: Arc::clone(&host) }), settings.jobs.backups)
         .handler(Arc::new(ProjectRestore { host: Arc::clone(&host) }), settings.jobs.restores)
         .handler(
             Arc::new(ProjectStart { host: Arc::clone(&host), command: command.clone() }),
@@ -133,32 +128,4 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
     service.stop().await;
     bus.drain().await;
     Ok(())
-}
-
-/// Says what became of the jobs of an earlier process, so that the hub need not wait for their leases to end.
-/// Where it does not listen, it waits.
-async fn tell_interrupted(bus: &Bus, caller: Routing, interrupted: Vec<JobRecord>) {
-    for record in interrupted {
-        let request = FinishRequest {
-            op_id: record.op_id,
-            attempt: record.attempt,
-            lease_id: record.lease_id,
-            outcome: Outcome::Failed,
-            result: None,
-            error: Some(FinishError {
-                code: "interrupted".to_owned(),
-                message: "host-backup was restarted in the middle of it".to_owned(),
-                retryable: true,
-            }),
-            children: Vec::new(),
-            checkpoint: None,
-        };
-        let subject = WorkSubject::new(caller, "finish").to_string();
-        let told: Result<FinishReply, _> =
-            bus.request(subject, &request, Encoding::MessagePack, Duration::from_secs(5)).await;
-        tracing::warn!(
-            op.id = %record.op_id, op.attempt = record.attempt, told = told.is_ok_and(|reply| reply.ok),
-            "a job was interrupted by a restart"
-        );
-    }
 }

@@ -8,6 +8,7 @@ mod api;
 mod authorization;
 mod backup_schedule;
 mod browsing;
+mod copies;
 mod creation_limit;
 mod errors;
 mod gathering;
@@ -106,6 +107,7 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
     tasks.spawn(streams.relay_left_over(LEFT_OVER, background.clone()));
     tasks.spawn(upkeep::sweep(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::look_after_stream(Arc::clone(&registry), background.clone()));
+    tasks.spawn(upkeep::clean_up_copies(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::measure_unsaved(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::watch_health(
         Arc::clone(&registry),

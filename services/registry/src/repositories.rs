@@ -12,6 +12,8 @@
 //! | the secrets are kept | a password without a repository | initialises with that password |
 //! | the repository is initialised | a repository without a key here | finds it whole, keeps its key |
 
+mod copies;
+
 use std::sync::Arc;
 
 use backup_repository::{RepositoryIdentity, RepositoryPassword, initialise, repository_root};
@@ -78,6 +80,11 @@ impl Repositories {
     /// The grant for a lease, after making ready what is not: the bucket of the region, the binding of the
     /// project, its secrets, its repository.
     pub(crate) async fn prepare(&self, op: &Operation, until: Timestamp) -> Result<Grant, ApiError> {
+        match op.kind.as_str() {
+            "copy-snapshot" => return self.grant_to_snapshot(op, until).await,
+            "copy-apply" => return self.grant_to_apply(op, until).await,
+            _ => {}
+        }
         let project = project_of(op)?;
         if self.can_do_without(op, project).await? {
             return Ok(Grant::default());
@@ -226,7 +233,7 @@ impl Repositories {
     ) -> Result<Grant, ApiError> {
         let (backup, tree, bucket) = self.backup_of(op, project, bucket).await?;
         let repository = self.repository_grant(project, bucket, secret, until, backup, tree).await?;
-        Ok(Grant { repository: Some(repository) })
+        Ok(Grant { repository: Some(repository), ..Grant::default() })
     }
 
     async fn repository_grant(

@@ -130,6 +130,20 @@ pub(crate) async fn measure_unsaved(registry: Arc<Registry>, stopping: Cancellat
     }
 }
 
+/// Deletes every ten seconds what copies that have come to their ends have left in buckets.
+pub(crate) async fn clean_up_copies(registry: Arc<Registry>, stopping: CancellationToken) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(10));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+        if let Err(error) = registry.repositories.delete_copy_repositories(None).await {
+            tracing::warn!(error = chain(&error), "snapshots of copies are not deleted yet");
+        }
+        if let Err(error) = registry.database.forget_old_copies().await {
+            tracing::warn!(error = chain(&error), "old copies are not forgotten yet");
+        }
+    }
+}
+
 /// Says at `/healthz` whether the parts behind the registry answer.
 pub(crate) async fn watch_health(
     registry: Arc<Registry>,

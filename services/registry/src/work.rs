@@ -20,7 +20,7 @@ use domain_model::{OperationId, Routing, Scope};
 use futures::future::join_all;
 use uuid::Uuid;
 
-use crate::api::operations::{input_hash, routing_of};
+use crate::api::operations::{exclusive_key, input_hash, routing_of};
 use crate::errors::{chain, from_database};
 use crate::nul::{replace_nul, replace_nul_in};
 use crate::registry::Registry;
@@ -38,6 +38,10 @@ const MOST_LEASE_BYTES: usize = 600 * 1024;
 /// The registry names no more than a thousand at a time.
 const MOST_GONE: usize = 1000;
 const MOST_EVENT_BYTES: usize = 60 * 1024;
+/// So often a `project-start` is put off for copies that come first, with growing pauses: a minute in all.
+const MOST_STARTS_PUT_OFF: u32 = 10;
+/// An operation that waits for another one's turn is looked at again after this many seconds at most.
+const MOST_PUT_OFF_S: f64 = 15.0;
 /// Telling the stream may take so long before the heartbeat is answered without it.
 const PATIENCE_WITH_THE_STREAM: Duration = Duration::from_secs(2);
 
@@ -71,6 +75,7 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
         lease_s: registry.settings.lease_s,
     };
     let leased = registry.database.claim_operations(&wanted).await.map_err(from_database)?;
+    let leased = without_those_that_wait(&registry, leased).await?;
     let leased = as_much_as_fits(&registry, leased).await?;
     let leases = leased.into_iter().map(|leased| {
         let registry = &registry;
@@ -122,29 +127,63 @@ async fn as_much_as_fits(
             fitting.push(leased);
             continue;
         }
-        handed_back.push(Finished {
-            fence: LeaseFence {
-                op_id: leased.op.op_id,
-                attempt: leased.op.attempt,
-                lease_id: leased.lease_id,
-            },
-            outcome: Outcome::HandedBack,
-            result: None,
-            error: None,
-            checkpoint: None,
-            children: Vec::new(),
-            jitter: 0.0,
-        });
+        handed_back.push(handing_back(&leased, 0.0, None));
     }
-    if !handed_back.is_empty() {
-        let outcomes = registry.database.finish_operations(&handed_back).await.map_err(from_database)?;
-        for outcome in outcomes {
-            if let FinishOutcome::Recorded(ended) = outcome {
-                registry.changed(&ended).await;
+    hand_back(registry, handed_back).await?;
+    Ok(fitting)
+}
+
+/// Hands back those whose turn is after that of copies which wait themselves, until later.
+async fn without_those_that_wait(
+    registry: &Registry,
+    leased: Vec<LeasedOperation>,
+) -> Result<Vec<LeasedOperation>, ApiError> {
+    let (mut begin, mut handed_back) = (Vec::with_capacity(leased.len()), Vec::new());
+    for leased in leased {
+        let op = &leased.op;
+        // A project is not kept from starting for ever because of a copy that nobody applies.
+        let patience = op.kind.as_str() != "project-start" || op.attempt <= MOST_STARTS_PUT_OFF;
+        let reason = match patience {
+            true => registry.database.waits_for_copies(op).await.map_err(from_database)?,
+            false => None,
+        };
+        match reason {
+            Some(_) => {
+                let wait_s = f64::from(op.attempt).clamp(1.0, MOST_PUT_OFF_S);
+                handed_back.push(handing_back(&leased, wait_s, reason));
             }
+            None => begin.push(leased),
         }
     }
-    Ok(fitting)
+    hand_back(registry, handed_back).await?;
+    Ok(begin)
+}
+
+fn handing_back(leased: &LeasedOperation, wait_s: f64, reason: Option<String>) -> Finished {
+    Finished {
+        fence: LeaseFence { op_id: leased.op.op_id, attempt: leased.op.attempt, lease_id: leased.lease_id },
+        outcome: Outcome::HandedBack,
+        result: None,
+        error: None,
+        checkpoint: None,
+        children: Vec::new(),
+        jitter: 0.0,
+        wait_s,
+        reason,
+    }
+}
+
+async fn hand_back(registry: &Registry, handed_back: Vec<Finished>) -> Result<(), ApiError> {
+    if handed_back.is_empty() {
+        return Ok(());
+    }
+    let outcomes = registry.database.finish_operations(&handed_back).await.map_err(from_database)?;
+    for outcome in outcomes {
+        if let FinishOutcome::Recorded(ended) = outcome {
+            registry.changed(&ended).await;
+        }
+    }
+    Ok(())
 }
 
 fn fence_of(progress: &OperationProgress) -> LeaseFence {
@@ -312,7 +351,8 @@ pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) ->
         let Some(parent) = parents.first() else {
             return Ok(request.reply(&FinishReply { ok: false, lost: true }));
         };
-        let made = finish.children.iter().map(|child| child_of(&registry, parent, child));
+        let caller = caller(&request)?;
+        let made = finish.children.iter().map(|child| child_of(&registry, caller, parent, child));
         children = join_all(made).await.into_iter().collect::<Result<_, _>>()?;
     }
     // Whether the caller holds the operation is decided under the row's lock.
@@ -324,6 +364,8 @@ pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) ->
         checkpoint: finish.checkpoint,
         children,
         jitter: rand::random(),
+        wait_s: 0.0,
+        reason: None,
     };
     let reply = match registry.finishes.ask(finished).await? {
         FinishOutcome::Recorded(ended) => {
@@ -355,11 +397,29 @@ fn note_bad_backup(registry: &Registry, op: &Operation) {
 
 async fn child_of(
     registry: &Registry,
+    caller: Routing,
     parent: &Operation,
     child: &ChildOperation,
 ) -> Result<catalog_database::NewOperation, ApiError> {
     let kind = kinds::find(&child.kind)
         .ok_or_else(|| ApiError::invalid_argument(format!("there is no kind {}", child.kind)))?;
+    if kind.part_of.is_some_and(|whole| parent.kind.as_str() != whole) {
+        return Err(ApiError::invalid_argument(format!("{} is never a part of {}", child.kind, parent.kind)));
+    }
+    if matches!(caller, Routing::Host(_)) && child.scope != parent.scope {
+        return Err(ApiError::new(
+            ErrorCode::PermissionDenied,
+            format!("an operation of {} has no children about {}", parent.scope, child.scope),
+        ));
+    }
+    // What is a part of another operation has to end before it.
+    let time_to_live_s = match kind.part_of {
+        Some(_) => {
+            let left_s = parent.expires_at.seconds_since(parent.updated_at) - f64::from(kinds::COPY_GRACE_S);
+            left_s.clamp(1.0, f64::from(kind.time_to_live_s)) as u32
+        }
+        None => kind.time_to_live_s,
+    };
     let input = (kind.normalise_input)(&child.input)?;
     let routing = routing_of(registry, kind, child.scope, &input).await?;
     Ok(catalog_database::NewOperation {
@@ -373,23 +433,29 @@ async fn child_of(
         max_attempts: kind.max_attempts,
         priority: parent.priority,
         not_before: None,
-        time_to_live_s: kind.time_to_live_s,
+        time_to_live_s,
         dedupe_key: None,
-        exclusive_key: None,
+        // A parent that waits does not run, and so does not keep its own children from it.
+        exclusive_key: kind.exclusive.then(|| exclusive_key(child.scope)),
         parent: Some((parent.op_id, child.key.clone())),
         retry_of: None,
         checkpoint: None,
     })
 }
 
+/// The operation that the caller holds.
+pub(crate) async fn leased(registry: &Registry, fence: &LeaseFence) -> Result<Operation, ApiError> {
+    let op = registry.database.leased_operation(fence).await.map_err(from_database)?;
+    op.ok_or_else(|| {
+        registry.metrics.refused_writes.inc();
+        ApiError::new(ErrorCode::Conflict, "this lease is over: stop the work on the operation")
+    })
+}
+
 pub(crate) async fn repository(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     let wanted: RepositoryRequest = request.decode()?;
     let fence = LeaseFence { op_id: wanted.op_id, attempt: wanted.attempt, lease_id: wanted.lease_id };
-    let op = registry.database.leased_operation(&fence).await.map_err(from_database)?;
-    let op = op.ok_or_else(|| {
-        registry.metrics.refused_writes.inc();
-        ApiError::new(ErrorCode::Conflict, "this lease is over: stop the work on the operation")
-    })?;
+    let op = leased(&registry, &fence).await?;
     let until = op.lease_until.unwrap_or(op.updated_at);
     let grant = registry.repositories.prepare(&op, until).await?;
     Ok(request.reply(&RepositoryReply { grant }))
@@ -403,11 +469,7 @@ pub(crate) async fn retention(registry: Arc<Registry>, request: IncomingRequest)
         return Err(ApiError::invalid_argument(format!("at most {MOST_GONE} backups can be gone at once")));
     }
     let fence = LeaseFence { op_id: wanted.op_id, attempt: wanted.attempt, lease_id: wanted.lease_id };
-    let op = registry.database.leased_operation(&fence).await.map_err(from_database)?;
-    let op = op.ok_or_else(|| {
-        registry.metrics.refused_writes.inc();
-        ApiError::new(ErrorCode::Conflict, "this lease is over: stop the work on the operation")
-    })?;
+    let op = leased(&registry, &fence).await?;
     let (Scope::Project(project), "repo-prune") = (op.scope, op.kind.as_str()) else {
         return Err(ApiError::new(
             ErrorCode::FailedPrecondition,

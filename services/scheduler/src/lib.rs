@@ -19,7 +19,7 @@ use domain_model::Routing;
 use operation_engine::Worker;
 use service_runtime::{HealthCheck, Runtime, Shutdown};
 
-use crate::kinds::TestSleep;
+use crate::kinds::{ProjectCopy, TestSleep};
 
 pub use settings::{BackupSettings, BrowseSettings, SchedulerSettings, WorkSettings};
 
@@ -60,7 +60,8 @@ pub async fn run(settings: SchedulerSettings, shutdown: Shutdown, runtime: Runti
         .await?;
 
     let worker_id = format!("scheduler/{}", std::process::id());
-    let mut worker = Worker::new(bus.clone(), Routing::Hub, worker_id);
+    let mut worker = Worker::new(bus.clone(), Routing::Hub, worker_id)
+        .handler(Arc::new(ProjectCopy), settings.work.copies);
     let test_kinds = std::env::var_os("LONGHAUL_TEST_KINDS").is_some_and(|value| value == "1");
     if test_kinds || settings.work.test_kinds {
         worker = worker.handler(Arc::new(TestSleep), settings.work.test_sleeps);

@@ -25,6 +25,8 @@ pub struct SchedulerSettings {
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkSettings {
+    /// How many `project-copy` operations are looked after at the same time; those that wait do not count.
+    pub copies: u32,
     /// Whether kinds that exist for tests are worked on.
     pub test_kinds: bool,
     /// How many `test-sleep` operations run at the same time.

@@ -113,7 +113,7 @@ fn settings(server: &NatsServer) -> SchedulerSettings {
             repositories: 1,
             memory_bytes: 1 << 28,
         },
-        work: WorkSettings { test_kinds: true, test_sleeps: 4 },
+        work: WorkSettings { copies: 1, test_kinds: true, test_sleeps: 4 },
         http: HttpSettings::default(),
         telemetry: TelemetrySettings::default(),
     }

@@ -9,6 +9,7 @@
 //!
 //! A crash at any point leaves packs and perhaps an index that no snapshot names: a later backup reuses them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,6 +35,9 @@ pub struct BackupRequest {
     pub project: PathBuf,
     /// The directory that becomes `persist/`; it may be empty.
     pub persist: PathBuf,
+    /// Only these paths of `project`, relative to it, and what is beneath them; all where empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<PathBuf>,
     /// Whether these can change meanwhile.
     pub source: SourceState,
     /// The snapshot to compare with, never searched for. One that does not exist (any more) costs a full
@@ -110,7 +114,7 @@ struct Archived {
 impl Repository {
     /// Makes a backup, or finds the one that an earlier attempt of the same operation made. Blocks.
     ///
-    /// Errors: `SourceUnreadable` if anything could not be read (on a live tree: for another reason than
+    /// Errors: `NotFound` if one of the paths that it is to be limited to is not there, `SourceUnreadable` if anything could not be read (on a live tree: for another reason than
     /// that it is gone), `Canceled` if the progress said so. In neither case is there a snapshot.
     pub fn back_up(self, request: &BackupRequest, progress: &Arc<dyn Progress>) -> Result<BackupReceipt> {
         let started = Instant::now();
@@ -236,6 +240,7 @@ impl BackupJob<'_> {
         let source = BackupSource::new(
             &self.request.project,
             &self.request.persist,
+            &self.request.only,
             self.request.source,
             self.backend.guard().clone(),
             Arc::clone(self.progress),
@@ -309,14 +314,25 @@ impl BackupJob<'_> {
     ) -> Result<TreeDigest> {
         let mut digest = TreeDigest::new();
         let trees = SnapshotTrees { rustic: indexed, backend: self.backend };
+        let wanted = |path: &PathBuf| Path::new(PROJECT_ROOT).join(path);
+        let mut missing: BTreeSet<PathBuf> = self.request.only.iter().map(wanted).collect();
         for entry in trees.entries(Path::new(""), snapshot.tree)? {
             let (path, node) = entry?;
             if self.progress.is_canceled() {
                 return Err(BackupRepositoryError::canceled("back up"));
             }
+            missing.remove(&path);
             digest.add(&path, &node);
         }
-        Ok(digest)
+        match missing.first() {
+            None => Ok(digest),
+            Some(path) => Err(BackupRepositoryError::new(
+                Kind::NotFound,
+                "back up",
+                path.display(),
+                "it is not among the files of the project",
+            )),
+        }
     }
 
     /// The parent's tree, if nothing has changed since: read from the repository and compared with the source

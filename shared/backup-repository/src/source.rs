@@ -152,14 +152,17 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct BackupSource {
     roots: [(&'static str, OwnedFd); 2],
+    /// As paths in the snapshot; everything where empty.
+    only: Arc<[PathBuf]>,
     shared: Arc<Shared>,
 }
 
 impl BackupSource {
-    /// Opens both directories; neither may be a link.
+    /// Opens both directories; neither may be a link. Of `project` only the paths `only` are read, if there are any.
     pub(crate) fn new(
         project: &Path,
         persist: &Path,
+        only: &[PathBuf],
         state: SourceState,
         guard: WriteGuard,
         progress: Arc<dyn Progress>,
@@ -181,6 +184,7 @@ impl BackupSource {
         let fine = roots.iter().all(|(_, root)| has_fine_clock(root));
         Ok(Self {
             roots,
+            only: only.iter().map(|path| Path::new(PROJECT_ROOT).join(path)).collect(),
             shared: Arc::new(Shared {
                 live: state == SourceState::Live,
                 taken_at,
@@ -237,7 +241,8 @@ impl BackupSource {
                 // From 1, because rustic takes 0 for "no device"; far apart, because a hard link never
                 // reaches from one root into the other in a restored project.
                 Ok(root) => {
-                    walks.push(Walk::new(OsStr::new(name), root, 1 + 1000 * number as u64, attributes))
+                    let only = if *name == PROJECT_ROOT { Arc::clone(&self.only) } else { Arc::from([]) };
+                    walks.push(Walk::new(OsStr::new(name), root, 1 + 1000 * number as u64, attributes, only))
                 }
                 Err(error) => self.shared.fault(Path::new(name), &error.into()),
             }

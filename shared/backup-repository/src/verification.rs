@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustic_core::repofile::Node;
 
@@ -34,7 +34,8 @@ pub(crate) fn verify(job: &RestoreJob, expected: &str) -> Result<TreeCounts> {
         let prefix = &job.prefixes[number];
         let descriptor = staging.descriptor().map_err(|error| unreadable(prefix, error))?;
         let device_offset = 1 + 1000 * number as u64;
-        let walk = Walk::new(prefix.as_os_str(), descriptor, device_offset, ExtendedAttributes::Read);
+        let all = Arc::from([]);
+        let walk = Walk::new(prefix.as_os_str(), descriptor, device_offset, ExtendedAttributes::Read, all);
         // Without a prefix, the staging directory itself is no part of what is restored.
         for found in walk.skip(usize::from(prefix.as_os_str() == OsStr::new(""))) {
             job.check_canceled()?;

@@ -64,6 +64,8 @@ pub(crate) struct Walk {
     device_offset: u64,
     attributes: ExtendedAttributes,
     start: Option<(PathBuf, OwnedFd)>,
+    /// Only these paths, what leads to them and what is beneath them; everything where empty.
+    only: Arc<[PathBuf]>,
 }
 
 pub(crate) const OPEN_DIRECTORY: OFlags =
@@ -75,6 +77,7 @@ impl Walk {
         root: OwnedFd,
         device_offset: u64,
         attributes: ExtendedAttributes,
+        only: Arc<[PathBuf]>,
     ) -> Self {
         Self {
             levels: Vec::new(),
@@ -82,6 +85,7 @@ impl Walk {
             device_offset,
             attributes,
             start: Some((PathBuf::from(name), root)),
+            only,
         }
     }
 
@@ -94,10 +98,16 @@ impl Walk {
     }
 
     fn enter(&mut self, path: PathBuf, directory: OwnedFd) -> Result<(), WalkFault> {
-        let names = match sorted_names(&directory) {
+        let mut names = match sorted_names(&directory) {
             Ok(names) => names,
             Err(error) => return Err(WalkFault { path, error: error.into() }),
         };
+        if !self.only.is_empty() && !self.only.iter().any(|wanted| path.starts_with(wanted)) {
+            names.retain(|name| {
+                let path = path.join(name);
+                self.only.iter().any(|wanted| wanted.starts_with(&path))
+            });
+        }
         self.levels.push(Level { path, directory: Arc::new(directory), names: names.into_iter() });
         Ok(())
     }

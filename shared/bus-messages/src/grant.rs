@@ -50,6 +50,13 @@ pub struct Grant {
     /// The repository of the project; absent while it is not ready (then ask `repository`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<RepositoryGrant>,
+    /// For a `copy-apply`: the project has backups, so that one without files here is to be restored before
+    /// anything is copied into it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_backups: bool,
+    /// For a `copy-snapshot`: the project is running.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_running: bool,
 }
 
 /// The way into the repository of one project.

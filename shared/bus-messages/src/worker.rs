@@ -144,7 +144,7 @@ pub struct FinishRequest {
     pub lease_id: LeaseId,
     /// How it ended.
     pub outcome: Outcome,
-    /// The result, for `succeeded`.
+    /// The result, for `succeeded`; a failure may have one, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Value>,
     /// Why, for `failed`.

@@ -7,6 +7,8 @@ mod accounts;
 mod backup_schedule;
 mod backups;
 mod buckets;
+mod copies;
+mod copy_repositories;
 mod database;
 mod error;
 mod hosts;
@@ -21,6 +23,8 @@ pub use accounts::AccountRights;
 pub use backup_schedule::{BackupStanding, DueProject, Scheduled, Upkeep};
 pub use backups::BackupPlace;
 pub use buckets::{BucketPlacement, NewBucket};
+pub use copies::{ApplyStanding, CopiesToCancel, CopyStanding, PendingCopy, SnapshotEnd};
+pub use copy_repositories::CopyRepository;
 pub use database::Database;
 pub use error::{DatabaseError, DatabaseErrorKind};
 pub use operations::{

@@ -162,6 +162,8 @@ async fn upkeep_is_asked_for_where_there_is_a_backup_and_once_a_period() {
         checkpoint: None,
         children: Vec::new(),
         jitter: 0.0,
+        wait_s: 0.0,
+        reason: None,
     };
     let outcome = database.finish_operation(&finished).await.unwrap();
     assert!(matches!(outcome, FinishOutcome::Recorded(_)), "{outcome:?}");

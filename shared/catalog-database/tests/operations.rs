@@ -67,6 +67,8 @@ fn finished(fence: LeaseFence, outcome: Outcome) -> Finished {
         checkpoint: None,
         children: Vec::new(),
         jitter: 0.0,
+        wait_s: 0.0,
+        reason: None,
     }
 }
 
@@ -124,12 +126,12 @@ async fn of_one_dedupe_key_one_operation_is_active() {
     let other_input = NewOperation { input_hash: vec![2], ..keyed() };
     let refused = database.create_operation(&other_input, false).await.unwrap();
     assert!(matches!(refused, CreateOutcome::DedupeMismatch(_)));
-    let CreateOutcome::Created { op, replaced } =
+    let CreateOutcome::Created { op, canceled } =
         database.create_operation(&other_input, true).await.unwrap()
     else {
         panic!("force takes the key")
     };
-    assert_eq!(replaced.unwrap().op.status, OperationStatus::Canceled);
+    assert_eq!(canceled[0].op.status, OperationStatus::Canceled);
     assert_eq!(op.dedupe_key.as_deref(), Some("nightly"));
     // What has ended holds no key.
     let leased = claim(database, 1).await;

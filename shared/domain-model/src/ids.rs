@@ -88,6 +88,11 @@ id!(
     "bucket id"
 );
 id!(
+    /// A copy from one project to one place in another.
+    CopyId,
+    "copy id"
+);
+id!(
     /// One lease on an operation: random, known to the worker that holds it and to nobody else.
     LeaseId,
     "lease id"

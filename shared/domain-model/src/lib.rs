@@ -6,6 +6,7 @@
 mod back_off;
 mod backup_id;
 mod backup_schedule;
+mod copy_status;
 mod ids;
 mod operation_kind;
 mod operation_status;
@@ -20,11 +21,14 @@ mod timestamp;
 pub use back_off::BackOff;
 pub use backup_id::{BackupId, BackupIdError};
 pub use backup_schedule::{BackupDecision, BackupSchedule, BackupState, DayWindow, DayWindowError};
-pub use ids::{AccountId, BucketId, HostId, IdError, LeaseId, OperationId, ProjectId, RepositoryId};
+pub use copy_status::{CopyStatus, CopyStatusError};
+pub use ids::{AccountId, BucketId, CopyId, HostId, IdError, LeaseId, OperationId, ProjectId, RepositoryId};
 pub use operation_kind::{OperationKind, OperationKindError};
 pub use operation_status::{IllegalTransition, OperationEvent, OperationStatus, UnknownStatus, next_state};
 pub use phases::{Phase, Progress, overall_percent};
-pub use project_path::{LayoutPath, LayoutRoot, ProjectPath, ProjectPathError, RESERVED_PREFIX};
+pub use project_path::{
+    LayoutPath, LayoutRoot, ProjectDirectory, ProjectPath, ProjectPathError, RESERVED_PREFIX,
+};
 pub use retention::{RetainedBackup, RetentionPolicy, dropped_backups};
 pub use routing::{Routing, RoutingError};
 pub use scope::{Scope, ScopeError, ScopeType};

@@ -63,6 +63,16 @@ impl ProjectPath {
         std::path::Path::new(&self.0)
     }
 
+    /// Its last part.
+    pub fn name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+
+    /// Whether it is `other`, or lies beneath it.
+    pub fn is_within(&self, other: &Self) -> bool {
+        self.as_path().starts_with(other.as_path())
+    }
+
     /// The parts, first to last; never empty.
     pub fn components(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')
@@ -91,6 +101,55 @@ impl FromStr for ProjectPath {
 crate::travels_as_text!(ProjectPath, "project path", {
     "type": "string",
     "description": "relative to the project, without '..' parts"
+});
+
+/// A directory inside a project: its top, written `.`, or a path.
+///
+/// ```
+/// use domain_model::ProjectDirectory;
+///
+/// let top: ProjectDirectory = "./".parse()?;
+/// assert_eq!((top.to_string(), top.join("notes").to_string()), (".".to_owned(), "notes".to_owned()));
+/// let week: ProjectDirectory = "week-1/".parse()?;
+/// assert_eq!(week.join("notes").to_string(), "week-1/notes");
+/// # Ok::<(), domain_model::ProjectPathError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProjectDirectory(Option<ProjectPath>);
+
+impl ProjectDirectory {
+    /// Its path; `None` for the top of the project.
+    pub fn path(&self) -> Option<&ProjectPath> {
+        self.0.as_ref()
+    }
+
+    /// What is called `name`, a path without `/`, in it.
+    pub fn join(&self, name: &str) -> ProjectPath {
+        ProjectPath(match &self.0 {
+            Some(path) => format!("{path}/{name}"),
+            None => name.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for ProjectDirectory {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.0.as_ref().map_or(".", ProjectPath::as_str))
+    }
+}
+
+impl FromStr for ProjectDirectory {
+    type Err = ProjectPathError;
+
+    fn from_str(path: &str) -> Result<Self, ProjectPathError> {
+        let is_top = !path.is_empty() && path.split('/').all(|part| part == "." || part.is_empty());
+        if is_top && !path.starts_with('/') { Ok(Self(None)) } else { path.parse().map(Some).map(Self) }
+    }
+}
+
+crate::travels_as_text!(ProjectDirectory, "project directory", {
+    "type": "string",
+    "description": "relative to the project, without '..' parts; '.' for its top"
 });
 
 /// One of the two roots of a backup of layout v2.

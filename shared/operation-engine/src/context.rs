@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bus_client::{Bus, RequestError};
 use bus_messages::{
-    Encoding, ErrorCode, EventLevel, Grant, Operation, ProgressSummary, RepositoryGrant, RepositoryReply,
-    RepositoryRequest, RetentionReply, RetentionRequest,
+    CopyStepReply, CopyStepRequest, Encoding, ErrorCode, EventLevel, Grant, Operation, ProgressSummary,
+    RepositoryGrant, RepositoryReply, RepositoryRequest, RetentionReply, RetentionRequest,
 };
 use bus_subjects::WorkSubject;
 use domain_model::{BackOff, BackupId, LeaseId, OperationId, Progress, Routing, Timestamp, overall_percent};
@@ -208,15 +208,30 @@ impl OperationContext {
         if let Some(repository) = self.grant().and_then(|grant| grant.repository.clone()) {
             return Ok(Some(repository));
         }
-        self.unless_stopped(self.ask_for_repository()).await?
+        Ok(self.fresh_grant().await?.repository)
     }
 
-    async fn ask_for_repository(&self) -> Result<Option<RepositoryGrant>, OperationFailure> {
+    /// Asks the registry for a grant now, whatever came with the lease.
+    ///
+    /// # Errors
+    /// As [`Self::repository`].
+    pub async fn fresh_grant(&self) -> Result<Grant, OperationFailure> {
         let lease = &self.attempt.lease;
         let request =
             RepositoryRequest { op_id: self.op_id(), attempt: lease.attempt, lease_id: lease.lease_id };
-        let RepositoryReply { grant } = self.ask("repository", &request).await?;
-        Ok(grant.repository)
+        let reply: RepositoryReply = self.unless_stopped(self.ask("repository", &request)).await??;
+        Ok(reply.grant)
+    }
+
+    /// What a `project-copy` does next.
+    ///
+    /// # Errors
+    /// As [`Self::repository`].
+    pub async fn copy_step(&self) -> Result<CopyStepReply, OperationFailure> {
+        let lease = &self.attempt.lease;
+        let request =
+            CopyStepRequest { op_id: self.op_id(), attempt: lease.attempt, lease_id: lease.lease_id };
+        self.unless_stopped(self.ask("copy", &request)).await?
     }
 
     /// What a prune of the project's repository is to forget, after saying which of that is gone.

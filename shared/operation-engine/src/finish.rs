@@ -46,6 +46,11 @@ pub(crate) fn finish_request(
             request.outcome = Outcome::Failed;
             request.error = Some(FinishError { code, message, retryable });
         }
+        Err(OperationFailure::FailedWith { code, message, result }) => {
+            request.outcome = Outcome::Failed;
+            request.error = Some(FinishError { code, message, retryable: false });
+            request.result = Some(result);
+        }
         Err(OperationFailure::WaitsForChildren { children, checkpoint }) => {
             request.outcome = Outcome::WaitsForChildren;
             request.children = children;

@@ -30,6 +30,16 @@ pub enum OperationFailure {
         /// Whether another attempt may succeed.
         retryable: bool,
     },
+    /// It failed for good, with something to show for it all the same.
+    #[error("{code}: {message}")]
+    FailedWith {
+        /// As of a failure.
+        code: String,
+        /// As of a failure.
+        message: String,
+        /// The result.
+        result: Value,
+    },
     /// Stopped on request, and cleaned up. Where the worker is being stopped and nobody asked for the operation
     /// to be canceled, it counts as handed back.
     #[error("canceled")]

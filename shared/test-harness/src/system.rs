@@ -81,6 +81,8 @@ pub enum Server {
     Scheduler,
     /// The host-backup of the host of this number.
     HostBackup(usize),
+    /// The copy-applier of the host of this number.
+    CopyApplier(usize),
 }
 
 /// The identity of a host, which its services have and nobody else should.
@@ -335,6 +337,9 @@ impl TestSystem {
                 );
             }
             Server::HostBackup(index) => return self.ready().hosts.get(index).map(|host| host.pid),
+            Server::CopyApplier(index) => {
+                return self.ready().services.get("copy-applier")?.get(index).copied();
+            }
         };
         children_of(self.launcher.as_ref()?.pid())
             .into_iter()

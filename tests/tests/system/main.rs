@@ -10,6 +10,8 @@ mod browsing;
 mod buckets;
 mod clients;
 mod cluster;
+mod copies;
+mod copies_at_scale;
 mod documents;
 mod faults;
 mod main_job;

@@ -12,12 +12,12 @@ use backup_repository::{BackupRequest, JobResult, JobTask, Purpose, SourceState}
 use bus_messages::kinds::{self, KindDefinition, ProjectBackupInput, ProjectBackupResult, SourceKind};
 use bus_messages::{EventLevel, RepositoryGrant};
 use domain_model::ProjectId;
+use host_operations::{Record, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 use volumes::BackupSource;
 
-use super::result_value;
-use crate::host::{Record, SharedHost, project_of, timestamp};
+use crate::host::{SharedHost, timestamp};
 
 /// Does `project-backup`.
 pub(crate) struct ProjectBackup {
@@ -128,6 +128,7 @@ impl ProjectBackup {
         let request = BackupRequest {
             project: source.project_dir.clone(),
             persist: source.persist_dir.clone(),
+            only: Vec::new(),
             source: state,
             // A parent that does not read is none: the whole is read then, and the receipt says so.
             parent: grant.backup.as_ref().and_then(|id| id.as_str().parse().ok()),

@@ -13,12 +13,12 @@ use backup_repository::{RestoreReceipt, RestoreTarget, SnapshotPath};
 use bus_messages::kinds::{self, Conflict, KindDefinition, ProjectRestoreInput, ProjectRestoreResult};
 use bus_messages::{EventLevel, RepositoryGrant};
 use domain_model::{BackupId, LayoutPath, ProjectId, ProjectPath};
+use host_operations::{Record, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 use volumes::PathOutcome;
 
-use super::result_value;
-use crate::host::{Record, SharedHost, project_of};
+use crate::host::SharedHost;
 
 /// Does `project-restore`.
 pub(crate) struct ProjectRestore {

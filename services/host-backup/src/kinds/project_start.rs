@@ -12,11 +12,11 @@ use bus_messages::kinds::{
     self, KindDefinition, ProjectStartInput, ProjectStartResult, ProjectStopInput, ProjectStopResult,
 };
 use domain_model::ProjectId;
+use host_operations::{Record, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 
-use super::result_value;
-use crate::host::{Record, SharedHost, project_of};
+use crate::host::SharedHost;
 use crate::runtime_command::RuntimeCommand;
 
 /// Does `project-start`.

@@ -3,17 +3,17 @@
 //! It changes nothing, so a crash leaves nothing. Damage is a failure that no other attempt is made after, with what is
 //! wrong in its message and its events; a request that failed says nothing about the repository, and is tried again.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
 use backup_repository::{CheckReport, JobResult, JobTask};
 use bus_messages::EventLevel;
 use bus_messages::kinds::{self, KindDefinition, RepoCheckInput, RepoCheckResult};
+use host_operations::{Record, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 
-use super::result_value;
-use crate::host::{Record, SharedHost, now, project_of};
+use crate::host::{SharedHost, timestamp};
 
 /// So much of what is wrong is told.
 const TOLD: usize = 5;
@@ -85,6 +85,6 @@ impl RepoCheck {
 
 /// One after the other, a day each.
 fn share_of_today(shares: u32) -> u32 {
-    let day = now().as_date_time().to_julian_day();
+    let day = timestamp(SystemTime::now()).as_date_time().to_julian_day();
     u32::try_from(day).unwrap_or_default() % shares.max(1)
 }

@@ -12,11 +12,11 @@ use backup_repository::{JobResult, JobTask, PruneReceipt, PruneRequest, Snapshot
 use bus_messages::kinds::{self, KindDefinition, RepoPruneInput, RepoPruneResult};
 use bus_messages::{EventLevel, RepositoryGrant, RetentionReply};
 use domain_model::BackupId;
+use host_operations::{Record, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 
-use super::result_value;
-use crate::host::{Record, SharedHost, project_of};
+use crate::host::SharedHost;
 
 /// Each round forgets what the registry names, a thousand backups at most; more rounds than this are a defect.
 const MOST_ROUNDS: u32 = 1000;

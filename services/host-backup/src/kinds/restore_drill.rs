@@ -12,11 +12,11 @@ use backup_repository::{JobResult, JobTask, RestoreReceipt, RestoreRequest, Rest
 use bus_messages::kinds::{self, KindDefinition, Proof, RestoreDrillInput, RestoreDrillResult};
 use bus_messages::{EventLevel, RepositoryGrant};
 use domain_model::{BackupId, ProjectId};
+use host_operations::{Record, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 
-use super::result_value;
-use crate::host::{Record, SharedHost, project_of};
+use crate::host::SharedHost;
 
 /// Failures of a restore that say something about the backup, and not about the way to it.
 const DAMAGE: [&str; 2] = ["repository_damaged", "not_found"];

@@ -3,6 +3,7 @@
 mod account;
 mod backup;
 mod bucket;
+mod copy;
 mod demo;
 mod host;
 mod operations;
@@ -45,6 +46,8 @@ enum Command {
     Backups(backup::ListArguments),
     /// Restore a backup, or a path of one, and watch it.
     Restore(restore::Arguments),
+    /// Copy files of a project to other projects, and watch it; list copies, cancel them.
+    Copy(copy::Arguments),
     /// Long-running operations.
     Ops(operations::Arguments),
     /// Watch an operation from its first event to its end, whenever you join.
@@ -67,6 +70,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Backup(arguments) => backup::run(arguments, output).await,
         Command::Backups(arguments) => backup::list(arguments, output).await,
         Command::Restore(arguments) => restore::run(arguments, output).await,
+        Command::Copy(arguments) => copy::run(arguments, output).await,
         Command::Ops(arguments) => operations::run(arguments, output).await,
         Command::Watch(arguments) => watch::run(arguments, output).await,
         Command::Host(arguments) => host::run(arguments, output).await,
@@ -132,6 +136,13 @@ mod tests {
             &format!(
                 "longhaul restore {ID} --backup latest --path project/src --target back --conflict keep"
             ),
+            &format!("longhaul copy {ID} handout --to {ID}:handout --to {ID} --error-on-exist"),
+            &format!(
+                "longhaul copy {ID} a b --to {ID}:. --no-force --dereference --preserve-timestamps --no-wait"
+            ),
+            &format!("longhaul copy list {ID} --status pending"),
+            &format!("longhaul copy cancel {ID} --copy {ID}"),
+            &format!("longhaul copy cancel {ID} --all"),
             &format!("longhaul ops {ID} --status running"),
             "longhaul ops --hub",
             &format!("longhaul ops cancel {ID} {ID}"),

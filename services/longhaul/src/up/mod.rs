@@ -294,7 +294,7 @@ async fn start_stores(
     }
 }
 
-/// The scheduler and the service of each host, started at the same moment.
+/// The scheduler and the services of each host, started at the same moment.
 async fn start_workers(
     directory: &Path,
     installation: &Installation,
@@ -304,7 +304,8 @@ async fn start_workers(
     for (index, id) in installation.hosts.iter().enumerate() {
         let root = host_root(directory, index);
         fs::create_dir_all(&root).with_context(|| format!("creating {}", root.display()))?;
-        texts.push((format!("host-backup-{index}"), settings.host_backup(index, id)?));
+        texts.push((format!("host-backup-{index}"), settings.on_host("host-backup", index, id)?));
+        texts.push((format!("copy-applier-{index}"), settings.on_host("copy-applier", index, id)?));
     }
     let starting = texts.iter().map(|(name, text)| Service::start(name, text, directory));
     let mut workers = Vec::new();

@@ -80,6 +80,9 @@ pub(super) struct ServiceSummary {
     pub(super) metrics_url: String,
 }
 
+/// The service whose process stands for its host.
+const HOST_BACKUP: &str = "host-backup";
+
 impl ReadyFile {
     /// Reads a ready file.
     pub(crate) fn read(file: &Path) -> anyhow::Result<Self> {
@@ -100,7 +103,7 @@ impl ReadyFile {
                 let pids = self.services.entry(kind.to_owned()).or_default();
                 pids.resize(pids.len().max(number + 1), 0);
                 pids[number] = service.pid;
-                if let Some(host) = self.hosts.get_mut(number) {
+                if let (HOST_BACKUP, Some(host)) = (kind, self.hosts.get_mut(number)) {
                     host.pid = service.pid;
                 }
             }
@@ -149,6 +152,8 @@ mod tests {
             note(name, pid);
         }
         note("host-backup-1", 31);
+        note("copy-applier-1", 41);
+        assert_eq!(ready.services["copy-applier"], [0, 41]);
         assert_eq!(ready.services["registry"], [11]);
         assert_eq!(ready.services["host-backup"], [20, 31]);
         assert_eq!([ready.hosts[0].pid, ready.hosts[1].pid], [20, 31]);

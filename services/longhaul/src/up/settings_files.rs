@@ -71,11 +71,11 @@ impl Settings<'_> {
         text
     }
 
-    /// Those of the service on one host.
-    pub(super) fn host_backup(&self, index: usize, id: &HostId) -> anyhow::Result<String> {
+    /// Those of the service `name` on one host.
+    pub(super) fn on_host(&self, name: &str, index: usize, id: &HostId) -> anyhow::Result<String> {
         let identity = self.identities.hosts.get(&id.to_string());
         let identity = identity.with_context(|| format!("nats-server knows no host {id}"))?;
-        let cache = self.data_directory.join("cache").join(format!("host-{index}"));
+        let cache = self.data_directory.join("cache").join(format!("{name}-{index}"));
         fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
         let root = super::host_root(self.data_directory, index);
         let mut text = String::new();

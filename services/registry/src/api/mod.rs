@@ -3,6 +3,7 @@
 pub(crate) mod accounts;
 mod backups;
 mod buckets;
+mod copies;
 mod hosts;
 pub(crate) mod operations;
 mod projects;
@@ -156,6 +157,8 @@ pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<Runni
         .api("backup-ls", example(r#"{"backup_id":"<64 hex>","path":"project/src","depth":1}"#), backups::ls)
         .api("backup-find", example(r#"{"glob":"**/*.rs","backup_id":null}"#), backups::find)
         .api("backup-delete", example(r#"{"backup_id":"<64 hex>"}"#), backups::delete)
+        .api("copy-list", example(r#"{"status":"pending"}"#), self::copies::list)
+        .api("copy-cancel", example(r#"{"copy_id":"<uuid>"}"#), self::copies::cancel)
         .api("host-create", example(r#"{"name":"host-1","region":"weur"}"#), hosts::create)
         .api("host-list", example("{}"), hosts::list)
         .api("host-get", example("{}"), hosts::get)
@@ -171,7 +174,8 @@ pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<Runni
         .work("work-repository", work::repository)
         .work("work-retention", work::retention)
         .work("work-freshness", backup_schedule::freshness)
-        .work("work-schedule", backup_schedule::schedule);
+        .work("work-schedule", backup_schedule::schedule)
+        .work("work-copy", crate::copies::step);
     endpoints.service.start().await
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bus_client::{IncomingRequest, Reply};
-use bus_messages::kinds::{self, KindDefinition, RoutingRule};
+use bus_messages::kinds::{self, KindDefinition, ProjectCopyInput, RoutingRule};
 use bus_messages::{
     ApiError, CreateOperation, CreatedOperation, ErrorCode, EventList, GetOperation, ListEvents,
     ListOperations, Operation, OperationList, OperationReply, ProgressEvent, RetryOperation, WaitOperation,
@@ -13,7 +13,7 @@ use bus_messages::{
 };
 use bus_subjects::OperationSubject;
 use catalog_database::{CancelOutcome, CreateOutcome, ListFilter, NewOperation};
-use domain_model::{OperationId, OperationStatus, Routing, Scope};
+use domain_model::{OperationId, OperationStatus, ProjectId, Routing, Scope};
 use futures::StreamExt;
 use serde_json::Value;
 use uuid::Uuid;
@@ -42,6 +42,12 @@ pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) ->
             create.kind
         ))
     })?;
+    if let Some(whole) = kind.part_of {
+        return Err(ApiError::invalid_argument(format!(
+            "{} is a part of {whole}: create one of those",
+            kind.name
+        )));
+    }
     check(&create)?;
     if let (Caller::Account(_), Some(1..)) = (&caller, create.priority) {
         return Err(ApiError::new(
@@ -64,6 +70,7 @@ pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) ->
         )));
     }
     check_backup(&registry, kind, scope, &input).await?;
+    check_copy(&registry, &caller, kind, scope, &input).await?;
     let new = NewOperation {
         id: OperationId::from(Uuid::now_v7()),
         kind: create.kind,
@@ -75,7 +82,12 @@ pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) ->
         max_attempts: kind.max_attempts,
         priority: create.priority.unwrap_or(0),
         not_before: create.not_before,
-        time_to_live_s: create.ttl_s.unwrap_or(kind.time_to_live_s),
+        time_to_live_s: match (create.ttl_s, kind.name) {
+            (None, _) => kind.time_to_live_s,
+            // What is asked for is the life of its copies.
+            (Some(ttl_s), "project-copy") => ttl_s + kinds::COPY_GRACE_S,
+            (Some(ttl_s), _) => ttl_s,
+        },
         dedupe_key: create.dedupe_key,
         exclusive_key: kind.exclusive.then(|| exclusive_key(scope)),
         parent: None,
@@ -134,14 +146,19 @@ pub(crate) fn exclusive_key(scope: Scope) -> String {
 }
 
 async fn created(registry: &Registry, new: &NewOperation, force: bool) -> Result<CreatedOperation, ApiError> {
-    let outcome = match registry.creations.ask(new.clone()).await? {
-        Some(op) => CreateOutcome::Created { op: Box::new(op), replaced: None },
+    // What is taken down together with an operation is not gathered with others.
+    let gathered = match new.kind.as_str() {
+        "project-copy" => None,
+        _ => registry.creations.ask(new.clone()).await?,
+    };
+    let outcome = match gathered {
+        Some(op) => CreateOutcome::Created { op: Box::new(op), canceled: Vec::new() },
         None => registry.database.create_operation(new, force).await.map_err(from_database)?,
     };
     let (op, created) = match outcome {
-        CreateOutcome::Created { op, replaced } => {
-            if let Some(replaced) = replaced {
-                registry.changed(&replaced).await;
+        CreateOutcome::Created { op, canceled } => {
+            for canceled in &canceled {
+                registry.changed(canceled).await;
             }
             registry.created(&op).await;
             (*op, true)
@@ -242,6 +259,47 @@ pub(crate) async fn routing_of(
             Ok(Routing::Host(host))
         }
     }
+}
+
+/// A copy goes to projects that there are, and that the caller may write to; never into itself.
+async fn check_copy(
+    registry: &Registry,
+    caller: &Caller,
+    kind: &KindDefinition,
+    scope: Scope,
+    input: &Value,
+) -> Result<(), ApiError> {
+    let ("project-copy", Scope::Project(source)) = (kind.name, scope) else { return Ok(()) };
+    let input: ProjectCopyInput =
+        serde_json::from_value(input.clone()).map_err(ApiError::invalid_argument)?;
+    for dest in input.dests.iter().filter(|dest| dest.project_id == source) {
+        let into_itself = input.entries(dest)?.into_iter().find(|entry| entry.to.is_within(&entry.from));
+        if let Some(entry) = into_itself {
+            return Err(ApiError::invalid_argument(format!(
+                "{} cannot be copied to {}, which is within it",
+                entry.from, entry.to
+            )));
+        }
+    }
+    let projects: Vec<ProjectId> = input.dests.iter().map(|dest| dest.project_id).collect();
+    let account = match caller {
+        Caller::Operator => None,
+        Caller::Account(id) => Some(*id),
+    };
+    let refused = registry.database.projects_out_of_reach(account, &projects).await.map_err(from_database)?;
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = refused.iter().map(ToString::to_string).collect();
+    let error = match caller {
+        Caller::Operator => ApiError::not_found(format!("there is no project {}", names.join(", "))),
+        // Whether there is such a project is not for everybody to know.
+        Caller::Account(_) => ApiError::new(
+            ErrorCode::PermissionDenied,
+            format!("you may not write to the project {}; nothing was copied", names.join(", ")),
+        ),
+    };
+    Err(error.with_detail("project_ids", names))
 }
 
 /// A restore names a backup that there is, and so does a start that names one; a prune is of a repository that there is.
@@ -382,7 +440,11 @@ pub(super) async fn retry(registry: Arc<Registry>, request: IncomingRequest) -> 
     }
     let kind = kinds::find(&op.kind)
         .ok_or_else(|| ApiError::not_found(format!("there is no kind {} any more", op.kind)))?;
+    if let Some(whole) = kind.part_of {
+        return Err(ApiError::invalid_argument(format!("{} is a part of {whole}: retry that", kind.name)));
+    }
     let input = (kind.normalise_input)(&op.input)?;
+    check_copy(&registry, &caller, kind, scope, &input).await?;
     let checkpoint = match wanted.from_start {
         true => None,
         false => registry.database.checkpoint(op.op_id).await.map_err(from_database)?,

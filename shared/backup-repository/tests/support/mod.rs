@@ -91,6 +91,7 @@ impl TestRepository {
         BackupRequest {
             project: self.project(),
             persist: self.path("persist"),
+            only: Vec::new(),
             source: SourceState::Live,
             parent,
             purpose: Purpose::Backup,

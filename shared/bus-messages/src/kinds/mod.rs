@@ -1,6 +1,9 @@
 //! The kinds of operation: what goes in, what comes out, and the rules of each. One file a kind.
 
+mod copy_apply;
+mod copy_snapshot;
 mod project_backup;
+mod project_copy;
 mod project_restore;
 mod project_start;
 mod project_stop;
@@ -15,7 +18,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+pub use copy_apply::{CopiedFrom, CopyApplyInput, CopyApplyResult};
+pub use copy_snapshot::{CopySnapshotInput, CopySnapshotResult};
 pub use project_backup::{ProjectBackupInput, ProjectBackupResult, SourceKind};
+pub use project_copy::{
+    COPY_GRACE_S, CopyDestination, CopyEntry, CopyOptions, CopyOutcome, CopyPaths, CopySource,
+    ProjectCopyInput, ProjectCopyResult,
+};
 pub use project_restore::{BackupChoice, Conflict, ProjectRestoreInput, ProjectRestoreResult};
 pub use project_start::{ProjectStartInput, ProjectStartResult};
 pub use project_stop::{ProjectStopInput, ProjectStopResult};
@@ -56,6 +65,8 @@ pub struct KindDefinition {
     pub exclusive: bool,
     /// Whether it works on the project's repository.
     pub uses_repository: bool,
+    /// The kind whose operations alone may ask for it, as their children; anybody may where `None`.
+    pub part_of: Option<&'static str>,
     /// Whether the kind exists for tests only.
     pub for_tests: bool,
     /// An example of its input.
@@ -79,7 +90,10 @@ impl KindDefinition {
 
 /// Every kind there is.
 pub const ALL: &[&KindDefinition] = &[
+    &copy_apply::DEFINITION,
+    &copy_snapshot::DEFINITION,
     &project_backup::DEFINITION,
+    &project_copy::DEFINITION,
     &project_restore::DEFINITION,
     &project_start::DEFINITION,
     &project_stop::DEFINITION,

@@ -71,6 +71,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     time_to_live_s: 7 * 24 * 3600,
     exclusive: true,
     uses_repository: true,
+    part_of: None,
     for_tests: false,
     example_input: r#"{"tags":["before-exam"],"pinned":false}"#,
     normalise_input: |input| {

@@ -28,6 +28,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     time_to_live_s: 24 * 3600,
     exclusive: true,
     uses_repository: false,
+    part_of: None,
     for_tests: false,
     example_input: "{}",
     normalise_input: |input| normalise::<ProjectStopInput>("project-stop", input),

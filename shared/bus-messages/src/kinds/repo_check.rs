@@ -47,6 +47,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     // A prune that goes on beside it would look like damage.
     exclusive: true,
     uses_repository: true,
+    part_of: None,
     for_tests: false,
     example_input: r#"{"read_data_shares":30}"#,
     normalise_input: |input| {

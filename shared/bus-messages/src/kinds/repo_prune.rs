@@ -45,6 +45,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     // Never beside a backup, a restore or another prune of the project.
     exclusive: true,
     uses_repository: true,
+    part_of: None,
     for_tests: false,
     example_input: "{}",
     normalise_input: |input| normalise::<RepoPruneInput>("repo-prune", input),

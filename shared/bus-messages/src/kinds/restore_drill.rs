@@ -58,6 +58,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     time_to_live_s: 7 * 24 * 3600,
     exclusive: true,
     uses_repository: true,
+    part_of: None,
     for_tests: false,
     example_input: r#"{"backup_id":"latest"}"#,
     normalise_input: |input| normalise::<RestoreDrillInput>("restore-drill", input),

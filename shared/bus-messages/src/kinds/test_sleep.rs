@@ -45,6 +45,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     time_to_live_s: 24 * 3600,
     exclusive: false,
     uses_repository: false,
+    part_of: None,
     for_tests: true,
     example_input: r#"{"seconds":2,"steps":10,"fail_at_step":null,"children":0}"#,
     normalise_input: |input| {

@@ -189,17 +189,16 @@ async fn lease(
                 SELECT id, priority, not_before FROM long_running_operations AS operation
                 WHERE ready AND routing = account.routing AND kind = $1 AND account_id = account.account_id
                     AND expires_at > now()
-                    AND (exclusive_key IS NULL OR parent_id IS NOT NULL OR (
+                    AND (exclusive_key IS NULL OR (
                         NOT EXISTS (
                             SELECT 1 FROM long_running_operations AS other
-                            WHERE other.exclusive_key = operation.exclusive_key AND other.status = 'running'
-                                AND other.parent_id IS NULL)
+                            WHERE other.exclusive_key = operation.exclusive_key AND other.status = 'running')
                         -- Of several in one queue the first: so no claim takes two, nor two claims one each.
                         AND NOT EXISTS (
                             SELECT 1 FROM long_running_operations AS first
                             WHERE first.exclusive_key = operation.exclusive_key AND first.status = 'queued'
                                 AND first.kind = operation.kind AND first.routing = operation.routing
-                                AND first.parent_id IS NULL AND first.ready::integer = 1 AND first.expires_at > now()
+                                AND first.ready::integer = 1 AND first.expires_at > now()
                                 AND (first.priority > operation.priority
                                     OR (first.priority = operation.priority
                                         AND (first.not_before, first.id) < (operation.not_before, operation.id))))))

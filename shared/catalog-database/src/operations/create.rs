@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::row::OperationRow;
 use super::transition::{self, Ended};
 use crate::error::During;
-use crate::{Database, DatabaseError};
+use crate::{Database, DatabaseError, copies};
 
 const DURING: &str = "create operations";
 
@@ -54,12 +54,12 @@ pub struct NewOperation {
 /// What became of a wish to create.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CreateOutcome {
-    /// There is a new operation; `replaced` was cancelled for it (`force`).
+    /// There is a new operation.
     Created {
         /// The new one.
         op: Box<Operation>,
-        /// The one whose key it took.
-        replaced: Option<Box<Ended>>,
+        /// What was canceled for it: the one whose key it took (`force`), copies that it supersedes.
+        canceled: Vec<Ended>,
     },
     /// One with the same key and input is active.
     Active(Box<Operation>),
@@ -71,7 +71,8 @@ pub enum CreateOutcome {
 
 impl Database {
     /// Creates operations whose dedupe keys are free, all in one statement: which of them were created, in the order
-    /// of `new`. `None` is for [`Database::create_operation`] to look into.
+    /// of `new`. `None` is for [`Database::create_operation`] to look into. Not for kinds that something is to be taken down
+    /// for with them (`project-copy`).
     pub async fn create_operations(
         &self,
         new: &[NewOperation],
@@ -92,8 +93,9 @@ impl Database {
         for _ in 0..5 {
             let mut transaction = self.pool.begin().await.during(DURING)?;
             if let Some(op) = insert_one(&mut transaction, new).await? {
+                let canceled = copies::record(&mut transaction, &op).await?;
                 transaction.commit().await.during(DURING)?;
-                return Ok(CreateOutcome::Created { op: Box::new(op), replaced: None });
+                return Ok(CreateOutcome::Created { op: Box::new(op), canceled });
             }
             let Some(active) = active_with_key(&mut transaction, new).await? else { continue };
             if !force {
@@ -114,8 +116,10 @@ impl Database {
             ended.op.dedupe_key = None;
             // In the same transaction, so that nobody is canceled for an operation that does not come to be.
             if let Some(op) = insert_one(&mut transaction, new).await? {
+                let mut canceled = copies::record(&mut transaction, &op).await?;
+                canceled.push(ended);
                 transaction.commit().await.during(DURING)?;
-                return Ok(CreateOutcome::Created { op: Box::new(op), replaced: Some(Box::new(ended)) });
+                return Ok(CreateOutcome::Created { op: Box::new(op), canceled });
             }
         }
         Ok(CreateOutcome::Contended)

@@ -9,7 +9,7 @@ use super::transition::{self, Change, Ended};
 use super::{LeaseFence, row::OperationRow};
 use crate::backups::{self, NewBackup};
 use crate::error::During;
-use crate::{Database, DatabaseError};
+use crate::{Database, DatabaseError, copies};
 
 /// How an attempt ended, as its worker says.
 #[derive(Debug, Clone)]
@@ -28,6 +28,10 @@ pub struct Finished {
     pub children: Vec<NewOperation>,
     /// A random share in 0.0..=1.0 for the back-off.
     pub jitter: f64,
+    /// Seconds until what was handed back may be claimed again.
+    pub wait_s: f64,
+    /// Why it was handed back, for people.
+    pub reason: Option<String>,
 }
 
 /// What became of a finish.
@@ -98,6 +102,7 @@ impl Database {
             for row in create::insert(&mut transaction, &children).await?.into_values() {
                 made.push(Operation::try_from(row)?);
             }
+            copies::link(&mut transaction, &children).await?;
         }
         for backup in &made_backups {
             backups::record(&mut transaction, backup).await?;
@@ -191,10 +196,11 @@ fn change_of<'a>(row: &OperationRow, finished: &'a Finished) -> Change<'a> {
     let (event, message) = match (finished.outcome, &finished.error) {
         (Outcome::Succeeded, _) => (OperationEvent::Succeeded, "done".to_owned()),
         (Outcome::Canceled, _) => (OperationEvent::CancelFinished, "canceled".to_owned()),
-        (Outcome::HandedBack, _) => (
-            OperationEvent::HandedBack { cancel_requested },
-            "handed back: its worker is being stopped".to_owned(),
-        ),
+        (Outcome::HandedBack, _) => {
+            wait_s = finished.wait_s;
+            let reason = finished.reason.as_deref().unwrap_or("handed back: its worker is being stopped");
+            (OperationEvent::HandedBack { cancel_requested }, reason.to_owned())
+        }
         (Outcome::WaitsForChildren, _) if cancel_requested => {
             (OperationEvent::CancelFinished, "canceled before its children were started".to_owned())
         }

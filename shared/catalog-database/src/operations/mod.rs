@@ -16,6 +16,7 @@ mod transition;
 
 pub(crate) use create::insert;
 pub(crate) use row::OperationRow;
+pub(crate) use transition::{cancel, lock, lock_all};
 
 pub use cancel::CancelOutcome;
 pub use claim::{Caps, ClaimWanted, KindWanted, LeasedOperation};

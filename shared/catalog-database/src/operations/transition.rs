@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::row::OperationRow;
 use crate::error::During;
-use crate::{DatabaseError, OutboxEvent, outbox, project_states};
+use crate::{DatabaseError, OutboxEvent, copies, outbox, project_states};
 
 /// An operation whose state was to change, and who is to be told.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,7 +41,7 @@ pub(super) struct Change<'a> {
     pub message: String,
 }
 
-pub(super) async fn lock(
+pub(crate) async fn lock(
     connection: &mut PgConnection,
     id: Uuid,
 ) -> Result<Option<OperationRow>, DatabaseError> {
@@ -52,7 +52,7 @@ pub(super) async fn lock(
 }
 
 /// Locks those of some operations that there are, in the order of their ids.
-pub(super) async fn lock_all(
+pub(crate) async fn lock_all(
     connection: &mut PgConnection,
     ids: &[Uuid],
 ) -> Result<HashMap<Uuid, OperationRow>, DatabaseError> {
@@ -137,6 +137,7 @@ pub(super) async fn apply_all(
     .await
     .during("change the state of operations")?;
     project_states::note(connection, &updated).await?;
+    let mut shown = copies::note(connection, &updated).await?;
     let mut updated: HashMap<Uuid, OperationRow> = updated.into_iter().map(|row| (row.id, row)).collect();
     let mut ended = Vec::with_capacity(changes.len());
     for changed in &columns {
@@ -144,7 +145,8 @@ pub(super) async fn apply_all(
         let row =
             row.ok_or_else(|| DatabaseError::row("long_running_operations.id", "a locked row is gone"))?;
         let parent = row.parent_id.filter(|_| changed.status.is_terminal());
-        ended.push((Ended { op: row.try_into()?, others: Vec::new() }, parent));
+        let others = shown.extract_if(.., |op| Some(op.op_id.as_uuid()) == parent).collect();
+        ended.push((Ended { op: row.try_into()?, others }, parent));
     }
     // In the order of their ids, so that two who tell the same parents wait for each other in one order only.
     let parents: BTreeSet<Uuid> = ended.iter().filter_map(|(_, parent)| *parent).collect();
@@ -298,7 +300,7 @@ async fn active_children(connection: &mut PgConnection, parent: Uuid) -> Result<
 }
 
 /// Cancels a locked operation, its children first. What runs is told; the rest ends at once.
-pub(super) async fn cancel(connection: &mut PgConnection, row: OperationRow) -> Result<Ended, DatabaseError> {
+pub(crate) async fn cancel(connection: &mut PgConnection, row: OperationRow) -> Result<Ended, DatabaseError> {
     let mut others = Vec::new();
     let children = sqlx::query_as!(
         OperationRow,

@@ -152,8 +152,10 @@ impl Run<'_> {
                     let (repository, source, target) =
                         (repository.clone(), self.source.clone(), into.clone());
                     let name = repository.tool().name();
-                    let (taken, restored) =
-                        tokio::task::spawn_blocking(move || repository.restore(&source, &target)).await??;
+                    let (taken, restored) = tokio::task::spawn_blocking(move || {
+                        repository.restore(&source, &target, Secret::Password)
+                    })
+                    .await??;
                     self.figures.add(format!("backup.restore.{name}"), taken.seconds, "s");
                     self.figures.add(format!("backup.restore.{name}.memory"), taken.peak_mb, "MB");
                     self.check_restored(&restored)?;

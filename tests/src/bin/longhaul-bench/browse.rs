@@ -34,7 +34,7 @@ pub(crate) async fn measure(options: Options) -> anyhow::Result<Figures> {
         // A new process, and no file of the cache.
         measured.system.hold_restarts();
         let old = measured.system.kill_nine(Server::HostBackup(0));
-        trees::remove(&measured.system.data_directory().join("cache/host-0"))?;
+        trees::remove(&measured.system.data_directory().join("cache/host-backup-0"))?;
         measured.system.allow_restarts();
         measured.system.restarted(Server::HostBackup(0), old).await;
         let (cold, entries) = look(&measured, &project, &backup, "project").await?;

@@ -8,6 +8,7 @@
 
 mod backup;
 mod browse;
+mod copy;
 mod figures;
 mod fleet;
 mod lro;
@@ -36,6 +37,8 @@ enum Benchmark {
     Fleet(fleet::Options),
     /// Looking into a backup: warm, cold, searching
     Browse(browse::Options),
+    /// Copies: to a hundred projects, to one, on one host
+    Copy(copy::Options),
     /// Long-running operations: latency, throughput, events, recovery, idle
     Lro(lro::Options),
 }
@@ -65,6 +68,7 @@ async fn main() -> ExitCode {
         Benchmark::Backup(options) => backup::measure(options).await,
         Benchmark::Fleet(options) => fleet::measure(options).await,
         Benchmark::Browse(options) => browse::measure(options).await,
+        Benchmark::Copy(options) => copy::measure(options).await,
         Benchmark::Lro(options) => lro::measure(options).await,
     };
     match measured.and_then(|figures| figures.print()) {

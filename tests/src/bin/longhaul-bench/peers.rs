@@ -131,18 +131,23 @@ impl PeerRepository {
     }
 
     /// Restores the latest backup, which is of `source`, into a new directory, and returns where the files are.
-    pub(crate) fn restore(&self, source: &Path, into: &Path) -> anyhow::Result<(Taken, PathBuf)> {
+    pub(crate) fn restore(
+        &self,
+        source: &Path,
+        into: &Path,
+        secret: Secret,
+    ) -> anyhow::Result<(Taken, PathBuf)> {
         match self.peer.tool {
             Tool::Rustic => {
                 let snapshot = format!("latest:{}", source.display());
                 let arguments = ["restore".as_ref(), OsStr::new(&snapshot), into.as_os_str()];
-                Ok((self.run(Secret::Password, arguments)?, into.to_owned()))
+                Ok((self.run(secret, arguments)?, into.to_owned()))
             }
             Tool::Restic => {
                 let arguments =
                     ["restore".as_ref(), "latest".as_ref(), "--target".as_ref(), into.as_os_str()];
                 let below = source.strip_prefix("/").context("a source has an absolute path")?;
-                Ok((self.run(Secret::Password, arguments)?, into.join(below)))
+                Ok((self.run(secret, arguments)?, into.join(below)))
             }
         }
     }

@@ -7,7 +7,9 @@ use anyhow::{Context as _, bail, ensure};
 use bus_client::Subscription;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
-use test_harness::{Client, ObjectStoreKind, ReadyObjectStore, SystemOptions, TestSystem};
+use test_harness::{
+    Client, ObjectStoreKind, ReadyObjectStore, SystemOptions, TestSystem, btrfs_is_available,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -36,12 +38,21 @@ pub(crate) struct Done {
 impl MeasuredSystem {
     /// Starts a system with so many hosts.
     pub(crate) async fn start(store: StoreKind, hosts: u16) -> anyhow::Result<Self> {
+        Self::start_with(store, SystemOptions { hosts, ..SystemOptions::default() }).await
+    }
+
+    /// Starts one whose hosts are on btrfs, where that can be had.
+    pub(crate) async fn start_on_btrfs(store: StoreKind, hosts: u16) -> anyhow::Result<Self> {
+        let btrfs = btrfs_is_available();
+        Self::start_with(store, SystemOptions { hosts, btrfs, ..SystemOptions::default() }).await
+    }
+
+    async fn start_with(store: StoreKind, options: SystemOptions) -> anyhow::Result<Self> {
         let object_store = match store {
             StoreKind::S3 => ObjectStoreKind::S3,
             StoreKind::Local => ObjectStoreKind::Local,
         };
-        let system =
-            TestSystem::start(SystemOptions { hosts, object_store, ..SystemOptions::default() }).await?;
+        let system = TestSystem::start(SystemOptions { object_store, ..options }).await?;
         let client = system.operator().await;
         let states = client.bus().subscribe("persist.*.lro.*.state".to_owned()).await?;
         Ok(Self { system, client, states })
@@ -49,8 +60,13 @@ impl MeasuredSystem {
 
     /// Makes a project of the first host known.
     pub(crate) async fn create_project(&self) -> anyhow::Result<String> {
+        self.create_project_on(0).await
+    }
+
+    /// Makes a project of this host known.
+    pub(crate) async fn create_project_on(&self, host: usize) -> anyhow::Result<String> {
         let request =
-            json!({ "title": "a project of a benchmark", "host_id": self.system.host(0).to_string() });
+            json!({ "title": "a project of a benchmark", "host_id": self.system.host(host).to_string() });
         let reply = self.client.ask("hub", "project.create", &request).await?;
         Ok(reply["project"]["id"].as_str().context("a project has an id")?.to_owned())
     }
@@ -64,6 +80,27 @@ impl MeasuredSystem {
         let mut op = self.operation(project, &op_id).await?;
         ensure!(op["status"] == "succeeded", "{kind} of {project}: {op:#}");
         Ok(Done { seconds, result: op["result"].take(), op })
+    }
+
+    /// Creates operations of a project, all at once, and waits for the last. Returns the seconds from the first request to
+    /// the word of the last end.
+    pub(crate) async fn run_all(
+        &mut self,
+        project: &str,
+        kind: &str,
+        inputs: Vec<Value>,
+    ) -> anyhow::Result<f64> {
+        let began = Instant::now();
+        let creating = inputs.into_iter().map(|input| self.create(project, kind, input));
+        let op_ids: Vec<String> = futures::future::try_join_all(creating).await?;
+        let ops = op_ids.iter().map(|op_id| (op_id.clone(), project.to_owned())).collect();
+        self.wait_for_all(ops).await?;
+        let seconds = elapsed(began);
+        for op_id in &op_ids {
+            let op = self.operation(project, op_id).await?;
+            ensure!(op["status"] == "succeeded", "{op:#}");
+        }
+        Ok(seconds)
     }
 
     /// Backs up all of these projects at once, and waits for the last. Returns the seconds from the first request to the

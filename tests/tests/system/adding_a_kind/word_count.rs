@@ -39,6 +39,7 @@ static DEFINITION: KindDefinition = KindDefinition {
     time_to_live_s: 24 * 3600,
     exclusive: false,
     uses_repository: false,
+    part_of: None,
     for_tests: false,
     example_input: r#"{"texts":["to be or not to be"]}"#,
     normalise_input: |input| match WordCountInput::deserialize(input) {

@@ -1,4 +1,4 @@
-//! A job on a repository: in a child process of this very program (`host-backup job`), told what to do over
+//! A job on a repository: in a child process of the service's own program (`host-backup job`), told what to do over
 //! a pipe, its progress passed on to the operation.
 
 use backup_repository::{
@@ -12,20 +12,24 @@ use service_runtime::{Counter, Family, Labels, Metrics};
 
 /// How jobs are run on this host.
 #[derive(Debug, Clone)]
-pub(crate) struct JobRunner {
+pub struct JobRunner {
     /// Of this very program.
     pub processes: JobProcesses,
+    /// Where metadata of repositories is kept.
     pub cache: CacheSettings,
+    /// Bytes of memory that one job may use.
     pub memory_bytes: u64,
+    /// What finished jobs have cost.
     pub requests: ObjectStoreRequests,
 }
 
 /// How many requests to the object store the finished jobs have made: they are billed.
 #[derive(Debug, Clone)]
-pub(crate) struct ObjectStoreRequests(Family<Labels, Counter>);
+pub struct ObjectStoreRequests(Family<Labels, Counter>);
 
 impl ObjectStoreRequests {
-    pub(crate) fn register(metrics: &Metrics) -> Self {
+    /// Registers the metric.
+    pub fn register(metrics: &Metrics) -> Self {
         let help = "Requests to the object store by finished jobs, by job and request";
         Self(metrics.counter_family("longhaul_object_store_requests", help))
     }
@@ -46,13 +50,13 @@ impl ObjectStoreRequests {
     }
 }
 
-/// The hidden argument that makes this program a job.
-pub(crate) const JOB_ARGUMENT: &str = "job";
+/// The hidden argument that makes a service's program a job of itself.
+pub const JOB_ARGUMENT: &str = "job";
 
 impl JobRunner {
     /// Runs a job to its end. `phase` is what its progress is reported as. A job whose operation is canceled
     /// or lost is stopped, and leaves nothing that counts.
-    pub(crate) async fn run(
+    pub async fn run(
         &self,
         operation: &OperationContext,
         grant: &RepositoryGrant,

@@ -12,8 +12,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use domain_model::{LeaseId, OperationId, OperationKind, ProjectId, Timestamp};
+use bus_client::Bus;
+use bus_messages::{Encoding, FinishError, FinishReply, FinishRequest, Outcome};
+use bus_subjects::WorkSubject;
+use domain_model::{LeaseId, OperationId, OperationKind, ProjectId, Routing, Timestamp};
+use operation_engine::{OperationContext, OperationFailure};
 use serde::{Deserialize, Serialize};
 
 /// Ended jobs that are remembered.
@@ -73,18 +78,17 @@ impl JobRecord {
     }
 }
 
-/// The records of a host, in `<host root>/jobs`.
+/// The records of a service on a host, in a directory of its own.
 #[derive(Debug, Clone)]
 pub struct JobRecords {
     directory: PathBuf,
 }
 
 impl JobRecords {
-    /// Opens the records below a host root, making the directory where it is missing.
-    pub fn open(host_root: &Path) -> io::Result<Self> {
-        let directory = host_root.join("jobs");
-        fs::create_dir_all(&directory)?;
-        Ok(Self { directory })
+    /// Opens the records in a directory, making it where it is missing.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        fs::create_dir_all(directory)?;
+        Ok(Self { directory: directory.to_owned() })
     }
 
     /// Writes a record, whole or not at all.
@@ -116,9 +120,38 @@ impl JobRecords {
         Ok(records)
     }
 
-    /// Ends what was pending or running when the host was stopped, and forgets the oldest of many. Returns
+    /// Ends what was pending or running when the service was stopped, and tells the hub, so that it need not wait for
+    /// their leases to end; where it does not listen, it waits.
+    pub async fn end_interrupted(&self, bus: &Bus, caller: Routing) -> io::Result<()> {
+        for record in self.end_interrupted_at(now())? {
+            let request = FinishRequest {
+                op_id: record.op_id,
+                attempt: record.attempt,
+                lease_id: record.lease_id,
+                outcome: Outcome::Failed,
+                result: None,
+                error: Some(FinishError {
+                    code: "interrupted".to_owned(),
+                    message: "the service on the host was restarted in the middle of it".to_owned(),
+                    retryable: true,
+                }),
+                children: Vec::new(),
+                checkpoint: None,
+            };
+            let subject = WorkSubject::new(caller, "finish").to_string();
+            let told: Result<FinishReply, _> =
+                bus.request(subject, &request, Encoding::MessagePack, Duration::from_secs(5)).await;
+            tracing::warn!(
+                op.id = %record.op_id, op.attempt = record.attempt, told = told.is_ok_and(|reply| reply.ok),
+                "a job was interrupted by a restart"
+            );
+        }
+        Ok(())
+    }
+
+    /// Ends what was pending or running when the service was stopped, and forgets the oldest of many. Returns
     /// the jobs that it ended.
-    pub fn end_interrupted(&self, now: Timestamp) -> io::Result<Vec<JobRecord>> {
+    fn end_interrupted_at(&self, now: Timestamp) -> io::Result<Vec<JobRecord>> {
         let records = self.list()?;
         let mut interrupted = Vec::new();
         for mut record in records.iter().filter(|record| !record.has_ended()).cloned() {
@@ -134,6 +167,71 @@ impl JobRecords {
         }
         Ok(interrupted)
     }
+}
+
+/// The record of a job, kept up to date. A record that cannot be written is logged: it never fails a job.
+#[derive(Debug)]
+pub struct Record {
+    records: JobRecords,
+    record: JobRecord,
+}
+
+impl Record {
+    /// Begins the record of an attempt, before its work begins.
+    pub fn begin(records: &JobRecords, operation: &OperationContext, project_id: ProjectId) -> Self {
+        let record = JobRecord {
+            op_id: operation.op_id(),
+            attempt: operation.attempt(),
+            lease_id: operation.lease_id(),
+            kind: operation.op().kind.clone(),
+            project_id,
+            state: JobState::Pending,
+            created_at: now(),
+            started_at: None,
+            finished_at: None,
+            bucket: None,
+            files: 0,
+            bytes: 0,
+            error: None,
+        };
+        let record = Self { records: records.clone(), record };
+        record.write();
+        record
+    }
+
+    /// Its work has begun.
+    pub fn started(&mut self, bucket: &str) {
+        self.record.state = JobState::Running;
+        self.record.started_at = Some(now());
+        self.record.bucket = Some(bucket.to_owned());
+        self.write();
+    }
+
+    /// It has ended, with so much done.
+    pub fn ended<T>(mut self, outcome: &Result<T, OperationFailure>, files: u64, bytes: u64) {
+        self.record.finished_at = Some(now());
+        (self.record.files, self.record.bytes) = (files, bytes);
+        let (state, error) = match outcome {
+            Ok(_) => (JobState::Succeeded, None),
+            Err(OperationFailure::Canceled) => (JobState::Canceled, None),
+            Err(OperationFailure::Failed { message, .. }) => (JobState::Failed, Some(message.clone())),
+            Err(_) => (JobState::Failed, Some("stopped before its end".to_owned())),
+        };
+        self.record.state = state;
+        self.record.error = error;
+        self.write();
+    }
+
+    fn write(&self) {
+        if let Err(error) = self.records.write(&self.record) {
+            tracing::warn!(op.id = %self.record.op_id, %error, "the record of a job could not be written");
+        }
+    }
+}
+
+/// The host's clock: dates of its own records, never of a lease.
+fn now() -> Timestamp {
+    Timestamp::from_date_time(SystemTime::now().into())
 }
 
 #[cfg(test)]
@@ -162,27 +260,27 @@ mod tests {
     #[test]
     fn a_restart_ends_what_was_under_way_and_only_that() {
         let root = tempfile::tempdir().unwrap();
-        let records = JobRecords::open(root.path()).unwrap();
+        let records = JobRecords::open(&root.path().join("jobs")).unwrap();
         for (n, state) in [(1, JobState::Pending), (2, JobState::Running), (3, JobState::Succeeded)] {
             records.write(&record(n, state)).unwrap();
         }
         fs::write(root.path().join("jobs/torn.json"), "{").unwrap();
         let now = "2026-11-21T08:00:00Z".parse().unwrap();
-        let interrupted = records.end_interrupted(now).unwrap();
+        let interrupted = records.end_interrupted_at(now).unwrap();
         assert_eq!(interrupted.len(), 2);
         let states: Vec<JobState> = records.list().unwrap().iter().map(|record| record.state).collect();
         assert_eq!(states, [JobState::Failed, JobState::Failed, JobState::Succeeded]);
-        assert!(records.end_interrupted(now).unwrap().is_empty(), "a second restart has nothing to say");
+        assert!(records.end_interrupted_at(now).unwrap().is_empty(), "a second restart has nothing to say");
     }
 
     #[test]
     fn old_records_are_forgotten() {
         let root = tempfile::tempdir().unwrap();
-        let records = JobRecords::open(root.path()).unwrap();
+        let records = JobRecords::open(&root.path().join("jobs")).unwrap();
         for n in 0..REMEMBERED + 5 {
             records.write(&record(u32::try_from(n).unwrap(), JobState::Succeeded)).unwrap();
         }
-        records.end_interrupted("2026-11-21T09:00:00Z".parse().unwrap()).unwrap();
+        records.end_interrupted_at("2026-11-21T09:00:00Z".parse().unwrap()).unwrap();
         let left = records.list().unwrap();
         assert_eq!(left.len(), REMEMBERED);
         assert_eq!(left[0].op_id, record(5, JobState::Succeeded).op_id);

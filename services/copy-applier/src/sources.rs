@@ -1,0 +1,185 @@
+//! What copies are applied from on this host: one directory for all destinations of a copy.
+//!
+//! A copy that comes from another host is downloaded once, and cloned from there into each project; of one from a project on this
+//! host a snapshot is taken once. Both are the host's own, are deleted a while after the last use, and what a
+//! crash leaves of them at the next start.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use backup_repository::{JobResult, JobTask, RestoreRequest, RestoreTarget};
+use bus_messages::kinds::{CopiedFrom, CopyApplyInput};
+use bus_messages::{EventLevel, RepositoryGrant};
+use domain_model::OperationId;
+use host_operations::{JobRunner, volume_work};
+use operation_engine::{OperationContext, OperationFailure};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use volumes::{BackupSource, CopyDirectory, HostRoot, SourceKind};
+
+/// The name of the files of a project in its backups.
+const FILES: &str = "project";
+
+/// A directory that stands for the files of the source project. Good for as long as it is held.
+#[derive(Debug)]
+pub(crate) struct Source {
+    project_dir: PathBuf,
+    made: Made,
+}
+
+/// What was made for it.
+#[derive(Debug)]
+enum Made {
+    Downloaded(CopyDirectory),
+    Frozen(BackupSource),
+}
+
+impl Source {
+    pub(crate) fn project_dir(&self) -> &Path {
+        &self.project_dir
+    }
+}
+
+/// One copy's source: nothing until somebody has made it.
+#[derive(Debug, Default)]
+struct Place {
+    source: Option<Arc<Source>>,
+    last_used: Option<Instant>,
+}
+
+/// The sources of all copies that are being applied.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    root: HostRoot,
+    runner: JobRunner,
+    keep: Duration,
+    places: Mutex<HashMap<OperationId, Arc<Mutex<Place>>>>,
+}
+
+impl Sources {
+    pub(crate) fn new(root: HostRoot, runner: JobRunner, keep: Duration) -> Self {
+        Self { root, runner, keep, places: Mutex::default() }
+    }
+
+    /// The source of a copy, made by the first who asks; the others wait for it.
+    pub(crate) async fn get(
+        &self,
+        operation: &OperationContext,
+        input: &CopyApplyInput,
+        repository: Option<&RepositoryGrant>,
+    ) -> Result<Arc<Source>, OperationFailure> {
+        let place = Arc::clone(self.places.lock().await.entry(input.copy_op_id).or_default());
+        operation.progress("download", "waiting for the files", None);
+        let mut place = operation.unless_stopped(place.lock()).await?;
+        place.last_used = Some(Instant::now());
+        if let Some(source) = &place.source {
+            return Ok(Arc::clone(source));
+        }
+        let source = match (input.from, repository) {
+            (CopiedFrom::Host, _) => self.freeze(operation, input).await?,
+            (CopiedFrom::Bucket, Some(repository)) => self.download(operation, input, repository).await?,
+            (CopiedFrom::Bucket, None) => {
+                return Err(OperationFailure::retryable("no_repository", "the registry gave no repository"));
+            }
+        };
+        let source = Arc::new(source);
+        place.source = Some(Arc::clone(&source));
+        place.last_used = Some(Instant::now());
+        Ok(source)
+    }
+
+    async fn freeze(
+        &self,
+        operation: &OperationContext,
+        input: &CopyApplyInput,
+    ) -> Result<Source, OperationFailure> {
+        operation.progress("download", "freezing the files of the source", None);
+        let (project, copy) = (input.source_project_id.as_uuid(), input.copy_op_id.as_uuid());
+        let frozen = volume_work(&self.root, move |root| {
+            if root.project_dir(project).is_dir() {
+                root.ensure_volume(project)?;
+            }
+            root.snapshot(project, copy)
+        })
+        .await?;
+        if frozen.kind == SourceKind::Live {
+            let message = "the files of the source cannot be frozen: what changes now may be copied in part";
+            operation.event(EventLevel::Warn, "download", message, None);
+        }
+        Ok(Source { project_dir: frozen.project_dir.clone(), made: Made::Frozen(frozen) })
+    }
+
+    async fn download(
+        &self,
+        operation: &OperationContext,
+        input: &CopyApplyInput,
+        repository: &RepositoryGrant,
+    ) -> Result<Source, OperationFailure> {
+        let copy = input.copy_op_id.as_uuid();
+        let snapshot = repository.backup.as_ref().ok_or_else(|| {
+            OperationFailure::retryable("no_snapshot", "the registry knows of no snapshot of this copy")
+        })?;
+        let snapshot = snapshot.as_str().parse().map_err(|error| {
+            OperationFailure::permanent("invalid_argument", format!("{snapshot}: {error}"))
+        })?;
+        let path = FILES.parse().map_err(|error| OperationFailure::permanent("invalid_argument", error))?;
+        let directory = volume_work(&self.root, move |root| root.copy_directory(copy)).await?;
+        operation.progress("download", "reading the snapshot", None);
+        let target = RestoreTarget::Path { path, into: directory.path().to_owned() };
+        let task = JobTask::Restore(RestoreRequest { snapshot, target });
+        match self.runner.run(operation, repository, task, "download").await {
+            Ok(JobResult::Restore(_)) => {
+                Ok(Source { project_dir: directory.path().join(FILES), made: Made::Downloaded(directory) })
+            }
+            other => {
+                self.delete(Made::Downloaded(directory), copy).await;
+                Err(other.err().unwrap_or_else(|| {
+                    OperationFailure::permanent("job", "the job answered with something else")
+                }))
+            }
+        }
+    }
+
+    /// Deletes what nobody has used for a while.
+    pub(crate) async fn discard_idle(&self) {
+        self.discard(|place| place.last_used.is_none_or(|used| used.elapsed() >= self.keep)).await;
+    }
+
+    /// Deletes what nobody uses.
+    pub(crate) async fn discard_all(&self) {
+        self.discard(|_| true).await;
+    }
+
+    async fn discard(&self, is_over: impl Fn(&Place) -> bool) {
+        let mut idle = Vec::new();
+        self.places.lock().await.retain(|copy, place| {
+            // Who is about to use it holds the place, or waits for it.
+            let Some(place) = Arc::get_mut(place).map(Mutex::get_mut) else { return true };
+            let is_used = place.source.as_ref().is_some_and(|source| Arc::strong_count(source) > 1);
+            if is_used || !is_over(place) {
+                return true;
+            }
+            idle.extend(place.source.take().and_then(Arc::into_inner).map(|source| (*copy, source)));
+            false
+        });
+        for (copy, source) in idle {
+            self.delete(source.made, copy.as_uuid()).await;
+        }
+    }
+
+    async fn delete(&self, made: Made, copy: impl Into<domain_model::OperationId>) {
+        let copy = copy.into();
+        let deleted = volume_work(&self.root, move |root| match made {
+            Made::Downloaded(directory) => root.discard_copy_directory(directory),
+            Made::Frozen(frozen) => {
+                drop(frozen);
+                root.drop_snapshot(copy.as_uuid())
+            }
+        });
+        if let Err(error) = deleted.await {
+            tracing::warn!(op.id = %copy, ?error, "what a copy was applied from is left for the next start");
+        }
+    }
+}
