@@ -28,7 +28,8 @@ where
                 operation,
                 subject,
                 describe(Some(status), answer.err().code(), answer.err().message()),
-            );
+            )
+            .with_code(answer.err().code());
         }
         SdkError::TimeoutError(_) => (ObjectStorageErrorKind::Retryable, "no answer in time"),
         SdkError::DispatchFailure(failure) if failure.is_user() => {
@@ -49,7 +50,7 @@ where
 pub(crate) fn kind_of(status: Option<u16>, code: Option<&str>) -> ObjectStorageErrorKind {
     use ObjectStorageErrorKind::{AlreadyExists, NotFound, Permanent, PermissionDenied, Retryable};
     match code.unwrap_or_default() {
-        "NoSuchKey" | "NoSuchBucket" | "NotFound" => return NotFound,
+        "NoSuchKey" | "NoSuchBucket" | "NoSuchUpload" | "NotFound" => return NotFound,
         "BucketAlreadyExists" | "BucketAlreadyOwnedByYou" | "PreconditionFailed" => return AlreadyExists,
         "AccessDenied"
         | "AllAccessDisabled"

@@ -1,0 +1,277 @@
+//! One operation at a time, and what is known about the last ones.
+//!
+//! Two backups at once would be one too many of the same file: who asks while one runs is given that one.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::answers::{BackupTaken, Restored};
+use crate::failure::{Failure, FailureKind, Result};
+
+/// Operations that are remembered.
+const REMEMBERED: usize = 20;
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationKind {
+    /// Takes a backup.
+    Backup,
+    /// Restores one.
+    Restore,
+    /// Uploads copies that could not be uploaded before, and deletes old backups.
+    Maintenance,
+}
+
+/// Where an operation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationState {
+    /// At work.
+    Running,
+    /// Done.
+    Succeeded,
+    /// Ended without having done it.
+    Failed,
+}
+
+/// What went wrong, as an answer has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FailureAnswer {
+    /// What to do about it.
+    pub code: FailureKind,
+    /// In words.
+    pub message: String,
+    /// Where the copy is that could not be uploaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<String>,
+}
+
+impl From<&Failure> for FailureAnswer {
+    fn from(failure: &Failure) -> Self {
+        let kept = failure.kept().map(|kept| kept.display().to_string());
+        Self { code: failure.kind(), message: failure.describe(), kept }
+    }
+}
+
+/// What an operation has brought.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// A backup.
+    Backup(BackupTaken),
+    /// A restored database.
+    Restore(Restored),
+    /// Nothing to tell.
+    Done,
+}
+
+/// An operation.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Operation {
+    /// Its id.
+    pub op: String,
+    /// What it does.
+    pub kind: OperationKind,
+    /// Where it is.
+    pub state: OperationState,
+    /// What it is at.
+    pub phase: String,
+    /// Bytes of that phase that are done.
+    pub done_bytes: u64,
+    /// Bytes of that phase, where they are known.
+    pub total_bytes: u64,
+    /// When it began.
+    pub started_at: String,
+    /// What it brought.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<FailureAnswer>,
+}
+
+/// All operations of this process. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Operations {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    counter: u64,
+    running: Option<Running>,
+    ended: VecDeque<Operation>,
+}
+
+#[derive(Debug)]
+struct Running {
+    handle: OperationHandle,
+    abort: Option<AbortHandle>,
+}
+
+/// An operation that somebody waits for. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct OperationHandle {
+    seen: watch::Receiver<Operation>,
+}
+
+/// What an operation says about itself. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    told: Arc<watch::Sender<Operation>>,
+}
+
+impl Progress {
+    /// Begins a phase.
+    pub fn phase(&self, phase: &str, total_bytes: u64) {
+        self.told.send_modify(|operation| {
+            operation.phase = phase.to_owned();
+            operation.done_bytes = 0;
+            operation.total_bytes = total_bytes;
+        });
+    }
+
+    /// Tells how much of the phase is done.
+    pub fn done(&self, bytes: u64) {
+        self.told.send_modify(|operation| operation.done_bytes = operation.done_bytes.max(bytes));
+    }
+}
+
+impl OperationHandle {
+    /// What it is now.
+    pub fn now(&self) -> Operation {
+        self.seen.borrow().clone()
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> Operation {
+        // Whoever tells it says how it ended, even where it panics.
+        let _ = self.seen.wait_for(|operation| operation.state != OperationState::Running).await;
+        self.now()
+    }
+}
+
+impl Operations {
+    /// Begins an operation, unless one runs: then a backup that is wanted is the one that runs, and anything else is refused.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::Busy`].
+    pub fn begin<Work, Done>(
+        &self,
+        kind: OperationKind,
+        started_at: String,
+        work: Work,
+    ) -> Result<OperationHandle>
+    where
+        Work: FnOnce(Progress) -> Done,
+        Done: Future<Output = Result<Outcome>> + Send + 'static,
+    {
+        let mut state = self.lock();
+        if let Some(running) = &state.running {
+            let now = running.handle.now();
+            if now.kind == kind && kind == OperationKind::Backup {
+                return Ok(running.handle.clone());
+            }
+            let message = format!("operation {} is at work ({})", now.op, now.phase);
+            return Err(Failure::new(FailureKind::Busy, message));
+        }
+        state.counter += 1;
+        let operation = Operation {
+            op: format!("{:08x}-{}", rand::random::<u32>(), state.counter),
+            kind,
+            state: OperationState::Running,
+            phase: "starting".to_owned(),
+            done_bytes: 0,
+            total_bytes: 0,
+            started_at,
+            outcome: None,
+            error: None,
+        };
+        let (sender, seen) = watch::channel(operation);
+        let told = Arc::new(sender);
+        let handle = OperationHandle { seen };
+        let progress = Progress { told: Arc::clone(&told) };
+        let future = work(progress);
+        state.running = Some(Running { handle: handle.clone(), abort: None });
+        drop(state);
+        let (operations, ending) = (self.clone(), told);
+        let task = tokio::spawn(async move {
+            // Also when it is abandoned or panics, the next one may begin.
+            let mut end = End { operations, told: ending, outcome: None };
+            end.outcome = Some(future.await);
+        });
+        if let Some(running) = &mut self.lock().running {
+            running.abort = Some(task.abort_handle());
+        }
+        Ok(handle)
+    }
+
+    /// Abandons what runs; its handle tells the end.
+    pub fn abandon(&self) {
+        if let Some(abort) = self.lock().running.as_ref().and_then(|running| running.abort.as_ref()) {
+            abort.abort();
+        }
+    }
+
+    /// What runs.
+    pub fn running(&self) -> Option<OperationHandle> {
+        self.lock().running.as_ref().map(|running| running.handle.clone())
+    }
+
+    /// What runs and what ended last, newest first.
+    pub fn all(&self) -> Vec<Operation> {
+        let state = self.lock();
+        let running = state.running.iter().map(|running| running.handle.now());
+        running.chain(state.ended.iter().cloned()).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells how an operation ended, whatever ended it.
+struct End {
+    operations: Operations,
+    told: Arc<watch::Sender<Operation>>,
+    outcome: Option<Result<Outcome>>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or_else(|| {
+            Err(Failure::new(FailureKind::Abandoned, "the operation was told to stop before its end"))
+        });
+        let mut state = self.operations.lock();
+        self.told.send_modify(|operation| match &outcome {
+            Ok(outcome) => {
+                operation.state = OperationState::Succeeded;
+                operation.outcome = Some(outcome.clone());
+            }
+            Err(failure) => {
+                operation.state = OperationState::Failed;
+                operation.error = Some(failure.into());
+            }
+        });
+        let ended = self.told.borrow().clone();
+        match &ended.error {
+            Some(error) => tracing::error!(
+                op.id = ended.op, op.kind = ?ended.kind, error.code = ?error.code,
+                "{:?} failed while {}: {}", ended.kind, ended.phase, error.message
+            ),
+            None => tracing::info!(op.id = ended.op, op.kind = ?ended.kind, "{:?} succeeded", ended.kind),
+        }
+        state.running = None;
+        state.ended.push_front(ended);
+        state.ended.truncate(REMEMBERED);
+    }
+}
