@@ -43,7 +43,7 @@ fn open_by(path: &Path, holder: &str) -> Failure {
     Failure::new(FailureKind::DatabaseOpen, message)
 }
 
-/// Some other process that has one of the files open, as far as this one may look.
+/// A process that has one of the files open, as far as this one may look; itself, too: nothing here has them open now.
 fn holder_of(files: &[PathBuf]) -> Option<String> {
     let wanted: HashSet<(u64, u64)> = files
         .iter()
@@ -53,14 +53,10 @@ fn holder_of(files: &[PathBuf]) -> Option<String> {
     if wanted.is_empty() {
         return None;
     }
-    let ours = std::process::id();
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let Some(id) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        if id == ours {
-            continue;
-        }
         let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
         for descriptor in descriptors.flatten() {
             let Ok(metadata) = fs::metadata(descriptor.path()) else { continue };

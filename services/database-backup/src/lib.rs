@@ -37,7 +37,9 @@ pub use failure::{Failure, FailureKind};
 pub use http_api::AdminServer;
 pub use names::{BackupId, BackupKind, Engine, NameError, Names};
 pub use openapi::openapi;
-pub use operations::{Operation, OperationHandle, OperationKind, OperationState, Operations, Outcome};
+pub use operations::{
+    FailureAnswer, Operation, OperationHandle, OperationKind, OperationState, Operations, Outcome,
+};
 pub use service::{Clock, DatabaseBackup};
 pub use settings::{DEFAULT_SETTINGS, Settings, SettingsMistake, VARIABLES};
 pub use store::{Backup, BackupFacts, BackupStore, LATEST_RESTORED, Manifest};

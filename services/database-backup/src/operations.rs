@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -72,6 +73,15 @@ pub enum Outcome {
     Done,
 }
 
+/// A phase that is over.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct PhaseTime {
+    /// Its name.
+    pub phase: String,
+    /// How long it took.
+    pub seconds: f64,
+}
+
 /// An operation.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -88,6 +98,8 @@ pub struct Operation {
     pub done_bytes: u64,
     /// Bytes of that phase, where they are known.
     pub total_bytes: u64,
+    /// The phases that are over, and how long each took.
+    pub phases: Vec<PhaseTime>,
     /// When it began.
     pub started_at: String,
     /// What it brought.
@@ -127,16 +139,26 @@ pub struct OperationHandle {
 #[derive(Debug, Clone)]
 pub struct Progress {
     told: Arc<watch::Sender<Operation>>,
+    began: Arc<Mutex<Instant>>,
 }
 
 impl Progress {
     /// Begins a phase.
     pub fn phase(&self, phase: &str, total_bytes: u64) {
         self.told.send_modify(|operation| {
+            self.end_phase(operation);
             operation.phase = phase.to_owned();
             operation.done_bytes = 0;
             operation.total_bytes = total_bytes;
         });
+    }
+
+    fn end_phase(&self, operation: &mut Operation) {
+        let mut began = self.began.lock().unwrap_or_else(PoisonError::into_inner);
+        operation
+            .phases
+            .push(PhaseTime { phase: operation.phase.clone(), seconds: began.elapsed().as_secs_f64() });
+        *began = Instant::now();
     }
 
     /// Tells how much of the phase is done.
@@ -192,21 +214,21 @@ impl Operations {
             phase: "starting".to_owned(),
             done_bytes: 0,
             total_bytes: 0,
+            phases: Vec::new(),
             started_at,
             outcome: None,
             error: None,
         };
         let (sender, seen) = watch::channel(operation);
-        let told = Arc::new(sender);
         let handle = OperationHandle { seen };
-        let progress = Progress { told: Arc::clone(&told) };
-        let future = work(progress);
+        let progress = Progress { told: Arc::new(sender), began: Arc::new(Mutex::new(Instant::now())) };
+        let future = work(progress.clone());
         state.running = Some(Running { handle: handle.clone(), abort: None });
         drop(state);
-        let (operations, ending) = (self.clone(), told);
+        let operations = self.clone();
         let task = tokio::spawn(async move {
             // Also when it is abandoned or panics, the next one may begin.
-            let mut end = End { operations, told: ending, outcome: None };
+            let mut end = End { operations, progress, outcome: None };
             end.outcome = Some(future.await);
         });
         if let Some(running) = &mut self.lock().running {
@@ -242,7 +264,7 @@ impl Operations {
 /// Tells how an operation ended, whatever ended it.
 struct End {
     operations: Operations,
-    told: Arc<watch::Sender<Operation>>,
+    progress: Progress,
     outcome: Option<Result<Outcome>>,
 }
 
@@ -252,18 +274,25 @@ impl Drop for End {
             Err(Failure::new(FailureKind::Abandoned, "the operation was told to stop before its end"))
         });
         let mut state = self.operations.lock();
-        self.told.send_modify(|operation| match &outcome {
-            Ok(outcome) => {
-                operation.state = OperationState::Succeeded;
-                operation.outcome = Some(outcome.clone());
-            }
-            Err(failure) => {
-                operation.state = OperationState::Failed;
-                operation.error = Some(failure.into());
+        let Progress { told, .. } = &self.progress;
+        told.send_modify(|operation| {
+            self.progress.end_phase(operation);
+            match &outcome {
+                Ok(outcome) => {
+                    operation.state = OperationState::Succeeded;
+                    operation.outcome = Some(outcome.clone());
+                }
+                Err(failure) => {
+                    operation.state = OperationState::Failed;
+                    operation.error = Some(failure.into());
+                }
             }
         });
-        let ended = self.told.borrow().clone();
+        let ended = told.borrow().clone();
         match &ended.error {
+            Some(error) if error.code == FailureKind::Abandoned => {
+                tracing::warn!(op.id = ended.op, op.kind = ?ended.kind, "{:?} is left while {}", ended.kind, ended.phase);
+            }
             Some(error) => tracing::error!(
                 op.id = ended.op, op.kind = ?ended.kind, error.code = ?error.code,
                 "{:?} failed while {}: {}", ended.kind, ended.phase, error.message

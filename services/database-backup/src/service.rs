@@ -288,7 +288,9 @@ impl DatabaseBackup {
             tables: tables.len() as u64,
             rows: tables.iter().map(|table| table.rows).sum(),
         };
-        let attributes = facts.attributes(kind, engine, timestamp, &tables);
+        let mut attributes = facts.attributes(kind, engine, timestamp, &tables);
+        // Tells this very copy from another one of the same second and content.
+        attributes.insert("copy".to_owned(), format!("{:016x}", rand::random::<u64>()));
         // No other process has this directory, so only a pending copy could have the same name.
         let id = (1..=MOST_OF_ONE_SECOND)
             .map(|number| parts.store.names().id(kind, engine, timestamp, number))

@@ -7,6 +7,7 @@
 //! lines `name value unit` and nothing else; what happens meanwhile is told on standard error.
 
 mod backup;
+mod database;
 mod figures;
 mod fleet;
 mod lro;
@@ -33,6 +34,8 @@ enum Benchmark {
     Backup(backup::Options),
     /// Many small projects, one incremental backup of each; and one small project, thirty times
     Fleet(fleet::Options),
+    /// A database file of a gigabyte: backed up and restored, beside a plain PutObject and GetObject
+    Database(database::Options),
     /// Long-running operations: latency, throughput, events, recovery, idle
     Lro(lro::Options),
 }
@@ -61,6 +64,7 @@ async fn main() -> ExitCode {
     let measured = match Arguments::parse().benchmark {
         Benchmark::Backup(options) => backup::measure(options).await,
         Benchmark::Fleet(options) => fleet::measure(options).await,
+        Benchmark::Database(options) => database::measure(options).await,
         Benchmark::Lro(options) => lro::measure(options).await,
     };
     match measured.and_then(|figures| figures.print()) {
