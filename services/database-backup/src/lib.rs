@@ -38,7 +38,7 @@ pub use http_api::AdminServer;
 pub use names::{BackupId, BackupKind, Engine, NameError, Names};
 pub use openapi::openapi;
 pub use operations::{
-    FailureAnswer, Operation, OperationHandle, OperationKind, OperationState, Operations, Outcome,
+    FailureAnswer, Operation, OperationHandle, OperationKind, OperationState, Operations, Outcome, PhaseTime,
 };
 pub use service::{Clock, DatabaseBackup};
 pub use settings::{DEFAULT_SETTINGS, Settings, SettingsMistake, VARIABLES};

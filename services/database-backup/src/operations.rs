@@ -126,7 +126,7 @@ struct State {
 #[derive(Debug)]
 struct Running {
     handle: OperationHandle,
-    abort: Option<AbortHandle>,
+    abort: AbortHandle,
 }
 
 /// An operation that somebody waits for. Cheap to clone.
@@ -223,23 +223,22 @@ impl Operations {
         let handle = OperationHandle { seen };
         let progress = Progress { told: Arc::new(sender), began: Arc::new(Mutex::new(Instant::now())) };
         let future = work(progress.clone());
-        state.running = Some(Running { handle: handle.clone(), abort: None });
-        drop(state);
-        let operations = self.clone();
+        // Also when it panics, or is abandoned before it has begun, its end is told and the next one may begin.
+        let end = End { operations: self.clone(), progress, outcome: None };
         let task = tokio::spawn(async move {
-            // Also when it is abandoned or panics, the next one may begin.
-            let mut end = End { operations, progress, outcome: None };
+            // All of it, not one field alone.
+            let mut end = end;
             end.outcome = Some(future.await);
         });
-        if let Some(running) = &mut self.lock().running {
-            running.abort = Some(task.abort_handle());
-        }
+        // Still under the lock, which its end waits for.
+        state.running = Some(Running { handle: handle.clone(), abort: task.abort_handle() });
         Ok(handle)
     }
 
     /// Abandons what runs; its handle tells the end.
     pub fn abandon(&self) {
-        if let Some(abort) = self.lock().running.as_ref().and_then(|running| running.abort.as_ref()) {
+        let abort = self.lock().running.as_ref().map(|running| running.abort.clone());
+        if let Some(abort) = abort {
             abort.abort();
         }
     }
@@ -271,6 +270,9 @@ struct End {
 impl Drop for End {
     fn drop(&mut self) {
         let outcome = self.outcome.take().unwrap_or_else(|| {
+            if std::thread::panicking() {
+                return Err(Failure::new(FailureKind::Internal, "the operation panicked; the log has where"));
+            }
             Err(Failure::new(FailureKind::Abandoned, "the operation was told to stop before its end"))
         });
         let mut state = self.operations.lock();
@@ -302,5 +304,38 @@ impl Drop for End {
         state.running = None;
         state.ended.push_front(ended);
         state.ended.truncate(REMEMBERED);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_operation_that_is_abandoned_before_or_after_it_begins_ends_and_the_next_may_begin() {
+        let operations = Operations::default();
+        for begun in [false, true] {
+            let forever = |_: Progress| std::future::pending();
+            let mut handle = operations.begin(OperationKind::Backup, String::new(), forever).unwrap();
+            if begun {
+                tokio::task::yield_now().await;
+            }
+            operations.abandon();
+            let ended = handle.ended().await;
+            assert_eq!(ended.error.unwrap().code, FailureKind::Abandoned);
+            assert!(operations.running().is_none());
+        }
+        let panics = |_: Progress| async { panic!("as a test wants it") };
+        let mut handle = operations.begin(OperationKind::Restore, String::new(), panics).unwrap();
+        assert_eq!(handle.ended().await.state, OperationState::Failed);
+        let succeeds = |progress: Progress| async move {
+            progress.phase("only", 0);
+            Ok(Outcome::Done)
+        };
+        let mut handle = operations.begin(OperationKind::Maintenance, String::new(), succeeds).unwrap();
+        let ended = handle.ended().await;
+        let phases: Vec<&str> = ended.phases.iter().map(|phase| phase.phase.as_str()).collect();
+        assert_eq!((ended.state, phases), (OperationState::Succeeded, vec!["starting", "only"]));
+        assert_eq!(operations.all().len(), 4);
     }
 }
