@@ -16,6 +16,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("operation-engine", &["bus-client", "bus-messages", "bus-subjects", "domain-model"]),
     ("object-storage", &[]),
     ("backup-repository", &["object-storage"]),
+    (
+        "backup-browsing",
+        &[
+            "backup-repository",
+            "bus-client",
+            "bus-messages",
+            "bus-subjects",
+            "domain-model",
+            "object-storage",
+        ],
+    ),
     ("volumes", &["domain-model"]),
     ("service-runtime", &[]),
     ("server-processes", &[]),
@@ -35,19 +46,41 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "host-backup",
         &[
+            "backup-browsing",
             "backup-repository",
             "bus-client",
             "bus-messages",
             "bus-subjects",
             "domain-model",
-            "object-storage",
             "operation-engine",
             "service-runtime",
             "volumes",
         ],
     ),
-    ("database-backup", &["object-storage", "service-runtime"]),
-    ("scheduler", &["bus-client", "bus-messages", "domain-model", "operation-engine", "service-runtime"]),
+    (
+        "database-backup",
+        &[
+            "bus-client",
+            "bus-messages",
+            "domain-model",
+            "object-storage",
+            "operation-engine",
+            "service-runtime",
+        ],
+    ),
+    (
+        "scheduler",
+        &[
+            "backup-browsing",
+            "backup-repository",
+            "bus-client",
+            "bus-messages",
+            "bus-subjects",
+            "domain-model",
+            "operation-engine",
+            "service-runtime",
+        ],
+    ),
     (
         "longhaul",
         &[

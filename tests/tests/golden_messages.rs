@@ -12,8 +12,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use bus_messages::kinds::{
-    ProjectBackupInput, ProjectBackupResult, ProjectRestoreInput, ProjectRestoreResult, TestSleepInput,
-    TestSleepResult,
+    ProjectBackupInput, ProjectBackupResult, ProjectRestoreInput, ProjectRestoreResult, ProjectStartInput,
+    ProjectStartResult, ProjectStopInput, ProjectStopResult, RepoCheckInput, RepoCheckResult, RepoPruneInput,
+    RepoPruneResult, RestoreDrillInput, RestoreDrillResult, TestSleepInput, TestSleepResult,
 };
 use bus_messages::*;
 use serde::Serialize;
@@ -114,6 +115,47 @@ fn every_message_reads_and_writes_as_its_fixture() {
         &format!(r#"{{"events":[{event},{last}],"state":{operation}}}"#),
     );
     f.check::<ErrorBody>("error", r#"{"error":{"code":"dedupe_mismatch","status":409,"message":"m","retryable":false,"details":{"op_id":"<id>"}}}"#);
+    f.check::<ListDirectory>(
+        "backup-ls-request",
+        r#"{"backup_id":"<hex>","path":"project/src","depth":2,"limit":100,"cursor":"c3Jj"}"#,
+    );
+    f.check::<DirectoryListing>("backup-ls-reply", r#"{"entries":[{"name":"main.rs","kind":"file","size_bytes":13,"mtime":"<moment>","mode":420}],"next_cursor":"bWFpbi5ycw"}"#);
+    f.check::<FindPaths>(
+        "backup-find-request",
+        r#"{"glob":"**/*.rs","backup_id":"<hex>","limit":100,"cursor":"<moment>/<hex>/bWFpbi5ycw"}"#,
+    );
+    f.check::<FoundPaths>("backup-find-reply", r#"{"matches":[{"backup_id":"<hex>","path":"project/src/main.rs","size_bytes":13,"mtime":"<moment>"}],"next_cursor":null}"#);
+    let access = grant.trim_start_matches(r#"{"repository":"#).strip_suffix('}').unwrap();
+    f.check::<BrowseRequest>(
+        "browse-list-request",
+        &format!(r#"{{"grant":{access},"query":{{"list":{{"backup_id":"<hex>","path":"project/src","depth":1,"limit":200,"after":null}}}}}}"#),
+    );
+    f.check::<BrowseRequest>(
+        "browse-find-request",
+        &format!(r#"{{"grant":{access},"query":{{"find":{{"glob":"**/*.rs","backups":["<hex>"],"limit":200,"after":"c3Jj"}}}}}}"#),
+    );
+    f.check::<BrowseReply>("browse-list-reply", r#"{"listed":{"entries":[{"name":"src","kind":"dir","size_bytes":0,"mtime":"<moment>","mode":493}],"next_cursor":null}}"#);
+    f.check::<BrowseReply>("browse-find-reply", r#"{"found":{"matches":[{"backup_id":"<hex>","path":"project/src","size_bytes":0,"mtime":"<moment>"}],"stopped":["<hex>","c3Jj"]}}"#);
+    f.check::<RetentionRequest>(
+        "work-retention-request",
+        r#"{"op_id":"<id>","attempt":1,"lease_id":"<other>","gone":["<hex>"]}"#,
+    );
+    f.check::<RetentionReply>(
+        "work-retention-reply",
+        r#"{"keep":["<hex>"],"forget":["<hex>"],"spare":["<hex>"],"unfinished":["<id>"],"grace_s":4000.5}"#,
+    );
+    f.check::<RepoCheckInput>("repo-check-input", r#"{"read_data_shares":30,"share":7}"#);
+    f.check::<RepoCheckResult>(
+        "repo-check-result",
+        r#"{"read_data_shares":30,"share":7,"warnings":0,"requests":12,"duration_s":1.5}"#,
+    );
+    f.check::<RestoreDrillInput>("restore-drill-input", r#"{"backup_id":"latest"}"#);
+    f.check::<RestoreDrillResult>(
+        "restore-drill-result",
+        r#"{"backup_id":"<hex>","proof":"mismatch","reason":"m","files":1,"bytes":2,"duration_s":1.5}"#,
+    );
+    f.check::<RepoPruneInput>("repo-prune-input", "{}");
+    f.check::<RepoPruneResult>("repo-prune-result", r#"{"forgotten":2,"orphans":1,"bytes_before":300,"bytes_after":100,"bytes_freed":200,"bytes_waiting":0,"requests":12,"duration_s":1.5}"#);
     f.check::<CreateProject>(
         "project-create-request",
         r#"{"title":"Linear algebra","host_id":"<id>","account_id":"<other>","region":"weur"}"#,
@@ -124,7 +166,23 @@ fn every_message_reads_and_writes_as_its_fixture() {
         "project-list-reply",
         &format!(r#"{{"projects":[{project}],"next_cursor":null}}"#),
     );
-    f.check::<ProjectStatus>("project-status-reply", &format!(r#"{{"project":{project},"last_backup_at":"<moment>","last_verified_at":null,"region":"weur","running_ops":["<id>"]}}"#));
+    f.check::<ProjectStatus>("project-status-reply", &format!(r#"{{"project":{project},"last_backup_at":"<moment>","last_verified_at":null,"region":"weur","running_ops":["<id>"],
+        "changed_since_backup":true,"at_risk":true,"at_risk_reason":"it has changed","at_risk_s":5400.0,
+        "backup_policy":{{"enabled":true,"every_s":86400,"window":"23:00-05:00"}},"next_backup_at":"<moment>"}}"#));
+    f.check::<UpdateProject>(
+        "project-update-request",
+        r#"{"title":"Linear algebra II","backup_policy":{"enabled":true,"every_s":21600,"window":"23:00-05:00"}}"#,
+    );
+    f.check::<UpdateAccount>(
+        "account-update-request",
+        r#"{"name":"eve","backup_policy":{"every_s":604800}}"#,
+    );
+    f.check::<FreshnessRequest>(
+        "work-freshness-request",
+        r#"{"projects":[{"project_id":"<id>","generation":42}],"memory_pressure":0.5,"io_pressure":12.25}"#,
+    );
+    f.check::<ScheduleRequest>("work-schedule-request", r#"{"limit":200}"#);
+    f.check::<ScheduleReply>("work-schedule-reply", r#"{"looked_at":3,"scheduled":2,"missed":1}"#);
     f.check::<ChangeCollaborator>("project-add-collaborator-request", r#"{"account_id":"<id>"}"#);
     f.check::<Nothing>("nothing", "{}");
     f.check::<CreateHost>("host-create-request", r#"{"id":"<id>","name":"host-0","region":"weur"}"#);
@@ -159,7 +217,14 @@ fn every_message_reads_and_writes_as_its_fixture() {
     f.check::<RepositoryReply>("work-repository-reply", &format!(r#"{{"grant":{grant}}}"#));
     f.check::<ObjectStoreGrant>("grant-local", r#"{"kind":"local","root":"/srv/objects"}"#);
     f.check::<ProjectBackupInput>("project-backup-input", r#"{"tags":["before-exam"],"pinned":true}"#);
-    f.check::<ProjectBackupResult>("project-backup-result", r#"{"backup_id":"<hex>","files":2,"bytes":3,"bytes_added":1,"parent":null,"source":"btrfs-snapshot","tree":"<hex>","snapshot_at":"<moment>","vanished":0,"duration_s":1.5}"#);
+    f.check::<ProjectBackupResult>("project-backup-result", r#"{"backup_id":"<hex>","files":2,"bytes":3,"bytes_added":1,"parent":null,"source":"btrfs-snapshot","tree":"<hex>","snapshot_at":"<moment>","generation":42,"vanished":0,"duration_s":1.5}"#);
+    f.check::<ProjectStartInput>("project-start-input", r#"{"backup_id":"<hex>"}"#);
+    f.check::<ProjectStartResult>(
+        "project-start-result",
+        r#"{"restored":"<hex>","files":2,"bytes":3,"command_run":true,"duration_s":1.5}"#,
+    );
+    f.check::<ProjectStopInput>("project-stop-input", "{}");
+    f.check::<ProjectStopResult>("project-stop-result", r#"{"command_run":false,"duration_s":0.5}"#);
     f.check::<ProjectRestoreInput>("project-restore-input", r#"{"backup_id":"latest","path":"project/src","host_id":"<id>","target":"restored/src","conflict":"keep","dry_run":false}"#);
     f.check::<ProjectRestoreResult>("project-restore-result", r#"{"backup_id":"<hex>","files":2,"bytes":3,"tree":"<hex>","receipt":"match","target":"project","duration_s":1.5}"#);
     f.check::<TestSleepInput>(

@@ -1,17 +1,21 @@
 //! host-backup: on each project-host, does the operations that work on the host's projects. It holds no
 //! credentials of the database and none of a bucket: what an operation needs comes with its lease.
 
+mod freshness;
 mod host;
 mod job_records;
 mod kinds;
 mod repository_job;
+mod runtime_command;
 mod settings;
+mod whole_restore;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use backup_browsing::Browsing;
 use backup_repository::{CacheSettings, JobProcesses};
 use bus_client::{Bus, ConnectSettings, Credentials};
 use bus_messages::{Encoding, FinishError, FinishReply, FinishRequest, Outcome};
@@ -22,11 +26,14 @@ use service_runtime::{Runtime, Shutdown};
 use volumes::HostRoot;
 
 use crate::host::Host;
-use crate::kinds::{ProjectBackup, ProjectRestore};
+use crate::kinds::{
+    ProjectBackup, ProjectRestore, ProjectStart, ProjectStop, RepoCheck, RepoPrune, RestoreDrill,
+};
 use crate::repository_job::{JobRunner, ObjectStoreRequests};
+use crate::runtime_command::RuntimeCommand;
 
 pub use job_records::{JobRecord, JobRecords, JobState};
-pub use settings::HostBackupSettings;
+pub use settings::{BrowseSettings, HostBackupSettings};
 
 /// The committed defaults, commented.
 pub const DEFAULT_SETTINGS: &str = include_str!("../host-backup.default.toml");
@@ -59,29 +66,54 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
     .with_context(|| format!("connect to NATS as {}", settings.nats.user))?;
     let caller = Routing::Host(settings.host.id);
     tell_interrupted(&bus, caller, interrupted).await;
-    // No endpoints: it works for others, and `nats micro ls` shows that it is there.
     let description = format!("Backs up and restores the projects of the host {}", settings.host.id);
     let metadata = BTreeMap::from([("host_id".to_owned(), settings.host.id.to_string())]);
-    let service =
-        bus.service("host-backup", env!("CARGO_PKG_VERSION"), &description, metadata).start().await?;
+    let program = std::env::current_exe().context("find this program")?;
+    let cache = CacheSettings { directory: settings.host.cache, limit_bytes: settings.host.cache_bytes };
+    let browsing = Browsing::new(
+        &program,
+        [JOB_ARGUMENT],
+        settings.browse.repositories,
+        cache.clone(),
+        settings.browse.memory_bytes,
+    );
+    let service = bus
+        .service("host-backup", env!("CARGO_PKG_VERSION"), &description, metadata)
+        .endpoint(backup_browsing::endpoint(caller), move |request| browsing.clone().answer(request))
+        .start()
+        .await?;
 
+    let freshness = tokio::spawn(freshness::run(
+        bus.clone(),
+        caller,
+        root.clone(),
+        Duration::from_secs_f64(settings.host.look_for_changes_every_s),
+        shutdown.stopping.clone(),
+    ));
     let host = Arc::new(Host {
         root,
         records,
         runner: JobRunner {
-            processes: JobProcesses::new(
-                std::env::current_exe().context("find this program")?,
-                [JOB_ARGUMENT],
-            ),
-            cache: CacheSettings { directory: settings.host.cache, limit_bytes: settings.host.cache_bytes },
+            processes: JobProcesses::new(program, [JOB_ARGUMENT]),
+            cache,
             memory_bytes: settings.jobs.memory_bytes,
             requests: ObjectStoreRequests::register(&runtime.metrics),
         },
     });
+    let timeout = Duration::from_secs(settings.runtime.timeout_s);
+    let command = RuntimeCommand::new(settings.runtime.command, timeout);
     let worker_id = format!("host-backup/{}/{}", settings.host.id, std::process::id());
     let worker = Worker::new(bus.clone(), caller, worker_id)
         .handler(Arc::new(ProjectBackup { host: Arc::clone(&host) }), settings.jobs.backups)
-        .handler(Arc::new(ProjectRestore { host }), settings.jobs.restores);
+        .handler(Arc::new(ProjectRestore { host: Arc::clone(&host) }), settings.jobs.restores)
+        .handler(
+            Arc::new(ProjectStart { host: Arc::clone(&host), command: command.clone() }),
+            settings.jobs.starts,
+        )
+        .handler(Arc::new(ProjectStop { host: Arc::clone(&host), command }), settings.jobs.starts)
+        .handler(Arc::new(RepoPrune { host: Arc::clone(&host) }), settings.jobs.prunes)
+        .handler(Arc::new(RepoCheck { host: Arc::clone(&host) }), settings.jobs.proofs)
+        .handler(Arc::new(RestoreDrill { host }), settings.jobs.proofs);
     let watching = tokio::spawn({
         let bus = bus.clone();
         async move {
@@ -97,6 +129,7 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
     tracing::info!(host.id = %settings.host.id, "works");
     worker.run(shutdown.draining, shutdown.stopping).await;
     watching.abort();
+    freshness.abort();
     service.stop().await;
     bus.drain().await;
     Ok(())

@@ -3,11 +3,10 @@
 
 use backup_repository::{
     BackupRepositoryErrorKind, CacheSettings, JobEvent, JobFailure, JobFailureKind, JobProcesses,
-    JobProgress, JobRequest, JobResult, JobTask, RepositoryIdentity, RequestCounts,
+    JobProgress, JobResult, JobTask, RequestCounts,
 };
-use bus_messages::{ObjectStoreGrant, RepositoryGrant};
+use bus_messages::RepositoryGrant;
 use domain_model::Progress;
-use object_storage::{LocalSettings, ProviderSettings, S3Settings};
 use operation_engine::{OperationContext, OperationFailure};
 use service_runtime::{Counter, Family, Labels, Metrics};
 
@@ -35,7 +34,9 @@ impl ObjectStoreRequests {
         let (job, requests) = match result {
             JobResult::Backup(receipt) => ("backup", receipt.requests),
             JobResult::Restore(receipt) => ("restore", receipt.requests),
-            JobResult::Check(_) => return,
+            JobResult::Prune(receipt) => ("prune", receipt.requests),
+            JobResult::Check(report) => ("check", report.requests),
+            JobResult::Listed(_) | JobResult::Found(_) => return,
         };
         let RequestCounts { get, put, list, delete } = requests;
         for (request, count) in [("get", get), ("put", put), ("list", list), ("delete", delete)] {
@@ -58,22 +59,8 @@ impl JobRunner {
         task: JobTask,
         phase: &str,
     ) -> Result<JobResult, OperationFailure> {
-        let key = serde_json::from_str(grant.master_key.expose()).map_err(|error| {
-            OperationFailure::permanent(
-                "repository_key",
-                format!("the key of the repository does not read: {error}"),
-            )
-        })?;
-        let request = JobRequest {
-            provider: provider_of(&grant.object_store),
-            bucket: grant.bucket.clone(),
-            root: grant.root.clone(),
-            identity: RepositoryIdentity::new(grant.repository_id.as_uuid(), grant.project_id.as_uuid()),
-            key,
-            cache: Some(self.cache.clone()),
-            memory_limit_bytes: Some(self.memory_bytes),
-            task,
-        };
+        let request = backup_browsing::job_request(grant, &self.cache, self.memory_bytes, task)
+            .map_err(|error| OperationFailure::permanent("repository_key", error))?;
         let mut job = self
             .processes
             .start(&request)
@@ -144,26 +131,5 @@ fn message_of(progress: &JobProgress) -> String {
             format!("{} of {files} files, {} of {}", progress.files, bytes(progress.bytes), bytes(total))
         }
         _ => format!("{} files, {}", progress.files, bytes(progress.bytes)),
-    }
-}
-
-fn provider_of(grant: &ObjectStoreGrant) -> ProviderSettings {
-    match grant {
-        ObjectStoreGrant::Local { root } => ProviderSettings::Local(LocalSettings { root: root.into() }),
-        ObjectStoreGrant::S3 {
-            endpoint,
-            region,
-            access_key_id,
-            secret_access_key,
-            session_token,
-            path_style,
-        } => ProviderSettings::S3(S3Settings {
-            endpoint: endpoint.clone(),
-            region: region.clone(),
-            access_key_id: access_key_id.clone(),
-            secret_access_key: secret_access_key.expose().into(),
-            session_token: session_token.as_ref().map(|token| token.expose().into()),
-            path_style: *path_style,
-        }),
     }
 }

@@ -14,6 +14,10 @@ pub struct HostBackupSettings {
     pub host: HostSettings,
     /// How much at the same time.
     pub jobs: JobSettings,
+    /// How projects are started and stopped.
+    pub runtime: RuntimeSettings,
+    /// Looking into backups.
+    pub browse: BrowseSettings,
     /// `/metrics` and `/healthz`.
     pub http: HttpSettings,
     /// Logs.
@@ -32,6 +36,8 @@ pub struct HostSettings {
     pub cache: PathBuf,
     /// What the cache may hold, in bytes.
     pub cache_bytes: u64,
+    /// Seconds between two looks which projects have changed.
+    pub look_for_changes_every_s: f64,
 }
 
 /// How much at the same time.
@@ -42,7 +48,33 @@ pub struct JobSettings {
     pub backups: u32,
     /// Restores at the same time.
     pub restores: u32,
+    /// Starts at the same time, and stops.
+    pub starts: u32,
+    /// Prunes at the same time.
+    pub prunes: u32,
+    /// Checks, and drills, at the same time.
+    pub proofs: u32,
     /// Bytes of memory that one job may use.
+    pub memory_bytes: u64,
+}
+
+/// How projects are started and stopped.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuntimeSettings {
+    /// The program that starts and stops a project; none where empty.
+    pub command: String,
+    /// Seconds that it has.
+    pub timeout_s: u64,
+}
+
+/// Looking into backups.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrowseSettings {
+    /// Repositories that are kept open at the same time, each in a process of its own.
+    pub repositories: usize,
+    /// Bytes of memory that each of them may use.
     pub memory_bytes: u64,
 }
 

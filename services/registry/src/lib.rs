@@ -6,10 +6,13 @@
 
 mod api;
 mod authorization;
+mod backup_schedule;
+mod browsing;
 mod creation_limit;
 mod errors;
 mod gathering;
 mod metrics;
+mod nul;
 mod registry;
 mod repositories;
 mod reveal_password;
@@ -30,6 +33,7 @@ use service_runtime::{NatsSettings, Runtime, Shutdown};
 use tokio_util::sync::CancellationToken;
 
 use crate::authorization::Authorization;
+use crate::browsing::SilentHosts;
 use crate::creation_limit::CreationLimit;
 use crate::gathering::Gathering;
 use crate::metrics::RegistryMetrics;
@@ -89,6 +93,8 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
         },
         creation_limit: CreationLimit::new(&operations.creation),
         settings: operations,
+        backups: settings.backups,
+        silent_hosts: SilentHosts::default(),
         replicas: settings.stream.replicas,
         metrics,
     });
@@ -100,6 +106,7 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
     tasks.spawn(streams.relay_left_over(LEFT_OVER, background.clone()));
     tasks.spawn(upkeep::sweep(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::look_after_stream(Arc::clone(&registry), background.clone()));
+    tasks.spawn(upkeep::measure_unsaved(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::watch_health(
         Arc::clone(&registry),
         writer.clone(),

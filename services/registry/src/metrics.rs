@@ -13,11 +13,16 @@ pub(crate) struct RegistryMetrics {
     pub ended: Family<Labels, Counter>,
     pub lease_losses: Counter,
     pub refused_writes: Counter,
+    pub bad_backups: Counter,
     pub events: Counter,
     pub relay_failures: Counter,
     pub outbox_entries: Gauge,
     pub operations: Family<Labels, Gauge>,
     pub claim_seconds: Histogram,
+    pub backups_missed: Counter,
+    pub unsaved_projects: Gauge,
+    pub unsaved_seconds: Gauge,
+    pub oldest_queued_seconds: Family<Labels, Gauge>,
 }
 
 impl RegistryMetrics {
@@ -32,6 +37,10 @@ impl RegistryMetrics {
             lease_losses: metrics.counter("longhaul_lease_losses", "Leases that were not renewed"),
             refused_writes: metrics
                 .counter("longhaul_refused_writes", "Writes of workers that had lost their operation"),
+            bad_backups: metrics.counter(
+                "longhaul_backups_found_bad",
+                "Restore drills whose backup did not restore to what it was",
+            ),
             events: metrics.counter("longhaul_events", "Events written to the stream"),
             relay_failures: metrics
                 .counter("longhaul_relay_failures", "Relays of the outbox that are to be repeated"),
@@ -42,6 +51,18 @@ impl RegistryMetrics {
                 "longhaul_claim_seconds",
                 "Time to answer a claim",
                 CLAIM_SECONDS,
+            ),
+            backups_missed: metrics
+                .counter("longhaul_backups_missed", "Scheduled backups that did not come about"),
+            unsaved_projects: metrics
+                .gauge("longhaul_unsaved_projects", "Projects with something that is in no backup"),
+            unsaved_seconds: metrics.gauge(
+                "longhaul_unsaved_seconds",
+                "For how long the oldest change that is in no backup has been there",
+            ),
+            oldest_queued_seconds: metrics.gauge_family(
+                "longhaul_oldest_queued_seconds",
+                "For how long the oldest queued operation has been due, by kind and routing",
             ),
         }
     }

@@ -1,10 +1,11 @@
 use std::time::Duration;
 
 use bus_client::Bus;
-use bus_messages::Operation;
+use bus_messages::{BackupPolicy, Operation};
 use catalog_database::{Caps, Database, Ended, FinishOutcome, Finished, NewOperation};
 use domain_model::{OperationKind, Routing};
 
+use crate::browsing::SilentHosts;
 use crate::creation_limit::CreationLimit;
 use crate::errors::chain;
 use crate::gathering::Gathering;
@@ -24,6 +25,9 @@ pub(crate) struct Registry {
     pub creations: Gathering<NewOperation, Option<Operation>>,
     pub finishes: Gathering<Finished, FinishOutcome>,
     pub settings: OperationSettings,
+    /// How projects are backed up where neither they nor their accounts say otherwise.
+    pub backups: BackupPolicy,
+    pub silent_hosts: SilentHosts,
     pub creation_limit: CreationLimit,
     /// Of the stream.
     pub replicas: u8,
@@ -31,6 +35,13 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
+    /// After an operation was created: the stream is told, and its workers are woken when it is due.
+    pub(crate) async fn created(&self, op: &Operation) {
+        self.streams.tell_new(op);
+        self.wake_when_due(op).await;
+        self.metrics.created.get_or_create(&vec![("kind", op.kind.to_string())]).inc();
+    }
+
     /// After operations changed: the streams are told, and the workers with something to do are woken.
     pub(crate) async fn changed(&self, ended: &Ended) {
         for op in ended.all() {

@@ -15,18 +15,22 @@
 use std::sync::Arc;
 
 use backup_repository::{RepositoryIdentity, RepositoryPassword, initialise, repository_root};
-use bus_messages::kinds::{BackupChoice, ProjectRestoreInput};
+use bus_messages::kinds::{BackupChoice, ProjectRestoreInput, ProjectStartInput, RestoreDrillInput};
 use bus_messages::{
     ApiError, Bucket, ErrorCode, Grant, ObjectStoreGrant, Operation, RepositoryGrant, SecretText,
 };
-use catalog_database::{BucketPlacement, Database, NewBucket, ProjectSecret};
+use catalog_database::{BackupPlace, BucketPlacement, Database, NewBucket, ProjectSecret};
 use domain_model::{BackupId, BucketId, ProjectId, RepositoryId, Scope, Timestamp};
 use object_storage::{BucketControl, BucketLocation, ProviderSettings};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::errors::{chain, from_database, from_object_storage, from_repository};
 use crate::secrets::MasterKey;
 use crate::settings::ObjectStoreSettings;
+
+/// Who looks into a backup asks for each look.
+const TIME_TO_LOOK: time::Duration = time::Duration::minutes(1);
 
 const PURPOSE: &str = "backups";
 /// So many buckets of a region may turn out to be elsewhere before somebody has to look.
@@ -57,6 +61,9 @@ impl Repositories {
         until: Timestamp,
     ) -> Result<Option<Grant>, ApiError> {
         let project = project_of(op)?;
+        if self.can_do_without(op, project).await? {
+            return Ok(Some(Grant::default()));
+        }
         let place = self.database.project_place(project).await.map_err(from_database)?;
         let Some(bucket) = place.and_then(|place| place.backup_bucket_id) else { return Ok(None) };
         let Some(secret) = self.database.project_secret(project).await.map_err(from_database)? else {
@@ -72,6 +79,9 @@ impl Repositories {
     /// project, its secrets, its repository.
     pub(crate) async fn prepare(&self, op: &Operation, until: Timestamp) -> Result<Grant, ApiError> {
         let project = project_of(op)?;
+        if self.can_do_without(op, project).await? {
+            return Ok(Grant::default());
+        }
         let _lock = self.database.lock_project(project).await.map_err(from_database)?;
         let place = self.database.project_place(project).await.map_err(from_database)?;
         let place = place.ok_or_else(|| ApiError::not_found(format!("there is no project {project}")))?;
@@ -86,6 +96,16 @@ impl Repositories {
         };
         let secret = self.initialised(project, bucket).await?;
         self.grant(op, project, bucket, &secret, until).await
+    }
+
+    /// Whether the operation needs no repository, because the project has no backup: starting it makes none.
+    async fn can_do_without(&self, op: &Operation, project: ProjectId) -> Result<bool, ApiError> {
+        let wanted = wanted_backup(op.kind.as_str(), &op.input).map_err(internal)?;
+        if op.kind.as_str() != "project-start" || wanted.is_none_or(|wanted| wanted.id.is_some()) {
+            return Ok(false);
+        }
+        let newest = self.database.backup_place(project, None).await.map_err(from_database)?;
+        Ok(newest.is_none())
     }
 
     /// The bucket in use for the backups of a region, made where there is none.
@@ -205,6 +225,19 @@ impl Repositories {
         until: Timestamp,
     ) -> Result<Grant, ApiError> {
         let (backup, tree, bucket) = self.backup_of(op, project, bucket).await?;
+        let repository = self.repository_grant(project, bucket, secret, until, backup, tree).await?;
+        Ok(Grant { repository: Some(repository) })
+    }
+
+    async fn repository_grant(
+        &self,
+        project: ProjectId,
+        bucket: BucketId,
+        secret: &ProjectSecret,
+        until: Timestamp,
+        backup: Option<BackupId>,
+        tree: Option<String>,
+    ) -> Result<RepositoryGrant, ApiError> {
         let bucket = self.known_bucket(bucket).await?;
         if bucket.status == "mismatch" || bucket.status == "disabled" {
             return Err(ApiError::new(
@@ -214,7 +247,7 @@ impl Repositories {
         }
         let wrapped = secret.wrapped_repository_key.as_deref().unwrap_or_default();
         let key = self.unwrap(&project.to_string(), secret, wrapped)?;
-        let repository = RepositoryGrant {
+        Ok(RepositoryGrant {
             project_id: project,
             repository_id: secret.repository_id,
             object_store: object_store_grant(&self.settings.connection),
@@ -224,8 +257,23 @@ impl Repositories {
             backup,
             tree,
             expires_at: until,
-        };
-        Ok(Grant { repository: Some(repository) })
+        })
+    }
+
+    /// The way into the repository of a project for somebody who looks into this backup, for a minute.
+    pub(crate) async fn grant_to_look(
+        &self,
+        project: ProjectId,
+        backup: &BackupId,
+    ) -> Result<RepositoryGrant, ApiError> {
+        let place = self.database.backup_place(project, Some(backup)).await.map_err(from_database)?;
+        let place = place.ok_or_else(|| no_such_backup(project, Some(backup)))?;
+        let secret = self.database.project_secret(project).await.map_err(from_database)?;
+        let secret = secret.filter(|secret| secret.wrapped_repository_key.is_some()).ok_or_else(|| {
+            ApiError::new(ErrorCode::FailedPrecondition, "the project has no repository that is whole")
+        })?;
+        let until = Timestamp::from_date_time(time::OffsetDateTime::now_utc() + TIME_TO_LOOK);
+        self.repository_grant(project, place.bucket_id, &secret, until, None, None).await
     }
 
     /// Which backup an operation is about: the one to compare with, or the one to restore, and where that is.
@@ -235,19 +283,16 @@ impl Repositories {
         project: ProjectId,
         bound: BucketId,
     ) -> Result<(Option<BackupId>, Option<String>, BucketId), ApiError> {
-        if op.kind.as_str() != "project-restore" {
+        let Some(wanted) = wanted_backup(op.kind.as_str(), &op.input).map_err(internal)? else {
             let newest = self.database.backup_place(project, None).await.map_err(from_database)?;
             // A parent in another bucket is none.
             let parent = newest.filter(|place| place.bucket_id == bound).map(|place| place.backup_id);
             return Ok((parent, None, bound));
-        }
-        let input: ProjectRestoreInput = serde_json::from_value(op.input.clone()).map_err(internal)?;
-        let wanted = match &input.backup_id {
-            BackupChoice::Latest => None,
-            BackupChoice::Id(id) => Some(id),
         };
+        let (wanted, allow_bad) = (wanted.id.as_ref(), wanted.allow_bad);
         let place = self.database.backup_place(project, wanted).await.map_err(from_database)?;
         let place = place.ok_or_else(|| no_such_backup(project, wanted))?;
+        refuse_bad(&place, allow_bad)?;
         Ok((Some(place.backup_id), Some(place.tree), place.bucket_id))
     }
 
@@ -259,6 +304,47 @@ impl Repositories {
     fn unwrap(&self, owner: &str, secret: &ProjectSecret, wrapped: &[u8]) -> Result<String, ApiError> {
         let opened = self.master_key.unwrap(owner, &secret.master_key_id, wrapped).map_err(internal)?;
         String::from_utf8(opened).map_err(internal)
+    }
+}
+
+/// Which backup an operation reads.
+pub(crate) struct WantedBackup {
+    /// The newest where `None`.
+    pub id: Option<BackupId>,
+    /// Whether one that is known to be bad will do.
+    pub allow_bad: bool,
+}
+
+/// What the input of an operation says of the backup that it reads; `None` for kinds that read none.
+pub(crate) fn wanted_backup(kind: &str, input: &Value) -> Result<Option<WantedBackup>, serde_json::Error> {
+    let input = input.clone();
+    let (choice, allow_bad) = match kind {
+        "project-restore" => {
+            let input: ProjectRestoreInput = serde_json::from_value(input)?;
+            (input.backup_id, input.allow_bad)
+        }
+        "project-start" => (serde_json::from_value::<ProjectStartInput>(input)?.backup_id, false),
+        "restore-drill" => (serde_json::from_value::<RestoreDrillInput>(input)?.backup_id, true),
+        _ => return Ok(None),
+    };
+    let id = match choice {
+        BackupChoice::Latest => None,
+        BackupChoice::Id(id) => Some(id),
+    };
+    Ok(Some(WantedBackup { id, allow_bad }))
+}
+
+/// Nothing is restored from a backup that is known to be bad, unless somebody wants what is left of it.
+pub(crate) fn refuse_bad(place: &BackupPlace, allow_bad: bool) -> Result<(), ApiError> {
+    match &place.bad_reason {
+        Some(reason) if !allow_bad => Err(ApiError::new(
+            ErrorCode::FailedPrecondition,
+            format!(
+                "the backup {} is bad: {reason}; choose another one, or ask for it with allow_bad",
+                place.backup_id
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 

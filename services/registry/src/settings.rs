@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
+use bus_messages::BackupPolicy;
 use object_storage::ProviderSettings;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -26,6 +27,8 @@ pub struct RegistrySettings {
     pub authorization: AuthorizationSettings,
     /// Leases and clean-up.
     pub operations: OperationSettings,
+    /// How projects are backed up where neither they nor their accounts say otherwise.
+    pub backups: BackupPolicy,
     /// `/metrics` and `/healthz`.
     pub http: HttpSettings,
     /// Logs.

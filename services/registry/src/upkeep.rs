@@ -105,10 +105,27 @@ pub(crate) async fn look_after_stream(registry: Arc<Registry>, stopping: Cancell
         }
         if let Ok(counts) = registry.database.operation_counts().await {
             registry.metrics.operations.clear();
-            for (kind, routing, status, count, _) in counts {
+            registry.metrics.oldest_queued_seconds.clear();
+            for (kind, routing, status, count, age_s) in counts {
+                if status == "queued" {
+                    let label = vec![("kind", kind.clone()), ("routing", routing.clone())];
+                    registry.metrics.oldest_queued_seconds.get_or_create(&label).set(age_s as i64);
+                }
                 let label = vec![("kind", kind), ("routing", routing), ("status", status)];
                 registry.metrics.operations.get_or_create(&label).set(count);
             }
+        }
+    }
+}
+
+/// Measures every minute what is not saved.
+pub(crate) async fn measure_unsaved(registry: Arc<Registry>, stopping: CancellationToken) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(60));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+        if let Ok((projects, oldest_s)) = registry.database.unsaved_projects().await {
+            registry.metrics.unsaved_projects.set(projects);
+            registry.metrics.unsaved_seconds.set(oldest_s as i64);
         }
     }
 }

@@ -10,19 +10,19 @@ use bus_messages::kinds;
 use bus_messages::{
     ApiError, ChildOperation, ClaimReply, ClaimRequest, ErrorCode, FinishReply, FinishRequest, Grant, Lease,
     Operation, OperationProgress, OperationProgressReply, Outcome, ProgressReply, ProgressRequest,
-    RepositoryReply, RepositoryRequest,
+    RepositoryReply, RepositoryRequest, RetentionReply, RetentionRequest,
 };
 use bus_subjects::{OperationSubject, WorkSubject};
 use catalog_database::{
     ClaimWanted, FinishOutcome, Finished, Heartbeat, KindWanted, LeaseFence, LeasedOperation,
 };
-use domain_model::{OperationId, Routing};
+use domain_model::{OperationId, Routing, Scope};
 use futures::future::join_all;
-use serde_json::Value;
 use uuid::Uuid;
 
 use crate::api::operations::{input_hash, routing_of};
 use crate::errors::{chain, from_database};
+use crate::nul::{replace_nul, replace_nul_in};
 use crate::registry::Registry;
 
 /// A worker may hold so many operations, and ask for so many at once.
@@ -35,11 +35,13 @@ const MOST_RESULT_BYTES: usize = 24 * 1024;
 /// The leases of one answer, in bytes as JSON: a message has at most 1 MiB, and what an answer cannot carry would be
 /// nobody's until its lease is over.
 const MOST_LEASE_BYTES: usize = 600 * 1024;
+/// The registry names no more than a thousand at a time.
+const MOST_GONE: usize = 1000;
 const MOST_EVENT_BYTES: usize = 60 * 1024;
 /// Telling the stream may take so long before the heartbeat is answered without it.
 const PATIENCE_WITH_THE_STREAM: Duration = Duration::from_secs(2);
 
-fn caller(request: &IncomingRequest) -> Result<Routing, ApiError> {
+pub(crate) fn caller(request: &IncomingRequest) -> Result<Routing, ApiError> {
     let subject: WorkSubject = request.subject().parse().map_err(ApiError::invalid_argument)?;
     Ok(subject.caller)
 }
@@ -143,28 +145,6 @@ async fn as_much_as_fits(
         }
     }
     Ok(fitting)
-}
-
-/// The database keeps no NUL in texts. One in a report is no reason to lose the report, nor those beside it.
-fn replace_nul_in(text: &mut String) {
-    if text.contains('\0') {
-        *text = text.replace('\0', "\u{fffd}");
-    }
-}
-
-fn replace_nul(value: &mut Value) {
-    match value {
-        Value::String(text) => replace_nul_in(text),
-        Value::Array(values) => values.iter_mut().for_each(replace_nul),
-        Value::Object(fields) => {
-            if fields.keys().any(|key| key.contains('\0')) {
-                let renamed = std::mem::take(fields).into_iter();
-                *fields = renamed.map(|(key, value)| (key.replace('\0', "\u{fffd}"), value)).collect();
-            }
-            fields.values_mut().for_each(replace_nul);
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
 }
 
 fn fence_of(progress: &OperationProgress) -> LeaseFence {
@@ -347,6 +327,7 @@ pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) ->
     };
     let reply = match registry.finishes.ask(finished).await? {
         FinishOutcome::Recorded(ended) => {
+            note_bad_backup(&registry, &ended.op);
             registry.changed(&ended).await;
             FinishReply { ok: true, lost: false }
         }
@@ -358,6 +339,18 @@ pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) ->
         FinishOutcome::Refused { reason } => return Err(ApiError::invalid_argument(reason)),
     };
     Ok(request.reply(&reply))
+}
+
+/// A drill that has found a backup to be bad: never a silence.
+fn note_bad_backup(registry: &Registry, op: &Operation) {
+    let result = op.result.as_ref().filter(|_| op.kind.as_str() == "restore-drill");
+    if let Some(result) = result.filter(|result| result["proof"] == "mismatch") {
+        registry.metrics.bad_backups.inc();
+        tracing::error!(
+            op.id = %op.op_id, scope = %op.scope, backup.id = %result["backup_id"], reason = %result["reason"],
+            "a backup is bad"
+        );
+    }
 }
 
 async fn child_of(
@@ -400,4 +393,40 @@ pub(crate) async fn repository(registry: Arc<Registry>, request: IncomingRequest
     let until = op.lease_until.unwrap_or(op.updated_at);
     let grant = registry.repositories.prepare(&op, until).await?;
     Ok(request.reply(&RepositoryReply { grant }))
+}
+
+/// What a prune is to forget. The worker asks before it deletes, and again with what is gone, until there is no more:
+/// what the policy drops is marked here, in the same transaction that says so.
+pub(crate) async fn retention(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let wanted: RetentionRequest = request.decode()?;
+    if wanted.gone.len() > MOST_GONE {
+        return Err(ApiError::invalid_argument(format!("at most {MOST_GONE} backups can be gone at once")));
+    }
+    let fence = LeaseFence { op_id: wanted.op_id, attempt: wanted.attempt, lease_id: wanted.lease_id };
+    let op = registry.database.leased_operation(&fence).await.map_err(from_database)?;
+    let op = op.ok_or_else(|| {
+        registry.metrics.refused_writes.inc();
+        ApiError::new(ErrorCode::Conflict, "this lease is over: stop the work on the operation")
+    })?;
+    let (Scope::Project(project), "repo-prune") = (op.scope, op.kind.as_str()) else {
+        return Err(ApiError::new(
+            ErrorCode::FailedPrecondition,
+            "only a repo-prune of a project forgets backups",
+        ));
+    };
+    let standing = registry.database.backup_standing(project).await.map_err(from_database)?;
+    let policy = standing.map(|standing| standing.policy).unwrap_or_default().over(&registry.backups).keep;
+    let round = registry.database.retention_round(project, op.op_id, &wanted.gone, policy);
+    let round = round.await.map_err(from_database)?;
+    tracing::info!(
+        op.id = %op.op_id, gone = wanted.gone.len(), forget = round.forget.len(), keep = round.keep.len(),
+        grace_s = round.grace_s, "decided what a prune forgets"
+    );
+    Ok(request.reply(&RetentionReply {
+        keep: round.keep,
+        forget: round.forget,
+        spare: round.spare,
+        unfinished: round.unfinished,
+        grace_s: round.grace_s,
+    }))
 }

@@ -14,7 +14,7 @@ use bus_messages::{
 };
 use bytes::Bytes;
 use domain_model::LeaseId;
-use scheduler::{SchedulerSettings, WorkSettings};
+use scheduler::{BackupSettings, SchedulerSettings, WorkSettings};
 use serde_json::{Value, json};
 use service_runtime::{HttpSettings, NatsSettings, Runtime, Shutdown, TelemetrySettings};
 use support::{NatsServer, wait_for};
@@ -100,11 +100,18 @@ fn lease(attempt: u32, input: Value, checkpoint: Option<Value>) -> Lease {
 
 fn settings(server: &NatsServer) -> SchedulerSettings {
     SchedulerSettings {
+        backups: BackupSettings { look_every_s: 3600.0 },
         nats: NatsSettings {
             url: server.url(),
             user: "hub".to_owned(),
             password: "hub".into(),
             inbox_prefix: None,
+        },
+        browse: scheduler::BrowseSettings {
+            cache: std::env::temp_dir().join("longhaul-scheduler-test-cache"),
+            cache_bytes: 1 << 20,
+            repositories: 1,
+            memory_bytes: 1 << 28,
         },
         work: WorkSettings { test_kinds: true, test_sleeps: 4 },
         http: HttpSettings::default(),

@@ -115,6 +115,8 @@ pub(crate) struct RepositoryBackend {
     windows: Mutex<HashMap<Id, Vec<(u32, Bytes)>>>,
     config: Mutex<Option<Bytes>>,
     only_key: Mutex<Option<Id>>,
+    required_snapshots: Mutex<Vec<Id>>,
+    listed_pack_bytes: AtomicU64,
     failure: Mutex<Option<Failure>>,
     counters: Counters,
 }
@@ -153,6 +155,8 @@ impl RepositoryBackend {
             windows: Mutex::default(),
             config: Mutex::default(),
             only_key: Mutex::default(),
+            required_snapshots: Mutex::default(),
+            listed_pack_bytes: AtomicU64::new(0),
             failure: Mutex::default(),
             counters: Counters::default(),
         }
@@ -226,6 +230,30 @@ impl RepositoryBackend {
     /// Shows only this one of the keys to rustic, or all.
     pub(crate) fn show_only_key(&self, id: Option<Id>) {
         *lock(&self.only_key) = id;
+    }
+
+    /// From now on, a listing of snapshots that lacks one of these is an error: whoever deletes what no snapshot
+    /// names must not believe it.
+    pub(crate) fn require_snapshots(&self, ids: Vec<Id>) {
+        *lock(&self.required_snapshots) = ids;
+    }
+
+    /// The bytes of all packs together, by their latest listing.
+    pub(crate) fn listed_pack_bytes(&self) -> u64 {
+        self.listed_pack_bytes.load(Ordering::SeqCst)
+    }
+
+    fn check_required(&self, listed: &[(Id, u32)]) -> RusticResult<()> {
+        let required = lock(&self.required_snapshots);
+        let listed: std::collections::HashSet<&Id> = listed.iter().map(|(id, _)| id).collect();
+        let Some(missing) = required.iter().find(|id| !listed.contains(id)) else { return Ok(()) };
+        let subject = file_name(FileType::Snapshot, missing);
+        lock(&self.failure).get_or_insert_with(|| Failure {
+            kind: BackupRepositoryErrorKind::Damaged,
+            subject: subject.clone(),
+            message: "the catalog knows this backup, and the repository does not list it".to_owned(),
+        });
+        Err(RusticError::new(ErrorKind::Backend, format!("{subject} is not listed")))
     }
 
     /// Fetches a part of a pack, which serves every later read inside it until [`Self::drop_window`]:
@@ -439,10 +467,18 @@ impl ReadBackend for RepositoryBackend {
             })?;
             files.push((id, size));
         }
-        if file_type == FileType::Key
-            && let Some(only) = *lock(&self.only_key)
-        {
-            files.retain(|(id, _)| *id == only);
+        match file_type {
+            FileType::Key => {
+                if let Some(only) = *lock(&self.only_key) {
+                    files.retain(|(id, _)| *id == only);
+                }
+            }
+            FileType::Snapshot => self.check_required(&files)?,
+            FileType::Pack => {
+                let bytes = files.iter().map(|(_, size)| u64::from(*size)).sum();
+                self.listed_pack_bytes.store(bytes, Ordering::SeqCst);
+            }
+            FileType::Config | FileType::Index => {}
         }
         Ok(files)
     }

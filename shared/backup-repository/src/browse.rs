@@ -1,14 +1,16 @@
 //! Looking into a repository without restoring: its snapshots, their directories, its health.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 use rustic_core::repofile::{Node, NodeType, SnapshotFile};
-use rustic_core::{CheckOptions, IndexedFullStatus};
+use rustic_core::{CheckOptions, IndexedFullStatus, ReadSubsetOption};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::backend::{RepositoryBackend, RequestCounts};
+use crate::browse_page::BrowserMemory;
 use crate::error::{BackupRepositoryErrorKind as Kind, Result};
 use crate::initialise::RepositoryIdentity;
 use crate::node_metadata::permissions;
@@ -124,8 +126,17 @@ impl Repository {
     /// Checks that everything a snapshot names is there; with `read_data`, reads every pack as well. The
     /// report says what is wrong with the repository; an error, that it could not be checked. Blocks.
     pub fn check(&self, read_data: bool) -> Result<CheckReport> {
+        self.check_share(read_data, None)
+    }
+
+    /// As [`Self::check`], of whose packs only one of several shares is read: which, from 0, and of how many. All
+    /// shares together are all packs. Blocks.
+    pub fn check_share(&self, read_data: bool, share: Option<(u32, u32)>) -> Result<CheckReport> {
         let mut options = CheckOptions::default();
         options.read_data = read_data;
+        if let Some((share, shares)) = share {
+            options.read_data_subset = ReadSubsetOption::IdSubSet((share, shares.max(1)));
+        }
         options.trust_cache = true;
         let results = self.rustic.check(options);
         // A request that failed is no finding about the repository.
@@ -162,7 +173,7 @@ impl Repository {
         let Self { rustic, backend, identity, .. } = self;
         let rustic =
             rustic.to_indexed().map_err(|error| backend.error("read index of", backend.root(), &error))?;
-        Ok(Browser { rustic, backend, identity })
+        Ok(Browser { rustic, backend, identity, memory: Mutex::default() })
     }
 }
 
@@ -170,9 +181,10 @@ impl Repository {
 /// readable: open it again for those.
 #[derive(Debug)]
 pub struct Browser {
-    rustic: rustic_core::Repository<IndexedFullStatus>,
-    backend: std::sync::Arc<RepositoryBackend>,
-    identity: RepositoryIdentity,
+    pub(crate) rustic: rustic_core::Repository<IndexedFullStatus>,
+    pub(crate) backend: std::sync::Arc<RepositoryBackend>,
+    pub(crate) identity: RepositoryIdentity,
+    pub(crate) memory: Mutex<BrowserMemory>,
 }
 
 impl Browser {
@@ -235,17 +247,21 @@ fn summary(snapshot: &SnapshotFile, tags: SnapshotTags) -> Result<SnapshotSummar
     })
 }
 
+pub(crate) fn entry_kind(node: &Node) -> EntryKind {
+    match node.node_type {
+        NodeType::File => EntryKind::File,
+        NodeType::Dir => EntryKind::Dir,
+        NodeType::Symlink { .. } => EntryKind::Symlink,
+        NodeType::Dev { .. } | NodeType::Chardev { .. } | NodeType::Fifo | NodeType::Socket => {
+            EntryKind::Other
+        }
+    }
+}
+
 fn directory_entry(path: PathBuf, node: &Node) -> DirectoryEntry {
     DirectoryEntry {
         path,
-        kind: match node.node_type {
-            NodeType::File => EntryKind::File,
-            NodeType::Dir => EntryKind::Dir,
-            NodeType::Symlink { .. } => EntryKind::Symlink,
-            NodeType::Dev { .. } | NodeType::Chardev { .. } | NodeType::Fifo | NodeType::Socket => {
-                EntryKind::Other
-            }
-        },
+        kind: entry_kind(node),
         size_bytes: node.meta.size,
         mtime: node.meta.mtime.unwrap_or_default().into(),
         mode: permissions(node.meta.mode.unwrap_or_default()),

@@ -14,10 +14,12 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use crate::backup::{BackupReceipt, BackupRequest};
-use crate::browse::CheckReport;
+use crate::browse::{Browser, CheckReport};
+use crate::browse_page::{FindPage, FindQuery, ListPage, ListQuery};
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind, Result};
 use crate::initialise::RepositoryIdentity;
 use crate::metadata_cache::CacheSettings;
+use crate::prune::{PruneReceipt, PruneRequest};
 use crate::repository::{Progress, Repository, RepositoryLocation};
 use crate::repository_key::RepositoryKey;
 use crate::restore::{RestoreReceipt, RestoreRequest};
@@ -57,7 +59,23 @@ pub enum JobTask {
     Check {
         /// Whether to read all packs.
         read_data: bool,
+        /// Which share of them only, and of how many; shares are counted from 0.
+        #[serde(default)]
+        share: Option<(u32, u32)>,
     },
+    /// Forget backups and free their space.
+    Prune(PruneRequest),
+    /// List a directory of a backup.
+    List(ListQuery),
+    /// Find paths in backups.
+    Find(FindQuery),
+}
+
+impl JobTask {
+    /// Whether it only looks, and is asked again soon: the repository stays open for the next such job.
+    pub(crate) fn is_browsing(&self) -> bool {
+        matches!(self, Self::List(_) | Self::Find(_))
+    }
 }
 
 /// How far a job is.
@@ -83,6 +101,12 @@ pub enum JobResult {
     Restore(RestoreReceipt),
     /// Of a check.
     Check(CheckReport),
+    /// Of a prune.
+    Prune(PruneReceipt),
+    /// Of a listing.
+    Listed(ListPage),
+    /// Of a search.
+    Found(FindPage),
 }
 
 /// What the caller of a failed job can do.
@@ -156,8 +180,33 @@ pub fn run_job(
             let repository = Repository::open_for_reading(location, runtime)?;
             repository.restore(request, progress).map(JobResult::Restore)
         }
-        JobTask::Check { read_data } => {
-            Repository::open_for_reading(location, runtime)?.check(*read_data).map(JobResult::Check)
+        JobTask::Check { read_data, share } => Repository::open_for_reading(location, runtime)?
+            .check_share(*read_data, *share)
+            .map(JobResult::Check),
+        JobTask::Prune(request) => {
+            let repository = Repository::open_for_writing(location, runtime)?;
+            repository.prune(request, progress.as_ref()).map(JobResult::Prune)
+        }
+        JobTask::List(_) | JobTask::Find(_) => {
+            let browser = Repository::open_for_reading(location, runtime)?.into_browser()?;
+            browse(task, &browser)
+        }
+    }
+}
+
+/// Does a job that only looks, in a repository that is open.
+pub(crate) fn browse(task: &JobTask, browser: &Browser) -> Result<JobResult> {
+    match task {
+        JobTask::List(query) => browser.list_page(query).map(JobResult::Listed),
+        JobTask::Find(query) => browser.find_page(query).map(JobResult::Found),
+        JobTask::Backup(_) | JobTask::Restore(_) | JobTask::Check { .. } | JobTask::Prune(_) => {
+            let message = "it does more than look";
+            Err(BackupRepositoryError::new(
+                BackupRepositoryErrorKind::InvalidArgument,
+                "browse",
+                "a job",
+                message,
+            ))
         }
     }
 }
@@ -182,7 +231,7 @@ mod tests {
             key: RepositoryKey::new(MasterKey::new()),
             cache: None,
             memory_limit_bytes: Some(1 << 30),
-            task: JobTask::Check { read_data: true },
+            task: JobTask::Check { read_data: true, share: None },
         };
         let json = serde_json::to_string(&request).unwrap();
         assert_eq!(serde_json::from_str::<JobRequest>(&json).unwrap(), request);

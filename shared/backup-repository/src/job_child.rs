@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,9 +11,12 @@ use object_storage::{BucketControl, ProviderSettings};
 use rustix::process::{Resource, Rlimit};
 use tokio::runtime::Runtime;
 
+use crate::browse::Browser;
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
-use crate::job::{JobEvent, JobFailure, JobFailureKind, JobProgress, JobRequest, JobResult, run_job};
-use crate::repository::{Progress, RepositoryLocation};
+use crate::initialise::RepositoryIdentity;
+use crate::job::{JobEvent, JobFailure, JobFailureKind, JobProgress, JobRequest, JobResult, browse, run_job};
+use crate::repository::{Progress, Repository, RepositoryLocation};
+use crate::repository_key::RepositoryKey;
 
 /// The pause between two progress events.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
@@ -33,6 +36,9 @@ const MOST_JOBS: u32 = 100;
 /// A process that has taken more memory than this is not kept: an idle one is to cost next to nothing.
 const MOST_KEPT_BYTES: u64 = 128 * 1024 * 1024;
 
+/// As `MOST_KEPT_BYTES`, for one that keeps a repository open to look into.
+const MOST_KEPT_WHILE_BROWSING: u64 = 256 * 1024 * 1024;
+
 /// Does jobs as the child of a [`JobProcess`](crate::JobProcess): for a hidden subcommand of a service's own
 /// program. Standard input and output belong to the protocol. A second job finds the process started, its
 /// memory mapped and its connections to the object store open. The exit status is 0 only after a `finished`
@@ -40,10 +46,16 @@ const MOST_KEPT_BYTES: u64 = 128 * 1024 * 1024;
 pub fn run_job_child() -> ExitCode {
     end_with_any_panic();
     let requests = hear_parent();
-    let mut executor = None;
-    for number in 1.. {
+    let mut executor: Option<Executor> = None;
+    let mut jobs = 0;
+    loop {
         // The end of the input ends the process elsewhere.
-        let Ok((request, progress)) = requests.recv() else { return ExitCode::SUCCESS };
+        let Some((request, progress)) = next_request(&requests, executor.as_ref()) else {
+            return ExitCode::SUCCESS;
+        };
+        let browsing = request.as_ref().is_ok_and(|request| request.task.is_browsing());
+        // Browsing is asked for a thousand times, and its memory is bounded.
+        jobs += u32::from(!browsing);
         let events = Arc::new(EventWriter::default());
         let result = request.and_then(|request| {
             limit_resources(&request)?;
@@ -61,12 +73,26 @@ pub fn run_job_child() -> ExitCode {
         if events.write_last(&event).is_err() {
             return ExitCode::FAILURE;
         }
-        let stays = status == ExitCode::SUCCESS && number < MOST_JOBS && resident_bytes() <= MOST_KEPT_BYTES;
+        let most_bytes = if browsing { MOST_KEPT_WHILE_BROWSING } else { MOST_KEPT_BYTES };
+        let stays = status == ExitCode::SUCCESS && jobs < MOST_JOBS && resident_bytes() <= most_bytes;
         if !stays || write_line(READY_LINE.to_owned()).is_err() {
             return status;
         }
     }
-    ExitCode::SUCCESS
+}
+
+/// The next request. Until it comes, what was listed is read ahead.
+fn next_request(requests: &Receiver<HeardRequest>, executor: Option<&Executor>) -> Option<HeardRequest> {
+    loop {
+        match requests.try_recv() {
+            Ok(request) => return Some(request),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) => {}
+        }
+        if !executor.is_some_and(Executor::read_ahead) {
+            return requests.recv().ok();
+        }
+    }
 }
 
 fn resident_bytes() -> u64 {
@@ -165,6 +191,18 @@ fn report_progress(progress: Arc<ChildProgress>, events: Arc<EventWriter>) {
 struct Executor {
     runtime: Runtime,
     store: Option<(ProviderSettings, Arc<dyn BucketControl>)>,
+    /// The repository that was looked into last, open.
+    browser: Option<(OpenRepository, Browser)>,
+}
+
+/// What a repository was opened as. For other credentials it is opened again.
+#[derive(PartialEq)]
+struct OpenRepository {
+    provider: ProviderSettings,
+    bucket: String,
+    root: String,
+    identity: RepositoryIdentity,
+    key: RepositoryKey,
 }
 
 impl Executor {
@@ -174,7 +212,7 @@ impl Executor {
             .enable_all()
             .build()
             .map_err(|error| JobFailure::of_process(format!("the runtime cannot start: {error}")))?;
-        Ok(Self { runtime, store: None })
+        Ok(Self { runtime, store: None, browser: None })
     }
 
     fn connected(&mut self, provider: ProviderSettings) -> Result<Arc<dyn BucketControl>> {
@@ -196,6 +234,10 @@ impl Executor {
         request: JobRequest,
         progress: Arc<ChildProgress>,
     ) -> std::result::Result<JobResult, JobFailure> {
+        if request.task.is_browsing() {
+            return self.browse(request).map_err(|error| JobFailure::from(&error));
+        }
+        self.browser = None;
         let store = self.connected(request.provider).map_err(|error| JobFailure::from(&error))?;
         let location = RepositoryLocation {
             store: store.open_bucket(&request.bucket),
@@ -207,6 +249,51 @@ impl Executor {
         let handle = self.runtime.handle().clone();
         let progress: Arc<dyn Progress> = progress;
         run_job(&request.task, location, handle, &progress).map_err(|error| JobFailure::from(&error))
+    }
+}
+
+impl Executor {
+    /// Looks into a repository, in the one that is open if it is the same. An open one does not know what was
+    /// stored since, and counts on what may have been pruned since: where it misses something, it is opened again.
+    fn browse(&mut self, request: JobRequest) -> Result<JobResult> {
+        let wanted = OpenRepository {
+            provider: request.provider.clone(),
+            bucket: request.bucket.clone(),
+            root: request.root.clone(),
+            identity: request.identity.clone(),
+            key: request.key.clone(),
+        };
+        if let Some((opened, browser)) = self.browser.take()
+            && opened == wanted
+        {
+            match browse(&request.task, &browser) {
+                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => {}
+                result => {
+                    browser.trim_cache();
+                    self.browser = Some((opened, browser));
+                    return result;
+                }
+            }
+        }
+        let store = self.connected(request.provider)?;
+        let location = RepositoryLocation {
+            store: store.open_bucket(&request.bucket),
+            root: request.root,
+            identity: request.identity,
+            key: request.key,
+            cache: request.cache,
+        };
+        let handle = self.runtime.handle().clone();
+        let browser = Repository::open_for_reading(location, handle)?.into_browser()?;
+        let result = browse(&request.task, &browser);
+        browser.trim_cache();
+        self.browser = Some((wanted, browser));
+        result
+    }
+
+    /// Whether there was something to read ahead.
+    fn read_ahead(&self) -> bool {
+        self.browser.as_ref().is_some_and(|(_, browser)| browser.read_ahead())
     }
 }
 

@@ -66,6 +66,11 @@ impl JobProcesses {
         Self(Arc::new(Pool { program: program.into(), arguments, idle: Mutex::default() }))
     }
 
+    /// Others of the same program, which share none with these.
+    pub(crate) fn like(&self) -> Self {
+        Self::new(self.0.program.clone(), &self.0.arguments)
+    }
+
     /// Starts a job. Call it inside a runtime.
     pub fn start(&self, request: &JobRequest) -> Result<JobProcess> {
         let mut line = serde_json::to_vec(request)
@@ -171,6 +176,11 @@ impl JobProcess {
     /// of which the last may still be `Finished` if the job was faster.
     pub fn cancel(&self) {
         self.cancel.notify_one();
+    }
+
+    /// Waits, after the last event, until the process takes the next job or is gone.
+    pub async fn settled(mut self) {
+        while self.next_event().await.is_some() {}
     }
 
     /// The child's process id.

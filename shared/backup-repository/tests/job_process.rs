@@ -114,7 +114,7 @@ async fn a_backup_a_check_and_a_restore_run_in_children_and_report_progress() {
     assert!(progress.is_sorted_by_key(|progress| progress.bytes), "{progress:?}");
     assert_eq!(progress.last().unwrap().total_bytes, Some(backup.bytes));
 
-    match end(&mut spawn(&request(&test, JobTask::Check { read_data: true }))).await {
+    match end(&mut spawn(&request(&test, JobTask::Check { read_data: true, share: None }))).await {
         JobEvent::Finished(JobResult::Check(report)) => assert!(report.is_sound(), "{report:?}"),
         event => panic!("{event:?}"),
     }
@@ -234,7 +234,7 @@ async fn errors_come_through_with_their_kind_and_without_the_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_is_no_job_is_an_error() {
     let test = TestRepository::new().await;
-    let request = request(&test, JobTask::Check { read_data: false });
+    let request = request(&test, JobTask::Check { read_data: false, share: None });
     JobProcesses::new("/nowhere/at/all", CHILD).start(&request).unwrap_err();
     let mut job = JobProcesses::new("/bin/true", CHILD).start(&request).unwrap();
     assert_eq!(failure(&mut job).await.kind, JobFailureKind::Retryable);

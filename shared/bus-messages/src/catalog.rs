@@ -3,6 +3,8 @@
 use domain_model::{AccountId, BackupId, BucketId, HostId, OperationId, ProjectId, Tag, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::BackupPolicy;
+
 /// A request without fields.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -96,6 +98,30 @@ pub struct ProjectStatus {
     pub region: String,
     /// What is going on with it.
     pub running_ops: Vec<OperationId>,
+    /// Whether it may have something that is not in its newest backup.
+    pub changed_since_backup: bool,
+    /// Whether something would be lost if its host were lost now.
+    pub at_risk: bool,
+    /// Why.
+    pub at_risk_reason: Option<String>,
+    /// How much work would be lost: the seconds since what is not saved began to change. 0 if nothing is at risk.
+    pub at_risk_s: f64,
+    /// How it is backed up: its own policy over that of its account over that of the fleet.
+    pub backup_policy: BackupPolicy,
+    /// When the scheduler looks at it next, to back it up if it has changed; null where it never will or has not yet.
+    pub next_backup_at: Option<Timestamp>,
+}
+
+/// `project.update`: what is left out stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateProject {
+    /// 1–200 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// Takes the place of the project's own policy; `{}` leaves all to its account and the fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_policy: Option<BackupPolicy>,
 }
 
 /// A project-host.
@@ -225,6 +251,9 @@ pub struct Backup {
     pub op_id: OperationId,
     /// When it was last proven to restore.
     pub verified_at: Option<Timestamp>,
+    /// Since when it is known not to restore to what it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bad_since: Option<Timestamp>,
 }
 
 /// `backup.get`.
@@ -260,6 +289,9 @@ pub struct Account {
     pub name: String,
     /// What the inboxes of its clients start with.
     pub inbox_prefix: String,
+    /// How its projects are backed up, where it differs from the fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_policy: Option<BackupPolicy>,
     /// When it was created.
     pub created_at: Timestamp,
 }
@@ -277,6 +309,18 @@ pub struct CreateAccount {
 pub struct AccountReply {
     /// The account.
     pub account: Account,
+}
+
+/// `api.v1.account-<id>.account.update`: what is left out stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateAccount {
+    /// 1–200 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Takes the place of the account's policy; `{}` leaves all to the fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_policy: Option<BackupPolicy>,
 }
 
 /// `api.v1.account-<id>.account.create_token`.

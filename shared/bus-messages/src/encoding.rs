@@ -42,11 +42,24 @@ impl Encoding {
         }
     }
 
-    /// Reads a body. An empty one reads as an object without fields.
+    /// Whether a body is an object, with names: a list would be taken for its values in the order of the fields, which
+    /// is no promise of the protocol.
+    fn is_object(&self, body: &[u8]) -> bool {
+        match self {
+            Self::Json => body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{'),
+            // fixmap, map 16, map 32.
+            Self::MessagePack => matches!(body.first(), Some(0x80..=0x8f | 0xde | 0xdf)),
+        }
+    }
+
+    /// Reads a body, which is to be an object. An empty one reads as an object without fields.
     pub fn decode<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, DecodeError> {
         let error = |message: String| DecodeError { encoding: self.content_type(), message };
         if body.is_empty() {
             return serde_json::from_slice(b"{}").map_err(|cause| error(cause.to_string()));
+        }
+        if !self.is_object(body) {
+            return Err(error("it is no object with named fields".to_owned()));
         }
         match self {
             Self::Json => serde_json::from_slice(body).map_err(|cause| error(cause.to_string())),
@@ -85,6 +98,8 @@ mod tests {
         for encoding in [Encoding::Json, Encoding::MessagePack] {
             let good = encoding.encode(&serde_json::json!({ "op_id": id }));
             assert_eq!(encoding.decode::<GetOperation>(&good).unwrap().op_id.to_string(), id);
+            let list = encoding.encode(&serde_json::json!([id]));
+            assert!(encoding.decode::<GetOperation>(&list).is_err(), "a list has no names");
             let unknown = encoding.encode(&serde_json::json!({ "op_id": id, "x": 1 }));
             assert!(encoding.decode::<GetOperation>(&unknown).is_err());
             let trailing = [good.as_slice(), b" 1"].concat();

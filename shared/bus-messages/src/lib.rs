@@ -4,6 +4,8 @@
 //! is the authority. Unknown fields of requests are refused, unknown fields of replies are ignored.
 
 mod api_error;
+mod backup_policy;
+mod browse;
 mod catalog;
 mod encoding;
 mod event;
@@ -13,6 +15,8 @@ mod operation;
 mod worker;
 
 pub use api_error::{ApiError, ErrorBody, ErrorCode};
+pub use backup_policy::BackupPolicy;
+pub use browse::*;
 pub use catalog::*;
 pub use encoding::{DecodeError, Encoding};
 pub use event::{EventLevel, ProgressEvent, Summary};

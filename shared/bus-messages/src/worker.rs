@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use domain_model::{LeaseId, OperationId, OperationKind, Timestamp};
+use domain_model::{BackupId, LeaseId, OperationId, OperationKind, ProjectId, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -213,4 +213,78 @@ pub struct RepositoryRequest {
 pub struct RepositoryReply {
     /// The grant, with a repository in it.
     pub grant: Grant,
+}
+
+/// `work.v1.host-<id>.freshness`: what a host says of its projects and of itself, when something is new and now and then.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FreshnessRequest {
+    /// At most 1000.
+    pub projects: Vec<ProjectGeneration>,
+    /// Shares of time, in percent, in which something waited for memory (pressure stall information, "some", ten
+    /// seconds); none where the kernel does not tell.
+    pub memory_pressure: Option<f32>,
+    /// The same for input and output.
+    pub io_pressure: Option<f32>,
+}
+
+/// Changes whenever the files of a project change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectGeneration {
+    /// Which project.
+    pub project_id: ProjectId,
+    /// Only ever compared for equality.
+    pub generation: i64,
+}
+
+/// `work.v1.hub.schedule`: has the registry ask for the backups that are due.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleRequest {
+    /// How many projects to look at, at most 1000.
+    pub limit: u32,
+}
+
+/// Reply to `schedule`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleReply {
+    /// How many projects it has looked at; as many as the limit if there may be more.
+    pub looked_at: u32,
+    /// How many backups it has asked for.
+    pub scheduled: u32,
+    /// Of those, how many in place of one that did not come about.
+    pub missed: u32,
+}
+
+/// `work.v1.<caller>.retention`: asked by a `repo-prune` before it deletes anything, and after, with what it has
+/// forgotten. The registry marks what the policy drops, and says what is to go and what has to stay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionRequest {
+    /// Which operation.
+    pub op_id: OperationId,
+    /// The attempt of the lease.
+    pub attempt: u32,
+    /// The lease.
+    pub lease_id: LeaseId,
+    /// Backups that were to be forgotten, and are no longer in the repository.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<BackupId>,
+}
+
+/// Reply to `retention`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RetentionReply {
+    /// Backups that have to be in the repository: where one is not, nothing may be deleted.
+    pub keep: Vec<BackupId>,
+    /// Backups that are to be forgotten now.
+    pub forget: Vec<BackupId>,
+    /// Backups that are being deleted, and are in use or left for the next round: not to be touched.
+    pub spare: Vec<BackupId>,
+    /// Operations of the project that have not ended: what they have stored may be wanted yet.
+    pub unfinished: Vec<OperationId>,
+    /// Seconds that what is no longer named must be kept for the sake of somebody who may still be writing; null
+    /// where nobody can be.
+    pub grace_s: Option<f64>,
 }

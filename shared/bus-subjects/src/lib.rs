@@ -159,6 +159,21 @@ impl FromStr for WorkSubject {
     }
 }
 
+/// Where the registry asks to look into a backup: `browse.v1.<host-uuid|hub>`. Only the registry may publish
+/// there, and only the credentials of that host (or of a worker in the hub) may listen: no host answers for
+/// another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BrowseSubject {
+    /// Who answers: `hub` or `host-<uuid>`.
+    pub server: Routing,
+}
+
+impl fmt::Display for BrowseSubject {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "browse.v1.{}", self.server)
+    }
+}
+
 /// The nudge for the workers of a routing. It carries nothing.
 pub fn wake(routing: Routing) -> String {
     format!("wake.{routing}")
@@ -207,6 +222,13 @@ mod tests {
             assert!(bad.parse::<ApiSubject>().is_err(), "{bad:?}");
         }
         assert!("work.v1.any.claim".parse::<WorkSubject>().is_err());
+    }
+
+    #[test]
+    fn each_host_is_asked_on_a_subject_of_its_own() {
+        let server: Routing = format!("host-{ID}").parse().unwrap();
+        assert_eq!(BrowseSubject { server }.to_string(), format!("browse.v1.host-{ID}"));
+        assert_eq!(BrowseSubject { server: Routing::Hub }.to_string(), "browse.v1.hub");
     }
 
     #[test]

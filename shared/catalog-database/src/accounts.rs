@@ -1,5 +1,6 @@
-use bus_messages::Account;
+use bus_messages::{Account, BackupPolicy};
 use domain_model::{AccountId, ProjectId};
+use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -18,17 +19,25 @@ pub struct AccountRights {
 struct Row {
     id: Uuid,
     name: String,
+    backup_policy: Option<Value>,
     created_at: OffsetDateTime,
 }
 
-impl From<Row> for Account {
-    fn from(row: Row) -> Self {
-        Self {
+impl TryFrom<Row> for Account {
+    type Error = DatabaseError;
+
+    fn try_from(row: Row) -> Result<Self, DatabaseError> {
+        Ok(Self {
             id: row.id.into(),
             name: row.name,
             inbox_prefix: format!("_INBOX_{}", row.id),
+            backup_policy: row
+                .backup_policy
+                .map(serde_json::from_value)
+                .transpose()
+                .map_err(|error| DatabaseError::row("accounts.backup_policy", error))?,
             created_at: row.created_at.into(),
-        }
+        })
     }
 }
 
@@ -37,14 +46,36 @@ impl Database {
     pub async fn create_account(&self, id: AccountId, name: &str) -> Result<Account, DatabaseError> {
         let row = sqlx::query_as!(
             Row,
-            "INSERT INTO accounts (id, name) VALUES ($1, $2) RETURNING id, name, created_at",
+            "INSERT INTO accounts (id, name) VALUES ($1, $2) RETURNING id, name, backup_policy, created_at",
             id.as_uuid(),
             name
         )
         .fetch_one(&self.pool)
         .await
         .during("create an account")?;
-        Ok(row.into())
+        row.try_into()
+    }
+
+    /// Changes what is not `None`. `None` where there is no such account.
+    pub async fn update_account(
+        &self,
+        id: AccountId,
+        name: Option<&str>,
+        policy: Option<&BackupPolicy>,
+    ) -> Result<Option<Account>, DatabaseError> {
+        let policy = policy.map(|policy| serde_json::to_value(policy).unwrap_or_default());
+        let row = sqlx::query_as!(
+            Row,
+            "UPDATE accounts SET name = coalesce($2, name), backup_policy = coalesce($3, backup_policy)
+             WHERE id = $1 RETURNING id, name, backup_policy, created_at",
+            id.as_uuid(),
+            name,
+            policy,
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .during("update an account")?;
+        row.map(Account::try_from).transpose()
     }
 
     /// Keeps the digest of a token. `false` where there is no such account.

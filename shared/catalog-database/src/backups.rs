@@ -1,4 +1,5 @@
 use bus_messages::Backup;
+use bus_messages::kinds::{Proof, RestoreDrillResult};
 use domain_model::{BackupId, BucketId, OperationId, ProjectId, Tag, Timestamp};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -34,6 +35,8 @@ pub(crate) struct NewBackup {
     pub tree: String,
     /// The backup that it was compared with.
     pub parent: Option<BackupId>,
+    /// What the host said of the files when they were frozen.
+    pub generation: Option<i64>,
 }
 
 /// Where a backup is, and what a restore of it must arrive at.
@@ -45,6 +48,8 @@ pub struct BackupPlace {
     pub bucket_id: BucketId,
     /// The digest of its tree.
     pub tree: String,
+    /// Why it is known to be bad.
+    pub bad_reason: Option<String>,
 }
 
 struct Row {
@@ -62,6 +67,7 @@ struct Row {
     tree: String,
     parent: Option<String>,
     verified_at: Option<OffsetDateTime>,
+    bad_since: Option<OffsetDateTime>,
 }
 
 impl TryFrom<Row> for Backup {
@@ -89,6 +95,7 @@ impl TryFrom<Row> for Backup {
             parent: row.parent.map(id).transpose()?,
             op_id: row.op_id.into(),
             verified_at: row.verified_at.map(Timestamp::from),
+            bad_since: row.bad_since.map(Timestamp::from),
         })
     }
 }
@@ -120,11 +127,20 @@ pub(crate) async fn record(connection: &mut PgConnection, backup: &NewBackup) ->
     .await
     .during("record a backup")?;
     sqlx::query!(
-        "UPDATE projects SET last_backup_at = $2, last_backup_id = $3, updated_at = now()
+        "UPDATE projects SET
+            last_backup_at = $2,
+            last_backup_id = $3,
+            backup_generation = $4,
+            backup_host_id = host_id,
+            -- Of one filesystem they only grow: the host may have told already of what changed since the files were frozen.
+            last_changed_generation = greatest(last_changed_generation, $4),
+            unsaved_since = CASE WHEN touched_at > $2 THEN touched_at WHEN last_changed_generation > $4 THEN unsaved_since END,
+            updated_at = now()
          WHERE id = $1 AND (last_backup_at IS NULL OR last_backup_at <= $2)",
         backup.project_id.as_uuid(),
         backup.created_at.as_date_time(),
-        backup.backup_id.as_str()
+        backup.backup_id.as_str(),
+        backup.generation,
     )
     .execute(connection)
     .await
@@ -132,8 +148,42 @@ pub(crate) async fn record(connection: &mut PgConnection, backup: &NewBackup) ->
     .map(drop)
 }
 
+/// Notes what a drill has found out about a backup, in the transaction that ends its operation.
+pub(crate) async fn note_proof(
+    connection: &mut PgConnection,
+    project: ProjectId,
+    result: &RestoreDrillResult,
+) -> Result<(), DatabaseError> {
+    let reason = match result.proof {
+        Proof::Match => None,
+        Proof::Mismatch => Some(result.reason.clone().unwrap_or_else(|| "it does not restore".to_owned())),
+    };
+    sqlx::query!(
+        "UPDATE backups SET
+            verified_at = CASE WHEN $3::text IS NULL THEN now() ELSE verified_at END,
+            bad_since = CASE WHEN $3::text IS NULL THEN NULL ELSE coalesce(bad_since, now()) END,
+            bad_reason = $3
+         WHERE project_id = $1 AND backup_id = $2",
+        project.as_uuid(),
+        result.backup_id.as_str(),
+        reason,
+    )
+    .execute(&mut *connection)
+    .await
+    .during("note the proof of a backup")?;
+    sqlx::query!(
+        "UPDATE projects SET last_verified_at = now(), updated_at = now() WHERE id = $1 AND $2",
+        project.as_uuid(),
+        reason.is_none(),
+    )
+    .execute(connection)
+    .await
+    .during("note the proof of a project's backup")
+    .map(drop)
+}
+
 impl Database {
-    /// Backups of a project, newest first, from after `cursor` (time and id of the last one seen).
+    /// Backups of a project that are not being deleted, newest first, from after `cursor` (time and id of the last one seen).
     pub async fn list_backups(
         &self,
         project: ProjectId,
@@ -143,9 +193,10 @@ impl Database {
         let rows = sqlx::query_as!(
             Row,
             "SELECT project_id, backup_id, op_id, created_at, files, bytes, bytes_added, tags, purpose, pinned, source,
-                tree, parent, verified_at
+                tree, parent, verified_at, bad_since
              FROM backups
-             WHERE project_id = $1 AND ($2::timestamptz IS NULL OR (created_at, backup_id) < ($2, $3::text))
+             WHERE project_id = $1 AND deleting_at IS NULL
+                AND ($2::timestamptz IS NULL OR (created_at, backup_id) < ($2, $3::text))
              ORDER BY created_at DESC, backup_id DESC LIMIT $4",
             project.as_uuid(),
             cursor.as_ref().map(|(at, _)| at.as_date_time()),
@@ -158,13 +209,13 @@ impl Database {
         rows.into_iter().map(Backup::try_from).collect()
     }
 
-    /// A backup of a project.
+    /// A backup of a project that is not being deleted.
     pub async fn backup(&self, project: ProjectId, id: &BackupId) -> Result<Option<Backup>, DatabaseError> {
         let row = sqlx::query_as!(
             Row,
             "SELECT project_id, backup_id, op_id, created_at, files, bytes, bytes_added, tags, purpose, pinned, source,
-                tree, parent, verified_at
-             FROM backups WHERE project_id = $1 AND backup_id = $2",
+                tree, parent, verified_at, bad_since
+             FROM backups WHERE project_id = $1 AND backup_id = $2 AND deleting_at IS NULL",
             project.as_uuid(),
             id.as_str()
         )
@@ -174,15 +225,15 @@ impl Database {
         row.map(Backup::try_from).transpose()
     }
 
-    /// Where a backup is; the newest one where `id` is `None`.
+    /// Where a backup is that is not being deleted; the newest one that is not known to be bad where `id` is `None`.
     pub async fn backup_place(
         &self,
         project: ProjectId,
         id: Option<&BackupId>,
     ) -> Result<Option<BackupPlace>, DatabaseError> {
         let row = sqlx::query!(
-            "SELECT backup_id, bucket_id, tree FROM backups
-             WHERE project_id = $1 AND ($2::text IS NULL OR backup_id = $2)
+            "SELECT backup_id, bucket_id, tree, bad_reason FROM backups
+             WHERE project_id = $1 AND deleting_at IS NULL AND (($2::text IS NULL AND bad_since IS NULL) OR backup_id = $2)
              ORDER BY created_at DESC, backup_id DESC LIMIT 1",
             project.as_uuid(),
             id.map(BackupId::as_str)
@@ -192,7 +243,12 @@ impl Database {
         .during("find a backup")?;
         row.map(|row| {
             let id = row.backup_id.parse().map_err(|error| DatabaseError::row("backups.backup_id", error))?;
-            Ok(BackupPlace { backup_id: id, bucket_id: row.bucket_id.into(), tree: row.tree })
+            Ok(BackupPlace {
+                backup_id: id,
+                bucket_id: row.bucket_id.into(),
+                tree: row.tree,
+                bad_reason: row.bad_reason,
+            })
         })
         .transpose()
     }

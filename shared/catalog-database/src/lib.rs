@@ -4,6 +4,7 @@
 //! named for it, and reach the caller as [`DatabaseErrorKind::Constraint`].
 
 mod accounts;
+mod backup_schedule;
 mod backups;
 mod buckets;
 mod database;
@@ -12,9 +13,12 @@ mod hosts;
 mod operations;
 mod outbox;
 mod project_secrets;
+mod project_states;
 mod projects;
+mod retention;
 
 pub use accounts::AccountRights;
+pub use backup_schedule::{BackupStanding, DueProject, Scheduled, Upkeep};
 pub use backups::BackupPlace;
 pub use buckets::{BucketPlacement, NewBucket};
 pub use database::Database;
@@ -26,3 +30,4 @@ pub use operations::{
 pub use outbox::{OutboxEntry, OutboxEvent, ToTell};
 pub use project_secrets::ProjectSecret;
 pub use projects::{NewProject, ProjectLock, ProjectPlace};
+pub use retention::{DeletionMark, RetentionRound};

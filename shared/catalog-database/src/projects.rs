@@ -1,4 +1,4 @@
-use bus_messages::Project;
+use bus_messages::{BackupPolicy, Project};
 use domain_model::{AccountId, BackupId, BucketId, HostId, OperationId, ProjectId, Timestamp};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -149,6 +149,29 @@ impl Database {
         rows.into_iter().map(Project::try_from).collect()
     }
 
+    /// Changes what is not `None`, and has the scheduler look at a project whose policy has changed. `false` where there
+    /// is no such project.
+    pub async fn update_project(
+        &self,
+        id: ProjectId,
+        title: Option<&str>,
+        policy: Option<&BackupPolicy>,
+    ) -> Result<bool, DatabaseError> {
+        let policy = policy.map(|policy| serde_json::to_value(policy).unwrap_or_default());
+        let updated = sqlx::query!(
+            "UPDATE projects SET title = coalesce($2, title), backup_policy = coalesce($3, backup_policy),
+                backup_due_at = CASE WHEN $3::jsonb IS NULL THEN backup_due_at END, updated_at = now()
+             WHERE id = $1",
+            id.as_uuid(),
+            title,
+            policy,
+        )
+        .execute(&self.pool)
+        .await
+        .during("update a project")?;
+        Ok(updated.rows_affected() > 0)
+    }
+
     /// Where a project's files and backups are.
     pub async fn project_place(&self, id: ProjectId) -> Result<Option<ProjectPlace>, DatabaseError> {
         let row = sqlx::query!(
@@ -208,7 +231,8 @@ impl Database {
     ) -> Result<Vec<OperationId>, DatabaseError> {
         let ids = sqlx::query_scalar!(
             "SELECT id FROM long_running_operations
-             WHERE scope_type = 'project' AND scope_id = $1 AND status IN ('queued', 'running') ORDER BY id",
+             WHERE scope_type = 'project' AND coalesce(scope_id, '00000000-0000-0000-0000-000000000000') = $1
+                AND status IN ('queued', 'running') ORDER BY id",
             project.as_uuid()
         )
         .fetch_all(&self.pool)

@@ -5,11 +5,13 @@
 
 mod back_off;
 mod backup_id;
+mod backup_schedule;
 mod ids;
 mod operation_kind;
 mod operation_status;
 mod phases;
 mod project_path;
+mod retention;
 mod routing;
 mod scope;
 mod tag;
@@ -17,11 +19,13 @@ mod timestamp;
 
 pub use back_off::BackOff;
 pub use backup_id::{BackupId, BackupIdError};
+pub use backup_schedule::{BackupDecision, BackupSchedule, BackupState, DayWindow, DayWindowError};
 pub use ids::{AccountId, BucketId, HostId, IdError, LeaseId, OperationId, ProjectId, RepositoryId};
 pub use operation_kind::{OperationKind, OperationKindError};
 pub use operation_status::{IllegalTransition, OperationEvent, OperationStatus, UnknownStatus, next_state};
 pub use phases::{Phase, Progress, overall_percent};
 pub use project_path::{LayoutPath, LayoutRoot, ProjectPath, ProjectPathError, RESERVED_PREFIX};
+pub use retention::{RetainedBackup, RetentionPolicy, dropped_backups};
 pub use routing::{Routing, RoutingError};
 pub use scope::{Scope, ScopeError, ScopeType};
 pub use tag::{Tag, TagError};

@@ -5,10 +5,10 @@ use std::time::Duration;
 use bus_client::{Bus, RequestError};
 use bus_messages::{
     Encoding, ErrorCode, EventLevel, Grant, Operation, ProgressSummary, RepositoryGrant, RepositoryReply,
-    RepositoryRequest,
+    RepositoryRequest, RetentionReply, RetentionRequest,
 };
 use bus_subjects::WorkSubject;
-use domain_model::{BackOff, LeaseId, OperationId, Progress, Routing, Timestamp, overall_percent};
+use domain_model::{BackOff, BackupId, LeaseId, OperationId, Progress, Routing, Timestamp, overall_percent};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -195,31 +195,53 @@ impl OperationContext {
     /// # Errors
     /// What the registry says, retryable or not; `Lost`, `Canceled` or `HandedBack` where the work is to stop.
     pub async fn repository(&self) -> Result<RepositoryGrant, OperationFailure> {
+        self.repository_if_any()
+            .await?
+            .ok_or_else(|| OperationFailure::retryable("no_repository", "the registry gave no repository"))
+    }
+
+    /// The same for a kind that can do without one: `None` where the project has no backup.
+    ///
+    /// # Errors
+    /// As for [`OperationContext::repository`].
+    pub async fn repository_if_any(&self) -> Result<Option<RepositoryGrant>, OperationFailure> {
         if let Some(repository) = self.grant().and_then(|grant| grant.repository.clone()) {
-            return Ok(repository);
+            return Ok(Some(repository));
         }
         self.unless_stopped(self.ask_for_repository()).await?
     }
 
-    async fn ask_for_repository(&self) -> Result<RepositoryGrant, OperationFailure> {
-        let subject = WorkSubject::new(self.caller, "repository").to_string();
+    async fn ask_for_repository(&self) -> Result<Option<RepositoryGrant>, OperationFailure> {
         let lease = &self.attempt.lease;
         let request =
             RepositoryRequest { op_id: self.op_id(), attempt: lease.attempt, lease_id: lease.lease_id };
+        let RepositoryReply { grant } = self.ask("repository", &request).await?;
+        Ok(grant.repository)
+    }
+
+    /// What a prune of the project's repository is to forget, after saying which of that is gone.
+    ///
+    /// # Errors
+    /// As [`Self::repository`].
+    pub async fn retention(&self, gone: Vec<BackupId>) -> Result<RetentionReply, OperationFailure> {
+        let lease = &self.attempt.lease;
+        let request =
+            RetentionRequest { op_id: self.op_id(), attempt: lease.attempt, lease_id: lease.lease_id, gone };
+        self.unless_stopped(self.ask("retention", &request)).await?
+    }
+
+    /// Asks the registry something about this operation, until it answers.
+    async fn ask<Q: Serialize + Sync, A: DeserializeOwned>(
+        &self,
+        verb: &str,
+        request: &Q,
+    ) -> Result<A, OperationFailure> {
+        let subject = WorkSubject::new(self.caller, verb).to_string();
         let mut failures = 0;
         loop {
-            let reply =
-                self.bus.request(subject.clone(), &request, Encoding::MessagePack, REPOSITORY_TIMEOUT);
+            let reply = self.bus.request(subject.clone(), request, Encoding::MessagePack, REPOSITORY_TIMEOUT);
             let error = match reply.await {
-                Ok(RepositoryReply { grant: Grant { repository: Some(repository) } }) => {
-                    return Ok(repository);
-                }
-                Ok(_) => {
-                    return Err(OperationFailure::retryable(
-                        "no_repository",
-                        "the registry gave no repository",
-                    ));
-                }
+                Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
             match error {
@@ -227,7 +249,7 @@ impl OperationContext {
                     return Err(error.into());
                 }
                 error if error.is_retryable() => {
-                    tracing::warn!(op.id = %self.op_id(), error = %error, "no answer about the repository; asking again");
+                    tracing::warn!(op.id = %self.op_id(), verb, error = %error, "no answer; asking again");
                 }
                 error => return Err(OperationFailure::retryable("registry_unreachable", error)),
             }

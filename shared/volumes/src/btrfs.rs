@@ -25,6 +25,44 @@ pub(crate) struct Btrfs {
     program: PathBuf,
 }
 
+/// What the filesystem knows of one of its subvolumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SubvolumeFacts {
+    /// Its number.
+    pub id: u64,
+    /// The number of the subvolume that it lies in.
+    pub top_level: u64,
+    /// The transaction that last wrote to it.
+    pub generation: u64,
+    /// The transaction that it was made in.
+    pub made_in: u64,
+    /// Names it for ever.
+    pub uuid: String,
+    /// What it is a snapshot of; `-` for none.
+    pub parent_uuid: String,
+    /// From the root of the filesystem.
+    pub path: String,
+}
+
+impl SubvolumeFacts {
+    /// From a line such as `ID 257 gen 8 cgen 8 top level 5 parent_uuid … uuid … path snap/s1`.
+    fn read(line: &str) -> Option<Self> {
+        let (fields, path) = line.split_once(" path ")?;
+        let words: Vec<&str> = fields.split_whitespace().collect();
+        let after =
+            |name: &str| words.iter().position(|word| *word == name).and_then(|place| words.get(place + 1));
+        Some(Self {
+            id: after("ID")?.parse().ok()?,
+            top_level: after("level")?.parse().ok()?,
+            generation: after("gen")?.parse().ok()?,
+            made_in: after("cgen")?.parse().ok()?,
+            uuid: (*after("uuid")?).to_owned(),
+            parent_uuid: (*after("parent_uuid")?).to_owned(),
+            path: path.to_owned(),
+        })
+    }
+}
+
 /// Whether `path` is on btrfs, whatever it may do there.
 pub(crate) fn is_on_btrfs(path: &Path) -> Result<bool, VolumeError> {
     let answer = rustix::fs::statfs(path).map_err(VolumeError::io("look at the filesystem of", path))?;
@@ -102,6 +140,14 @@ impl Btrfs {
             .arg(handle_path(subvolume))
             .args(["ro", "false"]);
         self.run("make writable the subvolume", path, &mut command).map(drop)
+    }
+
+    /// All subvolumes of the filesystem that `path` is on, as of its last commit.
+    pub(crate) fn list_subvolumes(&self, path: &Path) -> Result<Vec<SubvolumeFacts>, VolumeError> {
+        let mut command = Command::new(&self.program);
+        command.args(["subvolume", "list", "-c", "-u", "-q"]).arg(path);
+        let output = self.run("list the subvolumes of", path, &mut command)?;
+        Ok(output.lines().filter_map(SubvolumeFacts::read).collect())
     }
 
     /// The number of the subvolume that `path` lies in; never reused within a filesystem.

@@ -169,6 +169,28 @@ impl HostRoot {
         Ok(Volume { project_dir, persist_dir, created })
     }
 
+    /// Whether this host has anything of `project`. An empty directory, or one with nothing but what a restore has staged,
+    /// is nothing: somebody may have made it by accident, or a disk may not be mounted.
+    ///
+    /// # Errors
+    ///
+    /// Where that cannot be seen.
+    pub fn has_files(&self, project: Uuid) -> Result<bool, VolumeError> {
+        for tree in [self.project_dir(project), self.persist_dir(project)] {
+            if !directory_exists(&tree)? {
+                continue;
+            }
+            let entries = std::fs::read_dir(&tree).map_err(VolumeError::io("list", &tree))?;
+            for entry in entries {
+                let entry = entry.map_err(VolumeError::io("list", &tree))?;
+                if !entry.file_name().to_string_lossy().starts_with(domain_model::RESERVED_PREFIX) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     fn ensure_tree(&self, tree: &Path) -> Result<bool, VolumeError> {
         if directory_exists(tree)? {
             return Ok(false);

@@ -33,6 +33,7 @@ mod compare;
 mod deletion;
 mod error;
 mod exchange;
+mod generation;
 mod host_root;
 mod journal;
 mod operation_directory;
@@ -48,6 +49,7 @@ mod test_support;
 
 pub use compare::{Difference, DifferenceKind, MAX_DIFFERENCES, compare_trees};
 pub use error::{VolumeError, VolumeErrorKind};
+pub use generation::Generations;
 pub use host_root::{Filesystem, HostRoot, Volume, VolumeOptions};
 pub use path_restore::{Conflict, PathOutcome, StagedPath};
 pub use recovery::RecoveryReport;

@@ -35,6 +35,8 @@ pub struct BackupSource {
     pub kind: SourceKind,
     /// A time just before the first byte of the source was fixed: what was written until then is in the source.
     pub taken_at: SystemTime,
+    /// The generation of what is read, see [`crate::Generations`]; `None` where it cannot be told.
+    pub generation: Option<i64>,
     /// Nested subvolumes, as `project/<path>` or `persist/<path>`. If there are any, the kind is `Live`: a
     /// snapshot would lack their files. The reader has to descend into them although their device number
     /// differs from that of the project.
@@ -76,6 +78,7 @@ impl HostRoot {
                         persist_dir: directory.path().join("persist"),
                         kind: SourceKind::BtrfsSnapshot,
                         taken_at,
+                        generation: self.generation_of_snapshots(op_id),
                         nested_subvolumes: Vec::new(),
                         _in_use: Some(directory),
                     });
@@ -94,11 +97,13 @@ impl HostRoot {
                 "the project holds subvolumes of its own, which a snapshot would lack; it is backed up live"
             );
         }
+        let generation = self.generation_before_reading(project);
         Ok(BackupSource {
             project_dir,
             persist_dir,
             kind: SourceKind::Live,
             taken_at: now(),
+            generation,
             nested_subvolumes,
             _in_use: None,
         })

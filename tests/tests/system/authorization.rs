@@ -150,6 +150,9 @@ async fn a_host_asks_for_its_own_work_and_nothing_else() {
     for subject in [
         format!("work.v1.host-{}.claim", system.host(1)),
         "work.v1.hub.claim".to_owned(),
+        format!("browse.v1.host-{}", system.host(0)),
+        format!("browse.v1.host-{}", system.host(1)),
+        "browse.v1.hub".to_owned(),
         "api.v1.hub.project.list".to_owned(),
         format!("api.v1.host-{}.host.get", system.host(0)),
         "persist.hub.lro.01890a5d-ac96-774b-bcce-b302099a8057.state".to_owned(),

@@ -4,7 +4,9 @@
 
 mod adding_a_kind;
 mod authorization;
+mod backup_schedule;
 mod bad_input;
+mod browsing;
 mod buckets;
 mod clients;
 mod cluster;
@@ -14,7 +16,10 @@ mod main_job;
 mod measures;
 mod operations;
 mod path_restore;
+mod project_start;
+mod proof;
 mod restarts;
+mod retention;
 mod wire_conformance;
 
 use test_harness::{InUse, SharedSystem, SystemOptions};

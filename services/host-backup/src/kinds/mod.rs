@@ -2,9 +2,17 @@
 
 mod project_backup;
 mod project_restore;
+mod project_start;
+mod repo_check;
+mod repo_prune;
+mod restore_drill;
 
 pub(crate) use project_backup::ProjectBackup;
 pub(crate) use project_restore::ProjectRestore;
+pub(crate) use project_start::{ProjectStart, ProjectStop};
+pub(crate) use repo_check::RepoCheck;
+pub(crate) use repo_prune::RepoPrune;
+pub(crate) use restore_drill::RestoreDrill;
 
 /// A result as the operation stores it.
 fn result_value<T: serde::Serialize>(

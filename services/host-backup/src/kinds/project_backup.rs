@@ -75,7 +75,7 @@ impl ProjectBackup {
         }
         let outcome = self.upload(operation, &grant, input, &source).await;
         let frozen = timestamp(source.taken_at);
-        let kind = source_kind(&source);
+        let (kind, generation) = (source_kind(&source), source.generation);
         operation.progress("clean-up", "dropping the snapshot", None);
         drop(source);
         let dropped = self.host.volumes(move |root| root.drop_snapshot(op_uuid)).await;
@@ -106,6 +106,7 @@ impl ProjectBackup {
             source: kind,
             tree: receipt.tree,
             snapshot_at: frozen,
+            generation,
             vanished: receipt.vanished.count,
             duration_s: began.elapsed().as_secs_f64(),
         })

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use backup_repository::{JobResult, JobTask, RestoreReceipt, RestoreRequest, RestoreTarget, SnapshotPath};
+use backup_repository::{RestoreReceipt, RestoreTarget, SnapshotPath};
 use bus_messages::kinds::{self, Conflict, KindDefinition, ProjectRestoreInput, ProjectRestoreResult};
 use bus_messages::{EventLevel, RepositoryGrant};
 use domain_model::{BackupId, LayoutPath, ProjectId, ProjectPath};
@@ -58,7 +58,7 @@ impl ProjectRestore {
             .clone()
             .ok_or_else(|| OperationFailure::permanent("not_found", "the hub named no backup".to_owned()))?;
         let (receipt, target) = match &input.path {
-            None => self.whole(operation, project, &grant, &backup, &input).await?,
+            None => self.host.restore_whole(operation, project, &grant, &backup, input.dry_run).await?,
             Some(path) => self.path(operation, project, &grant, &backup, path, &input).await?,
         };
         Ok(ProjectRestoreResult {
@@ -70,59 +70,6 @@ impl ProjectRestore {
             target,
             duration_s: began.elapsed().as_secs_f64(),
         })
-    }
-
-    async fn whole(
-        &self,
-        operation: &OperationContext,
-        project: ProjectId,
-        grant: &RepositoryGrant,
-        backup: &BackupId,
-        input: &ProjectRestoreInput,
-    ) -> Result<(RestoreReceipt, String), OperationFailure> {
-        let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
-        let staged = self.host.volumes(move |root| root.stage(project, op_id)).await?;
-        let target =
-            RestoreTarget::Whole { project: staged.project_dir.clone(), persist: staged.persist_dir.clone() };
-        let restored = self.download(operation, grant, backup, target).await.and_then(|receipt| {
-            // The job has compared what it wrote with what the repository says. This compares it with what the
-            // hub has recorded when the backup was made.
-            match &grant.tree {
-                Some(tree) if *tree != receipt.tree => Err(OperationFailure::permanent(
-                    "verification_failed",
-                    format!(
-                        "the restored tree is {}, and the backup's was {tree}; nothing was put in place",
-                        receipt.tree
-                    ),
-                )),
-                _ => Ok(receipt),
-            }
-        });
-        let restored = match restored {
-            Ok(receipt) if !input.dry_run => {
-                operation.progress("exchange", "putting the files in place", None);
-                if let Err(stopped) = operation.check() {
-                    Err(stopped)
-                } else {
-                    let exchanged =
-                        self.host.volumes(move |root| root.exchange(&staged).map(|()| staged)).await;
-                    return match exchanged {
-                        Ok(staged) => {
-                            operation.progress("clean-up", "deleting the files that were replaced", None);
-                            if let Err(error) = self.host.volumes(move |root| root.discard(staged)).await {
-                                tracing::warn!(op.id = %operation.op_id(), ?error, "replaced files could not be deleted");
-                            }
-                            Ok((receipt, "project".to_owned()))
-                        }
-                        Err(failure) => Err(failure),
-                    };
-                }
-            }
-            other => other,
-        };
-        operation.progress("clean-up", "deleting what was staged", None);
-        self.host.volumes(move |root| root.discard(staged)).await?;
-        restored.map(|receipt| (receipt, "nothing: dry run".to_owned()))
     }
 
     async fn path(
@@ -147,6 +94,7 @@ impl ProjectRestore {
         let content = staged.content_path().to_owned();
         let into = content.with_file_name("restored");
         let restored = self
+            .host
             .download(
                 operation,
                 grant,
@@ -197,30 +145,5 @@ impl ProjectRestore {
             return Ok((receipt, format!("nothing: kept project/{target}")));
         }
         Ok((receipt, format!("project/{target}")))
-    }
-
-    async fn download(
-        &self,
-        operation: &OperationContext,
-        grant: &RepositoryGrant,
-        backup: &BackupId,
-        target: RestoreTarget,
-    ) -> Result<RestoreReceipt, OperationFailure> {
-        let snapshot = backup
-            .as_str()
-            .parse()
-            .map_err(|error| OperationFailure::permanent("invalid_argument", format!("{backup}: {error}")))?;
-        operation.progress("download", "reading the backup", None);
-        let task = JobTask::Restore(RestoreRequest { snapshot, target });
-        match self.host.runner.run(operation, grant, task, "download").await? {
-            JobResult::Restore(receipt) => {
-                operation.progress("verify", format!("{} files are as they were", receipt.files), None);
-                Ok(receipt)
-            }
-            other => Err(OperationFailure::permanent(
-                "job",
-                format!("the job answered with something else: {other:?}"),
-            )),
-        }
     }
 }

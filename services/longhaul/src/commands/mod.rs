@@ -40,8 +40,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Projects.
     Project(project::Arguments),
-    /// Back a project up, and watch it.
-    Backup(backup::CreateArguments),
+    /// Back a project up, and watch it; look into its backups, delete one.
+    Backup(backup::Arguments),
     /// List the backups of a project.
     Backups(backup::ListArguments),
     /// Restore a backup, or a path of one, and watch it.
@@ -67,7 +67,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Up(arguments) => up::run(arguments, output).await,
         Command::Demo(arguments) => demo::run(arguments, output).await,
         Command::Project(arguments) => project::run(arguments, output).await,
-        Command::Backup(arguments) => backup::create(arguments, output).await,
+        Command::Backup(arguments) => backup::run(arguments, output).await,
         Command::Backups(arguments) => backup::list(arguments, output).await,
         Command::Restore(arguments) => restore::run(arguments, output).await,
         Command::Ops(arguments) => operations::run(arguments, output).await,
@@ -104,6 +104,8 @@ mod tests {
 
     const ID: &str = "0199c4a2-7c1e-7d6b-9d0c-6f2b8f0f4a11";
 
+    const BACKUP: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
     fn reads(line: &str) -> bool {
         Arguments::try_parse_from(line.split_whitespace()).is_ok()
     }
@@ -120,8 +122,16 @@ mod tests {
             "longhaul demo --keep",
             "longhaul project list --data-dir /d --json",
             &format!("longhaul project show {ID}"),
+            &format!("longhaul project status {ID}"),
+            &format!("longhaul project touch {ID}"),
+            &format!("longhaul project start {ID} --backup latest --no-wait"),
+            &format!("longhaul project stop {ID}"),
             &format!("longhaul project create --title T --host {ID} --region weur"),
             &format!("longhaul backup {ID} --tag a --tag b --pinned --no-wait"),
+            &format!("longhaul backup ls {ID} {BACKUP} project/src --depth 2"),
+            &format!("longhaul backup find {ID} **/*.rs --backup {BACKUP}"),
+            &format!("longhaul backup get {ID} {BACKUP}"),
+            &format!("longhaul backup delete {ID} {BACKUP} --no-wait"),
             &format!("longhaul backups {ID}"),
             &format!(
                 "longhaul restore {ID} --backup latest --path project/src --target back --conflict keep"

@@ -33,6 +33,9 @@ pub(super) struct Arguments {
     /// Restore and verify, and put nothing in place.
     #[arg(long)]
     dry_run: bool,
+    /// Restore although a drill has found the backup to be bad.
+    #[arg(long)]
+    allow_bad: bool,
     /// Print the operation and do not wait for its end.
     #[arg(long)]
     no_wait: bool,
@@ -61,6 +64,7 @@ pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<
             ConflictArgument::Fail => Conflict::Fail,
         },
         dry_run: arguments.dry_run,
+        allow_bad: arguments.allow_bad,
     };
     let input = serde_json::to_value(input)?;
     let scope = Scope::Project(arguments.project);

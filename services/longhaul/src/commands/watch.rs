@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use bus_client::WatchItem;
-use bus_messages::{CreateOperation, GetOperation, Operation, OperationReply};
+use bus_messages::{CreateOperation, CreatedOperation, GetOperation, Operation, OperationReply};
 use bus_subjects::OperationSubject;
 use domain_model::{OperationId, OperationStatus, Scope};
 use futures::StreamExt as _;
@@ -76,6 +76,16 @@ pub(super) async fn create_and_watch(
         routing: None,
     };
     let created = api.create_operation(scope, &create).await?;
+    watch_created(api, created, no_wait, output).await
+}
+
+/// Watches an operation that was created just now to its end; success is that it succeeds.
+pub(super) async fn watch_created(
+    api: &Api,
+    created: CreatedOperation,
+    no_wait: bool,
+    output: Output,
+) -> anyhow::Result<()> {
     if no_wait {
         let fields = [("operation", created.op.op_id.to_string()), ("subject", created.subject.clone())];
         return output.one(&created, &fields);
@@ -83,7 +93,7 @@ pub(super) async fn create_and_watch(
     if !created.created {
         eprintln!("one with this key was active already");
     }
-    eprintln!("{kind} {}", created.op.op_id);
+    eprintln!("{} {}", created.op.kind, created.op.op_id);
     watch(api, &created.op, output).await
 }
 

@@ -66,6 +66,8 @@ impl Settings<'_> {
     pub(super) fn scheduler(&self) -> String {
         let mut text = String::new();
         self.nats(&mut text, "nats", &self.identities.scheduler);
+        let cache = self.data_directory.join("cache").join("scheduler");
+        section(&mut text, "browse", &[("cache", &cache.to_string_lossy())]);
         text
     }
 

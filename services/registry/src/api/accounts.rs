@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use bus_client::{IncomingRequest, Reply};
-use bus_messages::{AccountReply, ApiError, CreateAccount, CreateToken, SecretText, TokenReply};
+use bus_messages::{
+    AccountReply, ApiError, BackupPolicy, CreateAccount, CreateToken, ErrorCode, SecretText, TokenReply,
+    UpdateAccount,
+};
 use domain_model::AccountId;
 use rand::RngCore;
 use uuid::Uuid;
 
-use super::{account, hub, named};
+use super::{Caller, account, hub, named};
 use crate::errors::from_database;
 use crate::registry::Registry;
 
@@ -21,6 +24,21 @@ pub(super) async fn create(registry: Arc<Registry>, request: IncomingRequest) ->
     named("name", &create.name)?;
     let id = AccountId::from(Uuid::new_v4());
     let account = registry.database.create_account(id, &create.name).await.map_err(from_database)?;
+    Ok(request.reply(&AccountReply { account }))
+}
+
+/// Only an operator may: a policy decides how much an account uses.
+pub(super) async fn update(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let id = account(&request)?;
+    if Caller::of(&request)? != Caller::Operator {
+        return Err(ApiError::new(ErrorCode::PermissionDenied, "only an operator changes an account"));
+    }
+    let update: UpdateAccount = request.decode()?;
+    update.name.as_deref().map(|name| named("name", name)).transpose()?;
+    update.backup_policy.as_ref().map(BackupPolicy::check).transpose()?;
+    let (name, policy) = (update.name.as_deref(), update.backup_policy.as_ref());
+    let account = registry.database.update_account(id, name, policy).await.map_err(from_database)?;
+    let account = account.ok_or_else(|| ApiError::not_found(format!("there is no account {id}")))?;
     Ok(request.reply(&AccountReply { account }))
 }
 

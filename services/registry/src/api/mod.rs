@@ -17,7 +17,7 @@ use bus_subjects::ApiSubject;
 use domain_model::{AccountId, HostId, ProjectId, Scope};
 
 use crate::registry::Registry;
-use crate::work;
+use crate::{backup_schedule, work};
 
 /// The name of the service, and of the queue group of its endpoints.
 pub(crate) const SERVICE: &str = "registry";
@@ -143,6 +143,8 @@ pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<Runni
         .api("project-list", example(r#"{"limit":50}"#), projects::list)
         .api("project-get", example("{}"), projects::get)
         .api("project-status", example("{}"), projects::status)
+        .api("project-update", example(r#"{"backup_policy":{"every_s":21600}}"#), projects::update)
+        .api("project-touch", example("{}"), projects::touch)
         .api("project-add_collaborator", example(r#"{"account_id":"<uuid>"}"#), projects::add_collaborator)
         .api(
             "project-remove_collaborator",
@@ -151,6 +153,9 @@ pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<Runni
         )
         .api("backup-list", example(r#"{"limit":20}"#), backups::list)
         .api("backup-get", example(r#"{"backup_id":"<64 hex>"}"#), backups::get)
+        .api("backup-ls", example(r#"{"backup_id":"<64 hex>","path":"project/src","depth":1}"#), backups::ls)
+        .api("backup-find", example(r#"{"glob":"**/*.rs","backup_id":null}"#), backups::find)
+        .api("backup-delete", example(r#"{"backup_id":"<64 hex>"}"#), backups::delete)
         .api("host-create", example(r#"{"name":"host-1","region":"weur"}"#), hosts::create)
         .api("host-list", example("{}"), hosts::list)
         .api("host-get", example("{}"), hosts::get)
@@ -158,11 +163,15 @@ pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<Runni
         .api("bucket-list", example("{}"), buckets::list)
         .api("bucket-get", example(r#"{"bucket_id":"<uuid>"}"#), buckets::get)
         .api("account-create", example(r#"{"name":"eve"}"#), accounts::create)
+        .api("account-update", example(r#"{"backup_policy":{"window":"23:00-05:00"}}"#), accounts::update)
         .api("account-create_token", example(r#"{"ttl_s":86400}"#), accounts::create_token)
         .work("work-claim", work::claim)
         .work("work-progress", work::progress)
         .work("work-finish", work::finish)
-        .work("work-repository", work::repository);
+        .work("work-repository", work::repository)
+        .work("work-retention", work::retention)
+        .work("work-freshness", backup_schedule::freshness)
+        .work("work-schedule", backup_schedule::schedule);
     endpoints.service.start().await
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bus_client::{IncomingRequest, Reply};
-use bus_messages::kinds::{self, BackupChoice, KindDefinition, ProjectRestoreInput, RoutingRule};
+use bus_messages::kinds::{self, KindDefinition, RoutingRule};
 use bus_messages::{
     ApiError, CreateOperation, CreatedOperation, ErrorCode, EventList, GetOperation, ListEvents,
     ListOperations, Operation, OperationList, OperationReply, ProgressEvent, RetryOperation, WaitOperation,
@@ -20,8 +20,9 @@ use uuid::Uuid;
 
 use super::{Caller, page_size, subject};
 use crate::errors::from_database;
+use crate::nul::has_nul;
 use crate::registry::Registry;
-use crate::repositories::no_such_backup;
+use crate::repositories::{no_such_backup, refuse_bad, wanted_backup};
 
 const MOST_TIME_TO_LIVE_S: u32 = 90 * 24 * 3600;
 const MOST_WAIT_S: f64 = 30.0;
@@ -81,30 +82,58 @@ pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) ->
         retry_of: None,
         checkpoint: None,
     };
-    created(&registry, &request, &new, create.force).await
+    let created = created(&registry, &new, create.force).await?;
+    Ok(request.reply(&created))
+}
+
+/// Creates an operation for something else that was asked for; the active one with this key, if there is one.
+pub(super) async fn create_own(
+    registry: &Registry,
+    kind: &KindDefinition,
+    scope: Scope,
+    input: &Value,
+    created_by: String,
+    dedupe_key: String,
+) -> Result<CreatedOperation, ApiError> {
+    let input = (kind.normalise_input)(input)?;
+    let routing = routing_of(registry, kind, scope, &input).await?;
+    let new = NewOperation {
+        id: OperationId::from(Uuid::now_v7()),
+        kind: kind.kind(),
+        scope,
+        created_by,
+        routing,
+        input_hash: input_hash(&input),
+        input,
+        max_attempts: kind.max_attempts,
+        priority: 0,
+        not_before: None,
+        time_to_live_s: kind.time_to_live_s,
+        dedupe_key: Some(dedupe_key),
+        exclusive_key: kind.exclusive.then(|| exclusive_key(scope)),
+        parent: None,
+        retry_of: None,
+        checkpoint: None,
+    };
+    created(registry, &new, false).await
 }
 
 /// Whether the caller may create now.
-fn admit(registry: &Registry, caller: &Caller) -> Result<(), ApiError> {
+pub(super) fn admit(registry: &Registry, caller: &Caller) -> Result<(), ApiError> {
     match caller {
         Caller::Operator => Ok(()),
         Caller::Account(id) => registry.creation_limit.admit(*id),
     }
 }
 
-fn exclusive_key(scope: Scope) -> String {
+pub(crate) fn exclusive_key(scope: Scope) -> String {
     match scope {
         Scope::Project(id) => format!("project:{id}"),
         other => other.to_string(),
     }
 }
 
-async fn created(
-    registry: &Registry,
-    request: &IncomingRequest,
-    new: &NewOperation,
-    force: bool,
-) -> Result<Reply, ApiError> {
+async fn created(registry: &Registry, new: &NewOperation, force: bool) -> Result<CreatedOperation, ApiError> {
     let outcome = match registry.creations.ask(new.clone()).await? {
         Some(op) => CreateOutcome::Created { op: Box::new(op), replaced: None },
         None => registry.database.create_operation(new, force).await.map_err(from_database)?,
@@ -114,9 +143,7 @@ async fn created(
             if let Some(replaced) = replaced {
                 registry.changed(&replaced).await;
             }
-            registry.streams.tell_new(&op);
-            registry.wake_when_due(&op).await;
-            registry.metrics.created.get_or_create(&vec![("kind", op.kind.to_string())]).inc();
+            registry.created(&op).await;
             (*op, true)
         }
         CreateOutcome::Active(op) => (*op, false),
@@ -137,7 +164,7 @@ async fn created(
         }
     };
     let subject = OperationSubject { scope: op.scope, op_id: op.op_id }.to_string();
-    Ok(request.reply(&CreatedOperation { op, subject, created }))
+    Ok(CreatedOperation { op, subject, created })
 }
 
 fn check(create: &CreateOperation) -> Result<(), ApiError> {
@@ -166,15 +193,6 @@ fn check(create: &CreateOperation) -> Result<(), ApiError> {
         ));
     }
     Ok(())
-}
-
-fn has_nul(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.contains('\0'),
-        Value::Array(values) => values.iter().any(has_nul),
-        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
-    }
 }
 
 /// SHA-256 of an input with every default filled in.
@@ -226,23 +244,31 @@ pub(crate) async fn routing_of(
     }
 }
 
-/// A restore names a backup that there is.
+/// A restore names a backup that there is, and so does a start that names one; a prune is of a repository that there is.
 async fn check_backup(
     registry: &Registry,
     kind: &KindDefinition,
     scope: Scope,
     input: &Value,
 ) -> Result<(), ApiError> {
-    let (Scope::Project(project), "project-restore") = (scope, kind.name) else { return Ok(()) };
-    let input: ProjectRestoreInput =
-        serde_json::from_value(input.clone()).map_err(ApiError::invalid_argument)?;
-    let wanted = match &input.backup_id {
-        BackupChoice::Latest => None,
-        BackupChoice::Id(id) => Some(id),
+    let Scope::Project(project) = scope else { return Ok(()) };
+    if matches!(kind.name, "repo-prune" | "repo-check") {
+        let place = registry.database.project_place(project).await.map_err(from_database)?;
+        if place.is_none_or(|place| place.backup_bucket_id.is_none()) {
+            return Err(no_such_backup(project, None));
+        }
+    }
+    let Some(wanted) = wanted_backup(kind.name, input).map_err(ApiError::invalid_argument)? else {
+        return Ok(());
     };
+    // Whether there is anything to restore is seen when it is started.
+    if kind.name == "project-start" && wanted.id.is_none() {
+        return Ok(());
+    }
+    let (wanted, allow_bad) = (wanted.id.as_ref(), wanted.allow_bad);
     let place = registry.database.backup_place(project, wanted).await.map_err(from_database)?;
     match (place, wanted) {
-        (Some(_), _) => Ok(()),
+        (Some(place), _) => refuse_bad(&place, allow_bad),
         // One may be on its way: whether there is a latest backup is seen when the restore starts.
         (None, None)
             if !registry
@@ -380,7 +406,8 @@ pub(super) async fn retry(registry: Arc<Registry>, request: IncomingRequest) -> 
         retry_of: Some(op.op_id),
         checkpoint,
     };
-    created(&registry, &request, &new, false).await
+    let created = created(&registry, &new, false).await?;
+    Ok(request.reply(&created))
 }
 
 pub(super) async fn events(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bus_client::{IncomingRequest, Reply};
 use bus_messages::{
-    ApiError, ChangeCollaborator, CreateProject, ListRequest, Nothing, Project, ProjectList, ProjectReply,
-    ProjectStatus,
+    ApiError, BackupPolicy, ChangeCollaborator, CreateProject, ListRequest, Nothing, Project, ProjectList,
+    ProjectReply, ProjectStatus, UpdateProject,
 };
 use catalog_database::NewProject;
 use domain_model::{ProjectId, Timestamp};
@@ -63,17 +63,53 @@ pub(super) async fn get(registry: Arc<Registry>, request: IncomingRequest) -> Re
     Ok(request.reply(&ProjectReply { project }))
 }
 
+pub(super) async fn update(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let id = project(&request)?;
+    let update: UpdateProject = request.decode()?;
+    update.title.as_deref().map(|title| named("title", title)).transpose()?;
+    update.backup_policy.as_ref().map(BackupPolicy::check).transpose()?;
+    let (title, policy) = (update.title.as_deref(), update.backup_policy.as_ref());
+    registry.database.update_project(id, title, policy).await.map_err(from_database)?;
+    let project = known(&registry, id).await?;
+    Ok(request.reply(&ProjectReply { project }))
+}
+
+/// For edits that do not come about through the files that a host watches, or are to count at once.
+pub(super) async fn touch(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let id = project(&request)?;
+    request.decode::<Nothing>()?;
+    registry.database.touch_project(id).await.map_err(from_database)?;
+    let project = known(&registry, id).await?;
+    Ok(request.reply(&ProjectReply { project }))
+}
+
 pub(super) async fn status(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     let id = project(&request)?;
     request.decode::<Nothing>()?;
     let project = known(&registry, id).await?;
     let running_ops = registry.database.active_operations_of_project(id).await.map_err(from_database)?;
+    let standing = registry.database.backup_standing(id).await.map_err(from_database)?;
+    let standing = standing.ok_or_else(|| ApiError::not_found(format!("there is no project {id}")))?;
+    let backup_policy = standing.policy.over(&registry.backups);
+    let is_scheduled = backup_policy.schedule().enabled;
     let status = ProjectStatus {
         last_backup_at: project.last_backup_at,
         last_verified_at: project.last_verified_at,
         region: project.region.clone(),
-        project,
         running_ops,
+        changed_since_backup: standing.is_unsaved,
+        at_risk: standing.is_unsaved,
+        at_risk_reason: standing.is_unsaved.then(|| match project.last_backup_at {
+            None => "it has never been backed up".to_owned(),
+            Some(_) if !standing.backed_up_here => {
+                "it has not been backed up from the host that has its files now".to_owned()
+            }
+            Some(at) => format!("it has changed since its newest backup, which is of {at}"),
+        }),
+        at_risk_s: if standing.is_unsaved { standing.unsaved_s.max(0.0) } else { 0.0 },
+        backup_policy,
+        next_backup_at: standing.due_at.filter(|_| is_scheduled),
+        project,
     };
     Ok(request.reply(&status))
 }

@@ -2,6 +2,11 @@
 
 mod project_backup;
 mod project_restore;
+mod project_start;
+mod project_stop;
+mod repo_check;
+mod repo_prune;
+mod restore_drill;
 mod test_sleep;
 
 use domain_model::{HostId, OperationKind, Phase, ScopeType};
@@ -12,6 +17,11 @@ use serde_json::Value;
 
 pub use project_backup::{ProjectBackupInput, ProjectBackupResult, SourceKind};
 pub use project_restore::{BackupChoice, Conflict, ProjectRestoreInput, ProjectRestoreResult};
+pub use project_start::{ProjectStartInput, ProjectStartResult};
+pub use project_stop::{ProjectStopInput, ProjectStopResult};
+pub use repo_check::{RepoCheckInput, RepoCheckResult};
+pub use repo_prune::{RepoPruneInput, RepoPruneResult};
+pub use restore_drill::{Proof, RestoreDrillInput, RestoreDrillResult};
 pub use test_sleep::{TestSleepInput, TestSleepResult};
 
 use crate::ApiError;
@@ -68,12 +78,20 @@ impl KindDefinition {
 }
 
 /// Every kind there is.
-pub const ALL: [&KindDefinition; 3] =
-    [&project_backup::DEFINITION, &project_restore::DEFINITION, &test_sleep::DEFINITION];
+pub const ALL: &[&KindDefinition] = &[
+    &project_backup::DEFINITION,
+    &project_restore::DEFINITION,
+    &project_start::DEFINITION,
+    &project_stop::DEFINITION,
+    &repo_check::DEFINITION,
+    &repo_prune::DEFINITION,
+    &restore_drill::DEFINITION,
+    &test_sleep::DEFINITION,
+];
 
 /// The kind with this name.
 pub fn find(kind: &OperationKind) -> Option<&'static KindDefinition> {
-    ALL.into_iter().find(|definition| definition.name == kind.as_str())
+    ALL.iter().copied().find(|definition| definition.name == kind.as_str())
 }
 
 /// The kind with this name, for the service that does it.
@@ -81,7 +99,7 @@ pub fn find(kind: &OperationKind) -> Option<&'static KindDefinition> {
 /// # Panics
 /// Where there is no such kind: a mistake of whoever wrote the name.
 pub fn named(name: &str) -> &'static KindDefinition {
-    let found = ALL.into_iter().find(|definition| definition.name == name);
+    let found = ALL.iter().copied().find(|definition| definition.name == name);
     found.expect("a service names kinds that there are")
 }
 

@@ -46,6 +46,9 @@ pub struct ProjectBackupResult {
     pub tree: String,
     /// When the files were frozen, or reading of the live tree began.
     pub snapshot_at: domain_model::Timestamp,
+    /// Changes whenever the files change: what they had when they were frozen; null where that cannot be told.
+    #[serde(default)]
+    pub generation: Option<i64>,
     /// Files that were gone when they were to be read; 0 on a snapshot.
     #[serde(default)]
     pub vanished: u64,

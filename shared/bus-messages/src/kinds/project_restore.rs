@@ -95,6 +95,9 @@ pub struct ProjectRestoreInput {
     /// Restore and verify, and put nothing in place.
     #[serde(default)]
     pub dry_run: bool,
+    /// Restore although a drill has found the backup to be bad.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_bad: bool,
 }
 
 /// Result of `project-restore`.

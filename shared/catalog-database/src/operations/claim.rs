@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::row::OperationRow;
 use crate::error::During;
-use crate::{Database, DatabaseError};
+use crate::{Database, DatabaseError, project_states};
 
 const DURING: &str = "claim operations";
 
@@ -99,7 +99,8 @@ impl Database {
         limit: u32,
     ) -> Result<Vec<LeasedOperation>, DatabaseError> {
         let caller = wanted.caller.to_string();
-        let rows = if *caps == Caps::default() {
+        // One statement is a transaction by itself.
+        let rows = if *caps == Caps::default() && !project_states::depend_on(kind.as_str()) {
             let mut connection = self.pool.acquire().await.during(DURING)?;
             lease(&mut connection, wanted, kind, &caller, limit).await?
         } else {
@@ -108,6 +109,7 @@ impl Database {
                 0 => Vec::new(),
                 limit => lease(&mut transaction, wanted, kind, &caller, limit).await?,
             };
+            project_states::note(&mut transaction, &rows).await?;
             transaction.commit().await.during(DURING)?;
             rows
         };

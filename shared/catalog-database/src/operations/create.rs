@@ -131,7 +131,7 @@ async fn insert_one(
 }
 
 /// Inserts those that no unique key stands against, with a word to the outbox for each; by id.
-pub(super) async fn insert(
+pub(crate) async fn insert(
     connection: &mut PgConnection,
     new: &[&NewOperation],
 ) -> Result<HashMap<Uuid, OperationRow>, DatabaseError> {

@@ -1,6 +1,6 @@
-use bus_messages::kinds::{ProjectBackupInput, ProjectBackupResult, SourceKind};
+use bus_messages::kinds::{ProjectBackupInput, ProjectBackupResult, RestoreDrillResult, SourceKind};
 use bus_messages::{FinishError, Operation, Outcome};
-use domain_model::{BackOff, OperationEvent, OperationStatus, Scope};
+use domain_model::{BackOff, OperationEvent, OperationStatus, ProjectId, Scope};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -67,6 +67,7 @@ impl Database {
         let mut outcomes: Vec<Option<FinishOutcome>> = Vec::with_capacity(finished.len());
         let mut ending: Vec<(&OperationRow, &Finished)> = Vec::new();
         let mut made_backups = Vec::new();
+        let mut proofs = Vec::new();
         for finished in finished {
             let fence = &finished.fence;
             let outcome = match rows.get(&fence.op_id.as_uuid()).filter(|row| is_held(row, fence)) {
@@ -76,13 +77,14 @@ impl Database {
                 Some(row) if ending.iter().any(|(other, _)| other.id == row.id) => {
                     Some(FinishOutcome::Repeated)
                 }
-                Some(row) => match backup_of(row, finished)? {
-                    Ok(backup) => {
+                Some(row) => match (backup_of(row, finished)?, proof_of(row, finished)?) {
+                    (Ok(backup), Ok(proof)) => {
                         made_backups.extend(backup);
+                        proofs.extend(proof);
                         ending.push((row, finished));
                         None
                     }
-                    Err(reason) => Some(FinishOutcome::Refused { reason }),
+                    (Err(reason), _) | (_, Err(reason)) => Some(FinishOutcome::Refused { reason }),
                 },
             };
             outcomes.push(outcome);
@@ -99,6 +101,9 @@ impl Database {
         }
         for backup in &made_backups {
             backups::record(&mut transaction, backup).await?;
+        }
+        for (project, proof) in &proofs {
+            backups::note_proof(&mut transaction, *project, proof).await?;
         }
         let changes: Vec<_> =
             ending.into_iter().map(|(row, finished)| (row, change_of(row, finished))).collect();
@@ -157,7 +162,25 @@ fn backup_of(
         },
         tree: result.tree,
         parent: result.parent,
+        generation: result.generation,
     })))
+}
+
+/// What a `restore-drill` that has done its work says, or why that cannot be noted.
+fn proof_of(
+    row: &OperationRow,
+    finished: &Finished,
+) -> Result<Result<Option<(ProjectId, RestoreDrillResult)>, String>, DatabaseError> {
+    if row.kind != "restore-drill" || finished.outcome != Outcome::Succeeded {
+        return Ok(Ok(None));
+    }
+    let Scope::Project(project) = row.scope()? else {
+        return Ok(Err("a restore-drill is of a project".to_owned()));
+    };
+    Ok(match serde_json::from_value(finished.result.clone().unwrap_or_default()) {
+        Ok(result) => Ok(Some((project, result))),
+        Err(error) => Err(format!("the result of a restore-drill does not read: {error}")),
+    })
 }
 
 fn change_of<'a>(row: &OperationRow, finished: &'a Finished) -> Change<'a> {

@@ -86,7 +86,8 @@ impl Database {
         let rows = sqlx::query_as!(
             OperationRow,
             "SELECT * FROM long_running_operations
-             WHERE scope_type = $1 AND scope_id IS NOT DISTINCT FROM $2
+             WHERE scope_type = $1
+                AND coalesce(scope_id, '00000000-0000-0000-0000-000000000000') = coalesce($2, '00000000-0000-0000-0000-000000000000'::uuid)
                 AND ($3::text IS NULL OR kind = $3)
                 AND ($4::text IS NULL OR status = $4)
                 AND ($5::uuid IS NULL OR parent_id = $5)

@@ -14,6 +14,9 @@ mod row;
 mod sweep;
 mod transition;
 
+pub(crate) use create::insert;
+pub(crate) use row::OperationRow;
+
 pub use cancel::CancelOutcome;
 pub use claim::{Caps, ClaimWanted, KindWanted, LeasedOperation};
 pub use create::{CreateOutcome, NewOperation};

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::row::OperationRow;
 use crate::error::During;
-use crate::{DatabaseError, OutboxEvent, outbox};
+use crate::{DatabaseError, OutboxEvent, outbox, project_states};
 
 /// An operation whose state was to change, and who is to be told.
 #[derive(Debug, Clone, PartialEq)]
@@ -136,6 +136,7 @@ pub(super) async fn apply_all(
     .fetch_all(&mut *connection)
     .await
     .during("change the state of operations")?;
+    project_states::note(connection, &updated).await?;
     let mut updated: HashMap<Uuid, OperationRow> = updated.into_iter().map(|row| (row.id, row)).collect();
     let mut ended = Vec::with_capacity(changes.len());
     for changed in &columns {

@@ -7,6 +7,7 @@
 //! lines `name value unit` and nothing else; what happens meanwhile is told on standard error.
 
 mod backup;
+mod browse;
 mod database;
 mod figures;
 mod fleet;
@@ -34,6 +35,8 @@ enum Benchmark {
     Backup(backup::Options),
     /// Many small projects, one incremental backup of each; and one small project, thirty times
     Fleet(fleet::Options),
+    /// Looking into a backup: warm, cold, searching
+    Browse(browse::Options),
     /// A database file of a gigabyte: backed up and restored, beside a plain PutObject and GetObject
     Database(database::Options),
     /// Long-running operations: latency, throughput, events, recovery, idle
@@ -64,6 +67,7 @@ async fn main() -> ExitCode {
     let measured = match Arguments::parse().benchmark {
         Benchmark::Backup(options) => backup::measure(options).await,
         Benchmark::Fleet(options) => fleet::measure(options).await,
+        Benchmark::Browse(options) => browse::measure(options).await,
         Benchmark::Database(options) => database::measure(options).await,
         Benchmark::Lro(options) => lro::measure(options).await,
     };

@@ -1,0 +1,90 @@
+//! `repo-check`: read what a repository says that it has, and a share of what it has.
+//!
+//! It changes nothing, so a crash leaves nothing. Damage is a failure that no other attempt is made after, with what is
+//! wrong in its message and its events; a request that failed says nothing about the repository, and is tried again.
+
+use std::time::Instant;
+
+use async_trait::async_trait;
+use backup_repository::{CheckReport, JobResult, JobTask};
+use bus_messages::EventLevel;
+use bus_messages::kinds::{self, KindDefinition, RepoCheckInput, RepoCheckResult};
+use operation_engine::{OperationContext, OperationFailure, OperationHandler};
+use serde_json::Value;
+
+use super::result_value;
+use crate::host::{Record, SharedHost, now, project_of};
+
+/// So much of what is wrong is told.
+const TOLD: usize = 5;
+
+/// Does `repo-check`.
+pub(crate) struct RepoCheck {
+    pub host: SharedHost,
+}
+
+#[async_trait]
+impl OperationHandler for RepoCheck {
+    fn definition(&self) -> &'static KindDefinition {
+        kinds::named("repo-check")
+    }
+
+    async fn run(&self, operation: &OperationContext) -> Result<Value, OperationFailure> {
+        let project = project_of(operation)?;
+        let mut record = self.host.record(operation, project);
+        let outcome = self.check(operation, &mut record).await;
+        record.ended(&outcome, 0, 0);
+        outcome.and_then(result_value)
+    }
+}
+
+impl RepoCheck {
+    async fn check(
+        &self,
+        operation: &OperationContext,
+        record: &mut Record,
+    ) -> Result<RepoCheckResult, OperationFailure> {
+        let began = Instant::now();
+        let input: RepoCheckInput = operation.input()?;
+        operation.progress("repository", "opening the repository", None);
+        let grant = operation.repository().await?;
+        record.started(&grant.bucket);
+        let shares = input.read_data_shares;
+        let share = (shares > 0).then(|| input.share.unwrap_or_else(|| share_of_today(shares)));
+        let message = match share {
+            None => "reading what the repository says that it has".to_owned(),
+            Some(share) => format!("reading share {share} of {shares} of the data"),
+        };
+        operation.progress("check", message, None);
+        let task = JobTask::Check { read_data: share.is_some(), share: share.map(|share| (share, shares)) };
+        let report: CheckReport = match self.host.runner.run(operation, &grant, task, "check").await? {
+            JobResult::Check(report) => report,
+            other => {
+                let message = format!("the job answered with something else: {other:?}");
+                return Err(OperationFailure::permanent("job", message));
+            }
+        };
+        for error in report.errors.iter().take(TOLD) {
+            operation.event(EventLevel::Error, "check", error.clone(), None);
+        }
+        if !report.is_sound() {
+            tracing::error!(op.id = %operation.op_id(), errors = ?report.errors, "a repository is damaged");
+            let told: Vec<&str> = report.errors.iter().take(TOLD).map(String::as_str).collect();
+            let message = format!("{} errors in the repository: {}", report.errors.len(), told.join("; "));
+            return Err(OperationFailure::permanent("repository_damaged", message));
+        }
+        Ok(RepoCheckResult {
+            read_data_shares: shares,
+            share,
+            warnings: report.warnings.len() as u64,
+            requests: report.requests.total(),
+            duration_s: began.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// One after the other, a day each.
+fn share_of_today(shares: u32) -> u32 {
+    let day = now().as_date_time().to_julian_day();
+    u32::try_from(day).unwrap_or_default() % shares.max(1)
+}

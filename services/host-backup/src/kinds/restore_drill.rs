@@ -1,0 +1,118 @@
+//! `restore-drill`: restore a whole backup where nobody works, compare it with what was recorded when it was made, and
+//! delete it.
+//!
+//! The proof is that of a real restore: the job reads back what it wrote and compares it with the repository, and what
+//! comes out is compared with the hub's record. Whether it holds is the result; the hub notes it in the transaction that
+//! ends the operation. A crash leaves a staged tree, which the next start deletes.
+
+use std::time::Instant;
+
+use async_trait::async_trait;
+use backup_repository::{JobResult, JobTask, RestoreReceipt, RestoreRequest, RestoreTarget};
+use bus_messages::kinds::{self, KindDefinition, Proof, RestoreDrillInput, RestoreDrillResult};
+use bus_messages::{EventLevel, RepositoryGrant};
+use domain_model::{BackupId, ProjectId};
+use operation_engine::{OperationContext, OperationFailure, OperationHandler};
+use serde_json::Value;
+
+use super::result_value;
+use crate::host::{Record, SharedHost, project_of};
+
+/// Failures of a restore that say something about the backup, and not about the way to it.
+const DAMAGE: [&str; 2] = ["repository_damaged", "not_found"];
+
+/// Does `restore-drill`.
+pub(crate) struct RestoreDrill {
+    pub host: SharedHost,
+}
+
+#[async_trait]
+impl OperationHandler for RestoreDrill {
+    fn definition(&self) -> &'static KindDefinition {
+        kinds::named("restore-drill")
+    }
+
+    async fn run(&self, operation: &OperationContext) -> Result<Value, OperationFailure> {
+        let project = project_of(operation)?;
+        let mut record = self.host.record(operation, project);
+        let outcome = self.drill(operation, project, &mut record).await;
+        let (files, bytes) = outcome.as_ref().map_or((0, 0), |result| (result.files, result.bytes));
+        record.ended(&outcome, files, bytes);
+        outcome.and_then(result_value)
+    }
+}
+
+impl RestoreDrill {
+    async fn drill(
+        &self,
+        operation: &OperationContext,
+        project: ProjectId,
+        record: &mut Record,
+    ) -> Result<RestoreDrillResult, OperationFailure> {
+        let began = Instant::now();
+        let _: RestoreDrillInput = operation.input()?;
+        operation.progress("repository", "opening the repository", None);
+        let grant = operation.repository().await?;
+        record.started(&grant.bucket);
+        let named = grant.backup.clone().zip(grant.tree.clone());
+        let (backup, recorded) = named
+            .ok_or_else(|| OperationFailure::permanent("not_found", "the hub named no backup".to_owned()))?;
+        let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
+        let staged = self.host.volumes(move |root| root.stage(project, op_id)).await?;
+        let target =
+            RestoreTarget::Whole { project: staged.project_dir.clone(), persist: staged.persist_dir.clone() };
+        let restored = self.restore(operation, &grant, &backup, target).await;
+        operation.progress("clean-up", "deleting what was restored", None);
+        self.host.volumes(move |root| root.discard(staged)).await?;
+        let (reason, files, bytes) = match restored {
+            Ok(receipt) if receipt.tree == recorded => (None, receipt.files, receipt.bytes),
+            Ok(receipt) => {
+                let reason = format!("its tree is {}, and {recorded} was recorded", receipt.tree);
+                (Some(reason), receipt.files, receipt.bytes)
+            }
+            Err(OperationFailure::Failed { code, message, .. }) if DAMAGE.contains(&code.as_str()) => {
+                (Some(message), 0, 0)
+            }
+            Err(failure) => return Err(failure),
+        };
+        if let Some(reason) = &reason {
+            tracing::error!(op.id = %operation.op_id(), backup.id = %backup, reason, "a backup is bad");
+            operation.event(
+                EventLevel::Error,
+                "clean-up",
+                format!("the backup {backup} is bad: {reason}"),
+                None,
+            );
+        }
+        Ok(RestoreDrillResult {
+            backup_id: backup,
+            proof: if reason.is_none() { Proof::Match } else { Proof::Mismatch },
+            reason: reason.map(|reason| reason.chars().take(1000).collect()),
+            files,
+            bytes,
+            duration_s: began.elapsed().as_secs_f64(),
+        })
+    }
+
+    async fn restore(
+        &self,
+        operation: &OperationContext,
+        grant: &RepositoryGrant,
+        backup: &BackupId,
+        target: RestoreTarget,
+    ) -> Result<RestoreReceipt, OperationFailure> {
+        let snapshot = backup
+            .as_str()
+            .parse()
+            .map_err(|error| OperationFailure::permanent("invalid_argument", format!("{backup}: {error}")))?;
+        operation.progress("download", "reading the backup", None);
+        let task = JobTask::Restore(RestoreRequest { snapshot, target });
+        match self.host.runner.run(operation, grant, task, "download").await? {
+            JobResult::Restore(receipt) => Ok(receipt),
+            other => Err(OperationFailure::permanent(
+                "job",
+                format!("the job answered with something else: {other:?}"),
+            )),
+        }
+    }
+}

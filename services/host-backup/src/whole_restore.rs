@@ -1,0 +1,90 @@
+//! Restoring the whole of a backup in place of a project's files: for `project-restore`, and for `project-start` where
+//! there are none.
+
+use backup_repository::{JobResult, JobTask, RestoreReceipt, RestoreRequest, RestoreTarget};
+use bus_messages::RepositoryGrant;
+use domain_model::{BackupId, ProjectId};
+use operation_engine::{OperationContext, OperationFailure};
+
+use crate::host::Host;
+
+impl Host {
+    /// Restores, verifies, and puts in place unless it is a `dry_run`. Says where the files went.
+    pub(crate) async fn restore_whole(
+        &self,
+        operation: &OperationContext,
+        project: ProjectId,
+        grant: &RepositoryGrant,
+        backup: &BackupId,
+        dry_run: bool,
+    ) -> Result<(RestoreReceipt, String), OperationFailure> {
+        let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
+        let staged = self.volumes(move |root| root.stage(project, op_id)).await?;
+        let target =
+            RestoreTarget::Whole { project: staged.project_dir.clone(), persist: staged.persist_dir.clone() };
+        let restored = self.download(operation, grant, backup, target).await.and_then(|receipt| {
+            // The job has compared what it wrote with what the repository says. This compares it with what the
+            // hub has recorded when the backup was made.
+            match &grant.tree {
+                Some(tree) if *tree != receipt.tree => Err(OperationFailure::permanent(
+                    "verification_failed",
+                    format!(
+                        "the restored tree is {}, and the backup's was {tree}; nothing was put in place",
+                        receipt.tree
+                    ),
+                )),
+                _ => Ok(receipt),
+            }
+        });
+        let restored = match restored {
+            Ok(receipt) if !dry_run => {
+                operation.progress("exchange", "putting the files in place", None);
+                if let Err(stopped) = operation.check() {
+                    Err(stopped)
+                } else {
+                    let exchanged = self.volumes(move |root| root.exchange(&staged).map(|()| staged)).await;
+                    return match exchanged {
+                        Ok(staged) => {
+                            operation.progress("clean-up", "deleting the files that were replaced", None);
+                            if let Err(error) = self.volumes(move |root| root.discard(staged)).await {
+                                tracing::warn!(op.id = %operation.op_id(), ?error, "replaced files could not be deleted");
+                            }
+                            Ok((receipt, "project".to_owned()))
+                        }
+                        Err(failure) => Err(failure),
+                    };
+                }
+            }
+            other => other,
+        };
+        operation.progress("clean-up", "deleting what was staged", None);
+        self.volumes(move |root| root.discard(staged)).await?;
+        restored.map(|receipt| (receipt, "nothing: dry run".to_owned()))
+    }
+
+    /// Has a job write what it reads, and compare both.
+    pub(crate) async fn download(
+        &self,
+        operation: &OperationContext,
+        grant: &RepositoryGrant,
+        backup: &BackupId,
+        target: RestoreTarget,
+    ) -> Result<RestoreReceipt, OperationFailure> {
+        let snapshot = backup
+            .as_str()
+            .parse()
+            .map_err(|error| OperationFailure::permanent("invalid_argument", format!("{backup}: {error}")))?;
+        operation.progress("download", "reading the backup", None);
+        let task = JobTask::Restore(RestoreRequest { snapshot, target });
+        match self.runner.run(operation, grant, task, "download").await? {
+            JobResult::Restore(receipt) => {
+                operation.progress("verify", format!("{} files are as they were", receipt.files), None);
+                Ok(receipt)
+            }
+            other => Err(OperationFailure::permanent(
+                "job",
+                format!("the job answered with something else: {other:?}"),
+            )),
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What hosts say of their projects, which backups are due, and the upkeep of their repositories: `work.v1.host-<id>.freshness`, `work.v1.hub.schedule`.
+
+use std::sync::Arc;
+
+use bus_client::{IncomingRequest, Reply};
+use bus_messages::kinds::{self, KindDefinition, ProjectBackupInput};
+use bus_messages::{ApiError, ErrorCode, FreshnessRequest, Nothing, ScheduleReply, ScheduleRequest};
+use catalog_database::{DueProject, NewOperation, Upkeep};
+use domain_model::{OperationId, Routing, Scope};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::api::operations::{exclusive_key, input_hash};
+use crate::errors::from_database;
+use crate::registry::Registry;
+use crate::work::caller;
+
+const MOST_PROJECTS: usize = 1000;
+const DAY_S: f64 = 24.0 * 3600.0;
+/// What is done with every repository that holds a backup, in the turn of its project.
+const UPKEEP: &[Upkeep] = &[
+    Upkeep { kind: "repo-prune", every_s: 7.0 * DAY_S },
+    Upkeep { kind: "repo-check", every_s: 7.0 * DAY_S },
+    Upkeep { kind: "restore-drill", every_s: 30.0 * DAY_S },
+];
+/// Upkeep waits for backups.
+const UPKEEP_PRIORITY: i32 = -20;
+/// One at a time of a project, however many schedulers and registries there are.
+const DEDUPE_KEY: &str = "schedule";
+const CREATED_BY: &str = "scheduler";
+
+pub(crate) async fn freshness(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let Routing::Host(host) = caller(&request)? else {
+        return Err(ApiError::new(ErrorCode::PermissionDenied, "only a host tells of projects"));
+    };
+    let said: FreshnessRequest = request.decode()?;
+    if said.projects.len() > MOST_PROJECTS {
+        return Err(ApiError::invalid_argument(format!("at most {MOST_PROJECTS} projects in one message")));
+    }
+    registry.database.note_load(host, said.memory_pressure, said.io_pressure).await.map_err(from_database)?;
+    if !said.projects.is_empty() {
+        registry.database.note_generations(host, &said.projects).await.map_err(from_database)?;
+    }
+    Ok(request.reply(&Nothing {}))
+}
+
+pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    if caller(&request)? != Routing::Hub {
+        return Err(ApiError::new(ErrorCode::PermissionDenied, "only the hub schedules"));
+    }
+    let wanted: ScheduleRequest = request.decode()?;
+    if !(1..=MOST_PROJECTS as u32).contains(&wanted.limit) {
+        return Err(ApiError::invalid_argument(format!("limit is to be from 1 to {MOST_PROJECTS}")));
+    }
+    let decide = |project: &DueProject| {
+        let policy = project.policy.over(&registry.backups);
+        let decision = policy.schedule().decide(&project.state, project.now);
+        let backup = decision.back_up.map(|priority| {
+            let input = serde_json::to_value(ProjectBackupInput::default()).unwrap_or_default();
+            operation_of(project, kinds::named("project-backup"), input, priority)
+        });
+        let upkeep = project.upkeep.iter().filter_map(|kind| {
+            let (kind, input) = upkeep_of(kind)?;
+            Some(operation_of(project, kind, input, UPKEEP_PRIORITY))
+        });
+        (decision, backup.into_iter().chain(upkeep).collect())
+    };
+    let scheduled = registry.database.schedule_backups(wanted.limit, UPKEEP, decide);
+    let scheduled = scheduled.await.map_err(from_database)?;
+    for project in &scheduled.missed {
+        registry.metrics.backups_missed.inc();
+        tracing::warn!(project.id = %project, "its backup did not come about; it is asked for again");
+    }
+    for op in &scheduled.created {
+        registry.created(op).await;
+    }
+    let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+    Ok(request.reply(&ScheduleReply {
+        looked_at: count(scheduled.looked_at),
+        scheduled: count(scheduled.created.iter().filter(|op| op.kind.as_str() == "project-backup").count()),
+        missed: count(scheduled.missed.len()),
+    }))
+}
+
+/// What a kind of upkeep is asked to do.
+fn upkeep_of(kind: &str) -> Option<(&'static KindDefinition, Value)> {
+    let input = match kind {
+        // One share a week: all data is read within eight weeks.
+        "repo-check" => json!({ "read_data_shares": 8 }),
+        _ => json!({}),
+    };
+    let kind = kinds::named(kind);
+    let input = (kind.normalise_input)(&input).ok()?;
+    Some((kind, input))
+}
+
+fn operation_of(
+    project: &DueProject,
+    kind: &'static KindDefinition,
+    input: Value,
+    priority: i32,
+) -> NewOperation {
+    let scope = Scope::Project(project.state.project);
+    NewOperation {
+        id: OperationId::from(Uuid::now_v7()),
+        kind: kind.kind(),
+        scope,
+        created_by: CREATED_BY.to_owned(),
+        routing: Routing::Host(project.host_id),
+        input_hash: input_hash(&input),
+        input,
+        max_attempts: kind.max_attempts,
+        priority,
+        not_before: None,
+        time_to_live_s: kind.time_to_live_s,
+        dedupe_key: Some(DEDUPE_KEY.to_owned()),
+        exclusive_key: kind.exclusive.then(|| exclusive_key(scope)),
+        parent: None,
+        retry_of: None,
+        checkpoint: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_upkeep_is_one_that_takes_its_input() {
+        for upkeep in UPKEEP {
+            assert!(upkeep_of(upkeep.kind).is_some(), "{}", upkeep.kind);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! A prune frees space, and whatever goes wrong in it, no backup that is to stay loses anything.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod support;
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use backup_repository::*;
+use object_storage::{ConnectOptions, FaultInjector, FaultPlan, ObjectStore};
+use support::*;
+use tokio::runtime::Handle;
+
+async fn prune(location: RepositoryLocation, request: PruneRequest) -> Result<PruneReceipt> {
+    let handle = Handle::current();
+    blocking(move || Repository::open_for_writing(location, handle)?.prune(&request, &NoProgress)).await
+}
+
+fn request(keep: &[SnapshotId], forget: &[SnapshotId]) -> PruneRequest {
+    PruneRequest {
+        keep: keep.to_vec(),
+        forget: forget.to_vec(),
+        spare: Vec::new(),
+        unfinished: Vec::new(),
+        grace_s: None,
+    }
+}
+
+/// The bytes of the packs on the disk, counted by nobody who could be wrong about them.
+fn packs(test: &TestRepository) -> u64 {
+    let files =
+        walkdir::WalkDir::new(test.repository_path().join("data")).into_iter().map(|file| file.unwrap());
+    files.filter(|file| file.file_type().is_file()).map(|file| file.metadata().unwrap().len()).sum()
+}
+
+/// A repository with three backups, of which the second shares something with each of the others.
+async fn three_backups() -> (TestRepository, [SnapshotId; 3]) {
+    let test = TestRepository::new().await;
+    let mut ids = Vec::new();
+    for round in 0..3_u64 {
+        for number in round..round + 8 {
+            fs::write(test.project().join(format!("file-{number}")), noise(1_000_000, number)).unwrap();
+        }
+        if round > 0 {
+            fs::remove_file(test.project().join(format!("file-{}", round - 1))).unwrap();
+        }
+        fs::write(test.project().join("small"), noise(5_000, 100 + round)).unwrap();
+        let parent = ids.last().copied();
+        ids.push(test.back_up(test.request(parent)).await.unwrap().snapshot);
+    }
+    (test, ids.try_into().unwrap())
+}
+
+/// That the repository is sound, and that a backup comes back as the live files are.
+async fn assert_whole(test: &TestRepository, newest: SnapshotId, told: &str) {
+    let report = test.check().await;
+    assert!(report.is_sound(), "{told}: {report:?}");
+    let name = format!("restored-{}", told.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-"));
+    test.restore(newest, test.whole(&name)).await.unwrap();
+    assert_same(&test.project(), &test.path(&name).join("project"));
+    fs::remove_dir_all(test.path(&name)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prune_frees_what_only_the_forgotten_needed_and_a_second_one_has_nothing_to_do() {
+    let (test, [first, second, third]) = three_backups().await;
+    let before = packs(&test);
+    let receipt = prune(test.location(), request(&[second, third], &[first])).await.unwrap();
+    assert_eq!((receipt.forgotten, receipt.orphans), (1, 0));
+    assert_eq!((receipt.bytes_before, receipt.bytes_after), (before, packs(&test)));
+    assert_whole(&test, third, "after the first").await;
+
+    let receipt = prune(test.location(), request(&[third], &[second])).await.unwrap();
+    assert_eq!(receipt.bytes_after, packs(&test));
+    // Ten files and what changes: of which nine are left, with a twentieth unused at most.
+    assert!(packs(&test) < before && packs(&test) < 9_600_000, "{before} {}", packs(&test));
+    assert_eq!(test.snapshots().await.len(), 1);
+    assert_whole(&test, third, "after the second").await;
+
+    let receipt = prune(test.location(), request(&[third], &[second])).await.unwrap();
+    assert_eq!(receipt.bytes_before, receipt.bytes_after);
+    assert_eq!((receipt.requests.put, receipt.requests.delete), (0, 1), "only the snapshot that is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prune_with_nothing_to_do_takes_ten_requests_at_most() {
+    let (test, backups) = three_backups().await;
+    let cache = CacheSettings { directory: test.path("cache"), limit_bytes: 1 << 30 };
+    let location = || RepositoryLocation { cache: Some(cache.clone()), ..test.location() };
+    prune(location(), request(&backups, &[])).await.unwrap();
+    let receipt = prune(location(), request(&backups, &[])).await.unwrap();
+    assert_eq!(receipt.bytes_before, receipt.bytes_after);
+    assert!(receipt.requests.total() <= 10, "{:?}", receipt.requests);
+    assert_eq!((receipt.requests.put, receipt.requests.delete), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prune_that_fails_or_dies_at_any_request_loses_nothing_and_the_next_one_finishes() {
+    let (probe, [first, second, third]) = three_backups().await;
+    let counting = FaultyStore::new(Arc::clone(&probe.store), |_, _, _| false);
+    prune(probe.location_on(counting.clone()), request(&[third], &[first, second])).await.unwrap();
+    let requests = counting.requests.load(Ordering::SeqCst);
+    assert!(requests > 12, "{requests}");
+    let freed = packs(&probe);
+    for dies in [false, true] {
+        for failing in 0..requests {
+            let told = format!("request {failing}, dies: {dies}");
+            let (test, [first, second, third]) = three_backups().await;
+            let store = FaultyStore::new(Arc::clone(&test.store), move |_, _, number| {
+                number == failing || (dies && number > failing)
+            });
+            match prune(test.location_on(store), request(&[third], &[first, second])).await {
+                Ok(receipt) => assert_eq!(receipt.bytes_after, packs(&test), "{told}"),
+                Err(error) => {
+                    assert_eq!(
+                        error.kind(),
+                        BackupRepositoryErrorKind::Retryable,
+                        "{told}: {}",
+                        error.chain()
+                    );
+                }
+            }
+            assert_whole(&test, third, &told).await;
+            prune(test.location(), request(&[third], &[first, second])).await.unwrap();
+            assert!(packs(&test) < freed + 500_000, "{told}: {} are left, not {freed}", packs(&test));
+            assert_whole(&test, third, &told).await;
+        }
+    }
+}
+
+fn faulty(test: &TestRepository, plan: &str) -> Arc<dyn ObjectStore> {
+    let faults = Some(FaultInjector::new(FaultPlan::from_json(plan).unwrap()));
+    let options = ConnectOptions { faults, ..ConnectOptions::default() };
+    provider(test.directory.path()).connect_with(options).unwrap().open_bucket(BUCKET)
+}
+
+fn objects(test: &TestRepository) -> Vec<std::path::PathBuf> {
+    let files = walkdir::WalkDir::new(test.repository_path()).sort_by_file_name();
+    files.into_iter().map(|file| file.unwrap().into_path()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_that_misses_something_ends_a_prune_before_it_deletes_anything_alive() {
+    let (test, [first, second, third]) = three_backups().await;
+    let name = |directory: &str, number: usize| {
+        let files = fs::read_dir(test.repository_path().join(directory)).unwrap();
+        let mut names: Vec<String> =
+            files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names[number].clone()
+    };
+    let indexes = fs::read_dir(test.repository_path().join("index")).unwrap().count();
+    assert!(indexes >= 3, "{indexes}");
+    let snapshot = third.to_string();
+    let mut missing: Vec<(String, String)> =
+        (0..indexes).map(|number| ("index".to_owned(), name("index", number))).collect();
+    missing.push(("snapshots".to_owned(), snapshot));
+    for (directory, name) in missing {
+        let before = objects(&test);
+        let plan = format!(
+            r#"{{"faults":[{{"operation":"list","key":"*/{directory}/{name}","action":"omit_from_listing"}}]}}"#
+        );
+        // With the first in use no longer: its space would be freed.
+        let error =
+            prune(test.location_on(faulty(&test, &plan)), request(&[first, second, third], &[])).await;
+        let error = error.expect_err(&format!("{directory}/{name} is not listed"));
+        assert_eq!(error.kind(), BackupRepositoryErrorKind::Damaged, "{}", error.chain());
+        assert_eq!(objects(&test), before, "{directory}/{name}");
+    }
+    for failing in 1..=4 {
+        let before = objects(&test);
+        let plan = format!(
+            r#"{{"faults":[{{"operation":"list","moment":{{"from":{failing}}},"action":{{"fail":"permanent"}}}}]}}"#
+        );
+        let failed =
+            prune(test.location_on(faulty(&test, &plan)), request(&[first, second, third], &[])).await;
+        if let Err(error) = &failed {
+            assert!(error.chain().contains("injected failure"), "{}", error.chain());
+            assert_eq!(objects(&test), before, "listing {failing}");
+        } else {
+            assert_eq!(failing, 4, "a prune has three listings before it writes");
+        }
+    }
+    assert_whole(&test, third, "after missing listings").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_did_not_happen_is_no_success() {
+    for directory in ["snapshots", "index", "data"] {
+        let (test, [first, second, third]) = three_backups().await;
+        let plan = format!(
+            r#"{{"faults":[{{"operation":"delete","key":"*/{directory}/*","action":"pretend_deletion"}}]}}"#
+        );
+        let error = prune(test.location_on(faulty(&test, &plan)), request(&[third], &[first, second])).await;
+        assert!(error.is_err(), "{directory}: {error:?}");
+        assert_whole(&test, third, directory).await;
+        let receipt = prune(test.location(), request(&[third], &[first, second])).await.unwrap();
+        assert_eq!(receipt.bytes_after, packs(&test));
+        assert!(packs(&test) < 9_600_000, "{directory}: {}", packs(&test));
+        assert_whole(&test, third, directory).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn within_the_grace_nothing_is_deleted_and_what_is_wanted_again_is_taken_back() {
+    let (test, [first, second, third]) = three_backups().await;
+    let before = packs(&test);
+    let graceful = PruneRequest { grace_s: Some(3600.0), ..request(&[third], &[first, second]) };
+    let receipt = prune(test.location(), graceful).await.unwrap();
+    assert!(packs(&test) >= before, "{before} {}", packs(&test));
+    assert_eq!(receipt.bytes_after, packs(&test));
+    assert_whole(&test, third, "marked").await;
+    // A backup that began before knows these packs, and names them now.
+    fs::write(test.project().join("file-0"), noise(1_000_000, 0)).unwrap();
+    let fourth = test.back_up(test.request(Some(third))).await.unwrap().snapshot;
+    prune(test.location(), request(&[third, fourth], &[])).await.unwrap();
+    assert_whole(&test, fourth, "taken back").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_nobody_knows_goes_unless_its_operation_may_still_come_back_for_it() {
+    let (test, [first, second, third]) = three_backups().await;
+    let op_of_first = test.snapshots().await.into_iter().find(|one| one.id == first).unwrap().op_id;
+    let unfinished = PruneRequest { unfinished: vec![op_of_first], ..request(&[third], &[]) };
+    let receipt = prune(test.location(), PruneRequest { spare: vec![second], ..unfinished }).await.unwrap();
+    assert_eq!(receipt.orphans, 0);
+    let graceful = PruneRequest { grace_s: Some(10.0), ..request(&[third], &[]) };
+    assert_eq!(prune(test.location(), graceful).await.unwrap().orphans, 0);
+    assert_eq!(test.snapshots().await.len(), 3);
+    assert_eq!(prune(test.location(), request(&[third], &[])).await.unwrap().orphans, 2);
+    assert_eq!(test.snapshots().await.len(), 1);
+    assert_whole(&test, third, "without orphans").await;
+}

@@ -1,0 +1,67 @@
+use domain_model::{BackupId, Phase, ScopeType};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{BackupChoice, KindDefinition, RoutingRule, no_host, normalise, schema};
+
+/// Input of `restore-drill`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreDrillInput {
+    /// Which backup; `latest` for the newest.
+    #[serde(default = "latest")]
+    pub backup_id: BackupChoice,
+}
+
+fn latest() -> BackupChoice {
+    BackupChoice::Latest
+}
+
+/// What a drill has found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Proof {
+    /// The backup restores to what was recorded when it was made.
+    Match,
+    /// It does not: it is bad from now on.
+    Mismatch,
+}
+
+/// Result of `restore-drill`. That a backup is bad is a result, too: the drill has done its work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RestoreDrillResult {
+    /// Which backup was restored.
+    pub backup_id: BackupId,
+    /// Whether it is what it was.
+    pub proof: Proof,
+    /// Why it is not.
+    pub reason: Option<String>,
+    /// How many files were restored and compared.
+    pub files: u64,
+    /// How many bytes these have.
+    pub bytes: u64,
+    /// Seconds that the attempt took.
+    pub duration_s: f64,
+}
+
+pub(super) static DEFINITION: KindDefinition = KindDefinition {
+    name: "restore-drill",
+    description: "Restores a whole backup beside the project's files, compares it with what was recorded, and deletes it",
+    scope: ScopeType::Project,
+    routing: RoutingRule::ProjectHost,
+    phases: &[
+        Phase { name: "repository", weight: 2 },
+        Phase { name: "download", weight: 95 },
+        Phase { name: "clean-up", weight: 3 },
+    ],
+    max_attempts: 5,
+    time_to_live_s: 7 * 24 * 3600,
+    exclusive: true,
+    uses_repository: true,
+    for_tests: false,
+    example_input: r#"{"backup_id":"latest"}"#,
+    normalise_input: |input| normalise::<RestoreDrillInput>("restore-drill", input),
+    host_in_input: no_host,
+    input_schema: schema::<RestoreDrillInput>,
+    result_schema: schema::<RestoreDrillResult>,
+};

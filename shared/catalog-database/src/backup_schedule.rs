@@ -1,0 +1,299 @@
+//! What hosts say of their projects, what is due to be backed up, and what is not saved.
+
+use bus_messages::{BackupPolicy, Operation, ProjectGeneration};
+use domain_model::{BackupDecision, BackupState, HostId, ProjectId, Timestamp};
+use serde_json::Value;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::error::During;
+use crate::operations::{NewOperation, insert};
+use crate::{Database, DatabaseError};
+
+/// A host counts as busy where more than this share of its time, in percent, something waits for memory.
+const BUSY_MEMORY: f32 = 20.0;
+/// The same for input and output.
+const BUSY_IO: f32 = 60.0;
+
+/// A project that the scheduler looks at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DueProject {
+    /// What the decision depends on.
+    pub state: BackupState,
+    /// The host that has its files.
+    pub host_id: HostId,
+    /// Its own policy over that of its account.
+    pub policy: BackupPolicy,
+    /// The kinds of upkeep whose time has come; none while it has no backup.
+    pub upkeep: Vec<String>,
+    /// The database's clock.
+    pub now: Timestamp,
+}
+
+/// Something to be done with every repository now and then.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Upkeep {
+    /// The kind of operation.
+    pub kind: &'static str,
+    /// Seconds from one to the next.
+    pub every_s: f64,
+}
+
+/// What the scheduler has done.
+#[derive(Debug, Default)]
+pub struct Scheduled {
+    /// How many projects it has looked at.
+    pub looked_at: usize,
+    /// The operations that were asked for.
+    pub created: Vec<Operation>,
+    /// Projects whose last backup did not come about.
+    pub missed: Vec<ProjectId>,
+}
+
+/// How a project stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackupStanding {
+    /// Whether it may have something that is not in its newest backup.
+    pub is_unsaved: bool,
+    /// Since when, in seconds.
+    pub unsaved_s: f64,
+    /// Whether it was backed up from the host that has its files now.
+    pub backed_up_here: bool,
+    /// Its own policy over that of its account.
+    pub policy: BackupPolicy,
+    /// When the scheduler looks at it next.
+    pub due_at: Option<Timestamp>,
+}
+
+fn policy_of(own: Option<Value>, of_account: Option<Value>) -> Result<BackupPolicy, DatabaseError> {
+    let read = |value: Option<Value>, what: &'static str| match value {
+        Some(value) => serde_json::from_value(value).map_err(|error| DatabaseError::row(what, error)),
+        None => Ok(BackupPolicy::default()),
+    };
+    let own: BackupPolicy = read(own, "projects.backup_policy")?;
+    Ok(own.over(&read(of_account, "accounts.backup_policy")?))
+}
+
+impl Database {
+    /// Notes what a host says of its projects; of those of other hosts it has nothing to say. A project that changes
+    /// counts as edited now.
+    pub async fn note_generations(
+        &self,
+        host: HostId,
+        projects: &[ProjectGeneration],
+    ) -> Result<(), DatabaseError> {
+        let ids: Vec<Uuid> = projects.iter().map(|project| project.project_id.as_uuid()).collect();
+        let generations: Vec<i64> = projects.iter().map(|project| project.generation).collect();
+        sqlx::query!(
+            "UPDATE projects SET
+                last_changed_generation = sent.generation,
+                last_edited = CASE WHEN sent.generation IS DISTINCT FROM projects.backup_generation THEN now()
+                    ELSE projects.last_edited END,
+                unsaved_since = CASE WHEN sent.generation IS DISTINCT FROM projects.backup_generation
+                    THEN coalesce(projects.unsaved_since, now()) ELSE projects.unsaved_since END
+             FROM unnest($2::uuid[], $3::bigint[]) AS sent (id, generation)
+             WHERE projects.id = sent.id AND projects.host_id = $1
+                AND projects.last_changed_generation <> sent.generation",
+            host.as_uuid(),
+            &ids,
+            &generations,
+        )
+        .execute(&self.pool)
+        .await
+        .during("note what a host says of its projects")
+        .map(drop)
+    }
+
+    /// Notes how much a host has to do.
+    pub async fn note_load(
+        &self,
+        host: HostId,
+        memory_pressure: Option<f32>,
+        io_pressure: Option<f32>,
+    ) -> Result<(), DatabaseError> {
+        sqlx::query!(
+            "UPDATE hosts SET memory_pressure = $2, io_pressure = $3, load_seen = now(), last_seen = now() WHERE id = $1",
+            host.as_uuid(),
+            memory_pressure,
+            io_pressure,
+        )
+        .execute(&self.pool)
+        .await
+        .during("note the load of a host")
+        .map(drop)
+    }
+
+    /// Somebody says that a project was edited. `false` where there is no such project.
+    pub async fn touch_project(&self, project: ProjectId) -> Result<bool, DatabaseError> {
+        let touched = sqlx::query!(
+            "UPDATE projects SET touched_at = now(), last_edited = now(),
+                unsaved_since = coalesce(unsaved_since, now()), updated_at = now()
+             WHERE id = $1",
+            project.as_uuid()
+        )
+        .execute(&self.pool)
+        .await
+        .during("touch a project")?;
+        Ok(touched.rows_affected() > 0)
+    }
+
+    /// How a project stands with its backups.
+    pub async fn backup_standing(&self, project: ProjectId) -> Result<Option<BackupStanding>, DatabaseError> {
+        let row = sqlx::query!(
+            r#"SELECT is_unsaved(project) AS "is_unsaved!",
+                extract(epoch FROM now() - coalesce(project.unsaved_since, project.last_backup_at, project.created_at))::float8
+                    AS "unsaved_s!",
+                project.backup_host_id IS NOT DISTINCT FROM project.host_id AS "backed_up_here!",
+                project.backup_policy, account.backup_policy AS "account_policy?", project.backup_due_at
+             FROM projects AS project LEFT JOIN accounts AS account ON account.id = project.account_id
+             WHERE project.id = $1"#,
+            project.as_uuid()
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .during("read how a project stands")?;
+        row.map(|row| {
+            Ok(BackupStanding {
+                is_unsaved: row.is_unsaved,
+                unsaved_s: row.unsaved_s,
+                backed_up_here: row.backed_up_here,
+                policy: policy_of(row.backup_policy, row.account_policy)?,
+                due_at: row.backup_due_at.map(Timestamp::from),
+            })
+        })
+        .transpose()
+    }
+
+    /// Looks at up to `limit` projects that are due, does what `decide` says of each, and stores when to look again: all
+    /// in one transaction, so that several who ask at once do not do it twice.
+    pub async fn schedule_backups(
+        &self,
+        limit: u32,
+        upkeep: &[Upkeep],
+        decide: impl Fn(&DueProject) -> (BackupDecision, Vec<NewOperation>),
+    ) -> Result<Scheduled, DatabaseError> {
+        const DURING: &str = "schedule backups";
+        let upkeep_kinds: Vec<String> = upkeep.iter().map(|upkeep| upkeep.kind.to_owned()).collect();
+        let upkeep_every_s: Vec<f64> = upkeep.iter().map(|upkeep| upkeep.every_s).collect();
+        let mut transaction = self.pool.begin().await.during(DURING)?;
+        let rows = sqlx::query!(
+            r#"SELECT project.id, project.host_id, project.backup_due_at, project.last_backup_at,
+                project.backup_scheduled_at, project.backup_policy, account.backup_policy AS "account_policy?",
+                is_unsaved(project) AND (project.last_changed_generation <> 0 OR project.touched_at IS NOT NULL)
+                    AS "changed!",
+                EXISTS (SELECT 1 FROM long_running_operations
+                    WHERE scope_type = 'project'
+                        AND coalesce(scope_id, '00000000-0000-0000-0000-000000000000') = project.id AND kind = 'project-backup'
+                        AND status IN ('queued', 'running')) AS "is_under_way!",
+                coalesce((host.memory_pressure > $2 OR host.io_pressure > $3)
+                    AND host.load_seen > now() - interval '5 minutes', false) AS "host_is_busy!",
+                ARRAY(SELECT upkeep.kind FROM unnest($4::text[], $5::float8[]) AS upkeep (kind, every_s)
+                    WHERE project.last_backup_at IS NOT NULL
+                        AND coalesce(
+                            (SELECT asked_at FROM project_upkeep AS asked
+                                WHERE asked.project_id = project.id AND asked.kind = upkeep.kind),
+                            project.created_at) < now() - make_interval(secs => upkeep.every_s)) AS "upkeep!",
+                now() AS "now!"
+             FROM projects AS project
+                JOIN hosts AS host ON host.id = project.host_id
+                LEFT JOIN accounts AS account ON account.id = project.account_id
+             WHERE project.backup_due_at IS NULL OR project.backup_due_at <= now()
+             ORDER BY project.backup_due_at NULLS FIRST LIMIT $1
+             FOR UPDATE OF project SKIP LOCKED"#,
+            i64::from(limit),
+            BUSY_MEMORY,
+            BUSY_IO,
+            &upkeep_kinds,
+            &upkeep_every_s,
+        )
+        .fetch_all(&mut *transaction)
+        .await
+        .during(DURING)?;
+        let mut scheduled = Scheduled { looked_at: rows.len(), ..Scheduled::default() };
+        let (mut ids, mut look_again): (Vec<Uuid>, Vec<OffsetDateTime>) = (Vec::new(), Vec::new());
+        let mut wanted: Vec<NewOperation> = Vec::new();
+        for row in rows {
+            let project = DueProject {
+                state: BackupState {
+                    project: row.id.into(),
+                    due_at: row.backup_due_at.map(Timestamp::from),
+                    changed: row.changed,
+                    last_backup_at: row.last_backup_at.map(Timestamp::from),
+                    scheduled_at: row.backup_scheduled_at.map(Timestamp::from),
+                    is_under_way: row.is_under_way,
+                    host_is_busy: row.host_is_busy,
+                },
+                host_id: row.host_id.into(),
+                policy: policy_of(row.backup_policy, row.account_policy)?,
+                upkeep: row.upkeep,
+                now: row.now.into(),
+            };
+            let (decision, new) = decide(&project);
+            if decision.missed {
+                scheduled.missed.push(project.state.project);
+            }
+            wanted.extend(new);
+            ids.push(row.id);
+            look_again.push(decision.look_again_at.as_date_time());
+        }
+        if ids.is_empty() {
+            return Ok(scheduled);
+        }
+        let (mut asked_for, mut kinds): (Vec<Uuid>, Vec<String>) = (Vec::new(), Vec::new());
+        if !wanted.is_empty() {
+            let wanted: Vec<&NewOperation> = wanted.iter().collect();
+            for row in insert(&mut transaction, &wanted).await?.into_values() {
+                if let Some(project) = row.scope_id {
+                    asked_for.push(project);
+                    kinds.push(row.kind.clone());
+                }
+                scheduled.created.push(row.try_into()?);
+            }
+        }
+        sqlx::query!(
+            "UPDATE projects SET
+                backup_due_at = decided.look_again_at,
+                backup_scheduled_at = CASE
+                    WHEN EXISTS (SELECT 1 FROM unnest($3::uuid[], $4::text[]) AS asked (id, kind)
+                        WHERE asked.id = projects.id AND asked.kind = 'project-backup')
+                    THEN now() ELSE projects.backup_scheduled_at END
+             FROM unnest($1::uuid[], $2::timestamptz[]) AS decided (id, look_again_at)
+             WHERE projects.id = decided.id",
+            &ids,
+            &look_again,
+            &asked_for,
+            &kinds,
+        )
+        .execute(&mut *transaction)
+        .await
+        .during(DURING)?;
+        sqlx::query!(
+            "INSERT INTO project_upkeep (project_id, kind, asked_at)
+             SELECT id, kind, now() FROM unnest($1::uuid[], $2::text[]) AS asked (id, kind) WHERE kind = ANY ($3)
+             ON CONFLICT (project_id, kind) DO UPDATE SET asked_at = excluded.asked_at",
+            &asked_for,
+            &kinds,
+            &upkeep_kinds,
+        )
+        .execute(&mut *transaction)
+        .await
+        .during(DURING)?;
+        transaction.commit().await.during(DURING)?;
+        Ok(scheduled)
+    }
+
+    /// How many projects have something that is not saved, and for how many seconds the oldest of it is not.
+    pub async fn unsaved_projects(&self) -> Result<(i64, f64), DatabaseError> {
+        let row = sqlx::query!(
+            r#"SELECT count(*) AS "count!",
+                coalesce(extract(epoch FROM now() - min(coalesce(project.unsaved_since, project.last_backup_at))), 0)::float8
+                    AS "oldest_s!"
+             FROM projects AS project
+             WHERE is_unsaved(project) AND (project.last_changed_generation <> 0 OR project.touched_at IS NOT NULL)"#
+        )
+        .fetch_one(&self.pool)
+        .await
+        .during("count the projects that are not saved")?;
+        Ok((row.count, row.oldest_s))
+    }
+}

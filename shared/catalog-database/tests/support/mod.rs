@@ -1,0 +1,60 @@
+//! What the tests of the catalog start from.
+
+use catalog_database::{Database, NewOperation};
+use domain_model::{OperationId, Routing, Scope};
+use futures::future::join_all;
+use secrecy::SecretString;
+use serde_json::json;
+use server_processes::{PostgresServer, postgres_bin_directory};
+use uuid::Uuid;
+
+/// A catalog on a Postgres of its own.
+pub(crate) struct Catalog {
+    pub(crate) database: Database,
+    _server: PostgresServer,
+    _directory: tempfile::TempDir,
+}
+
+/// `None`, said aloud, where there is no Postgres and it is not required.
+pub(crate) async fn catalog() -> Option<Catalog> {
+    let programs = match postgres_bin_directory() {
+        Ok(programs) => programs,
+        Err(error) if std::env::var_os("LONGHAUL_REQUIRE_TOOLS").is_none() => {
+            eprintln!("SKIPPED: {error:#}");
+            return None;
+        }
+        Err(error) => panic!("{error:#}"),
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let server = PostgresServer::start(&programs, directory.path()).await.unwrap();
+    let url = SecretString::from(server.database_url().to_owned());
+    let database = Database::connect(&url, 12).await.unwrap();
+    let others = [database.clone(), Database::connect(&url, 2).await.unwrap()];
+    // Several registries start at once.
+    for migrated in join_all(others.iter().map(Database::migrate)).await {
+        migrated.unwrap();
+    }
+    Some(Catalog { database, _server: server, _directory: directory })
+}
+
+/// An operation of the hub that anybody may claim at once.
+pub(crate) fn new_operation() -> NewOperation {
+    NewOperation {
+        id: OperationId::from(Uuid::now_v7()),
+        kind: "test-sleep".parse().unwrap(),
+        scope: Scope::Hub,
+        created_by: "test".to_owned(),
+        routing: Routing::Hub,
+        input: json!({ "seconds": 1 }),
+        input_hash: vec![1],
+        max_attempts: 2,
+        priority: 0,
+        not_before: None,
+        time_to_live_s: 600,
+        dedupe_key: None,
+        exclusive_key: None,
+        parent: None,
+        retry_of: None,
+        checkpoint: None,
+    }
+}

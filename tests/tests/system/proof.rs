@@ -1,0 +1,117 @@
+//! That backups restore is proven, and one that does not is not restored from.
+
+use std::fs;
+
+use bus_messages::ErrorCode;
+use serde_json::{Value, json};
+use test_harness::{ReadyObjectStore, SystemOptions, TestSystem, add_bytes};
+
+use crate::{assert_same_tree, scope};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_for() {
+    let system = TestSystem::start(SystemOptions { hosts: 2, ..SystemOptions::default() }).await.unwrap();
+    let client = system.operator().await;
+    let project = client.create_project_with_files(&system, 91).await;
+    let files = system.project_files(0, &project);
+    let first = client.done(&project, "project-backup", json!({})).await["backup_id"].clone();
+    let packs_of_first = packs(&system, &client, &project).await;
+    add_bytes(&files, "more.bin", 3_000_000, 1);
+    let second = client.done(&project, "project-backup", json!({})).await["backup_id"].clone();
+
+    let drilled = client.done(&project, "restore-drill", json!({})).await;
+    assert_eq!((&drilled["backup_id"], &drilled["proof"]), (&second, &json!("match")), "{drilled:#}");
+    assert!(drilled["files"].as_u64() > Some(300));
+    let left: Vec<_> = fs::read_dir(system.data_directory().join("hosts/0/staging")).unwrap().collect();
+    assert!(left.is_empty(), "the drill has left {left:?}");
+    let got = |id: &Value| {
+        let (client, project, request) = (&client, &project, json!({ "backup_id": id }));
+        async move { client.call(scope(project), "backup.get", request).await["backup"].take() }
+    };
+    assert!(got(&second).await["verified_at"].is_string() && got(&first).await["verified_at"].is_null());
+    let status = client.call(scope(&project), "project.status", json!({})).await;
+    assert_eq!(status["last_verified_at"], got(&second).await["verified_at"]);
+    for input in [json!({}), json!({ "read_data_shares": 1 })] {
+        let checked = client.done(&project, "repo-check", input).await;
+        assert!(checked["requests"].as_u64() > Some(0), "{checked:#}");
+    }
+
+    // One bit of a pack that only the second needs.
+    let all = packs(&system, &client, &project).await;
+    let largest = all.iter().filter(|pack| !packs_of_first.contains(pack));
+    let pack = largest.max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
+    let mut bytes = fs::read(pack).unwrap();
+    bytes[1000] ^= 1;
+    fs::write(pack, bytes).unwrap();
+    // What is there is there: only reading it shows the damage; of all shares, one.
+    client.done(&project, "repo-check", json!({})).await;
+    let mut failed = 0;
+    for share in 0..3 {
+        let input = json!({ "read_data_shares": 3, "share": share });
+        let op_id = client.create(scope(&project), "repo-check", input).await;
+        let op = client.ended(scope(&project), &op_id).await;
+        if op["status"] != "succeeded" {
+            assert_eq!(
+                (&op["error"]["code"], &op["attempt"]),
+                (&json!("repository_damaged"), &json!(1)),
+                "{op:#}"
+            );
+            failed += 1;
+        }
+    }
+    assert_eq!(failed, 1);
+
+    let drilled = client.done(&project, "restore-drill", json!({ "backup_id": second })).await;
+    assert_eq!((&drilled["backup_id"], &drilled["proof"]), (&second, &json!("mismatch")), "{drilled:#}");
+    assert!(drilled["reason"].is_string());
+    assert!(got(&second).await["bad_since"].is_string());
+    assert_eq!(found_bad(&system).await, 1.0);
+    let op_id =
+        client.call(scope(&project), "lro.list", json!({ "kind": "restore-drill", "limit": 1 })).await;
+    let events = client.events(scope(&project), op_id["ops"][0]["op_id"].as_str().unwrap()).await;
+    assert!(events.iter().any(|event| event["level"] == "error"), "{events:#?}");
+    let refusal = client
+        .refused(
+            scope(&project),
+            "lro.create",
+            json!({ "kind": "project-restore", "input": { "backup_id": second, "host_id": system.host(1) } }),
+        )
+        .await;
+    assert_eq!((refusal.status, refusal.code), (412, ErrorCode::FailedPrecondition), "{refusal:?}");
+    assert!(refusal.message.contains("allow_bad"), "{refusal:?}");
+    // The latest is the newest that is good.
+    let restore = json!({ "backup_id": "latest", "host_id": system.host(1) });
+    assert_eq!(client.done(&project, "project-restore", restore).await["backup_id"], first);
+    fs::remove_file(files.join("more.bin")).unwrap();
+    assert!(!system.project_files(1, &project).join("more.bin").exists());
+    let part = json!({
+        "backup_id": second, "host_id": system.host(1), "allow_bad": true,
+        "path": "persist", "target": "what-is-left",
+    });
+    client.done(&project, "project-restore", part).await;
+    assert_same_tree(
+        &system.persist_store(0, &project),
+        &system.project_files(1, &project).join("what-is-left"),
+    );
+}
+
+/// What the registry counts.
+async fn found_bad(system: &TestSystem) -> f64 {
+    let url = system.ready().metrics["registry"].clone();
+    let address = url.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap().to_owned();
+    let metrics = crate::measures::get(&address, "/metrics").await;
+    let line = metrics.lines().find(|line| line.starts_with("longhaul_backups_found_bad_total "));
+    line.unwrap_or_else(|| panic!("{metrics}")).rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// The packs of a project's repository.
+async fn packs(system: &TestSystem, client: &test_harness::Client, project: &str) -> Vec<std::path::PathBuf> {
+    let bucket_id =
+        client.call(scope(project), "project.get", json!({})).await["project"]["backup_bucket_id"].clone();
+    let bucket = client.call("hub", "bucket.get", json!({ "bucket_id": bucket_id })).await;
+    let ReadyObjectStore::Local { root } = system.ready().object_store else { panic!("not a directory") };
+    let name = bucket["bucket"]["name"].as_str().unwrap().to_owned();
+    let data = root.join(name).join(format!("rustic/project-{project}/data"));
+    let shelves = fs::read_dir(data).unwrap().map(|shelf| shelf.unwrap().path());
+    shelves.flat_map(|shelf| fs::read_dir(shelf).unwrap()).map(|pack| pack.unwrap().path()).collect()
+}

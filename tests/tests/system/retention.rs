@@ -1,0 +1,265 @@
+//! Deleting backups and freeing their space: what is to stay stays, whatever fails, and what is to go goes.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bus_messages::ErrorCode;
+use serde_json::{Value, json};
+use test_harness::{
+    Client, ReadyObjectStore, Server, Signal, SystemOptions, TestSystem, add_bytes, wait_for,
+};
+
+use crate::main_job::restic_on;
+use crate::{assert_same_tree, scope};
+
+async fn start() -> (TestSystem, Client) {
+    let options = SystemOptions { hosts: 2, faults: true, ..SystemOptions::default() };
+    let system = TestSystem::start(options).await.unwrap();
+    let client = system.operator().await;
+    (system, client)
+}
+
+/// Where the repository of a project is on the disk.
+async fn repository(system: &TestSystem, client: &Client, project: &str) -> PathBuf {
+    let project_now = client.call(scope(project), "project.get", json!({})).await;
+    let bucket_id = project_now["project"]["backup_bucket_id"].clone();
+    let bucket = client.call("hub", "bucket.get", json!({ "bucket_id": bucket_id })).await;
+    let ReadyObjectStore::Local { root } = system.ready().object_store else { panic!("not a directory") };
+    root.join(bucket["bucket"]["name"].as_str().unwrap()).join(format!("rustic/project-{project}"))
+}
+
+/// The bytes of the packs, counted by the file system.
+fn packs(repository: &Path) -> u64 {
+    let mut bytes = 0;
+    for shelf in std::fs::read_dir(repository.join("data")).unwrap() {
+        for pack in std::fs::read_dir(shelf.unwrap().path()).unwrap() {
+            bytes += pack.unwrap().metadata().unwrap().len();
+        }
+    }
+    bytes
+}
+
+/// A project with three backups, each with some MB of its own.
+async fn three_backups(system: &TestSystem, client: &Client, seed: u64) -> (String, [Value; 3]) {
+    let project = client.create_project_with_files(system, seed).await;
+    let files = system.project_files(0, &project);
+    let mut backups = Vec::new();
+    for round in 0..3_u64 {
+        add_bytes(&files, "changing.bin", 6_000_000, seed * 100 + round);
+        backups.push(client.done(&project, "project-backup", json!({})).await["backup_id"].clone());
+    }
+    (project, backups.try_into().unwrap())
+}
+
+async fn assert_whole(system: &TestSystem, client: &Client, project: &str) {
+    if let Some(restic) = test_harness::restic() {
+        let checked = restic_on(system, client, project, &restic, &["check", "--read-data"]).await;
+        assert!(checked.expect_success().contains("no errors were found"), "{checked:?}");
+    }
+    let restore = json!({ "backup_id": "latest", "host_id": system.host(1) });
+    client.done(project, "project-restore", restore).await;
+    assert_same_tree(&system.project_files(0, project), &system.project_files(1, project));
+}
+
+async fn listed(client: &Client, project: &str) -> Vec<Value> {
+    let backups = client.call(scope(project), "backup.list", json!({})).await;
+    backups["backups"].as_array().unwrap().iter().map(|backup| backup["backup_id"].clone()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_backup_is_gone_at_once_and_its_space_soon_after() {
+    let (system, client) = start().await;
+    let (project, [first, second, third]) = three_backups(&system, &client, 81).await;
+    let place = repository(&system, &client, &project).await;
+    let before = packs(&place);
+
+    let deleted = client.call(scope(&project), "backup.delete", json!({ "backup_id": second })).await;
+    assert_eq!(
+        (&deleted["created"], &deleted["op"]["kind"]),
+        (&json!(true), &json!("repo-prune")),
+        "{deleted:#}"
+    );
+    assert_eq!(listed(&client, &project).await, [third.clone(), first.clone()]);
+    for (endpoint, request) in [
+        ("backup.get", json!({ "backup_id": second })),
+        ("backup.ls", json!({ "backup_id": second, "path": "project" })),
+        ("lro.create", json!({ "kind": "project-restore", "input": { "backup_id": second } })),
+    ] {
+        assert_eq!(client.refused(scope(&project), endpoint, request).await.status, 404, "{endpoint}");
+    }
+    let op_id = deleted["op"]["op_id"].as_str().unwrap().to_owned();
+    let result = client.result(scope(&project), &op_id).await;
+    assert_eq!((&result["forgotten"], &result["orphans"]), (&json!(1), &json!(0)), "{result:#}");
+    assert_eq!((&result["bytes_before"], &result["bytes_after"]), (&json!(before), &json!(packs(&place))));
+    assert_eq!(result["bytes_freed"], before - packs(&place));
+    assert!(result["bytes_freed"].as_u64() > Some(5_500_000), "{result:#}");
+    assert_eq!(std::fs::read_dir(place.join("snapshots")).unwrap().count(), 2);
+    let refusal = client.refused(scope(&project), "backup.delete", json!({ "backup_id": second })).await;
+    assert_eq!(refusal.status, 404, "its row is gone: {refusal:?}");
+    assert_whole(&system, &client, &project).await;
+
+    // With nothing to do, it does next to nothing.
+    let result = client.done(&project, "repo-prune", json!({})).await;
+    let idle = client.done(&project, "repo-prune", json!({})).await;
+    assert_eq!((&idle["forgotten"], &idle["bytes_freed"]), (&json!(0), &json!(0)), "{result:#} {idle:#}");
+    assert!(idle["requests"].as_u64() <= Some(10), "{idle:#}");
+
+    // The newest can go, too; then an older one is the latest.
+    let deleted = client.call(scope(&project), "backup.delete", json!({ "backup_id": third })).await;
+    let status = client.call(scope(&project), "project.get", json!({})).await;
+    assert_eq!(status["project"]["last_backup_id"], first);
+    client.result(scope(&project), deleted["op"]["op_id"].as_str().unwrap()).await;
+    let restore = json!({ "backup_id": "latest", "host_id": system.host(1) });
+    assert_eq!(client.done(&project, "project-restore", restore).await["backup_id"], first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pinned_or_being_restored_cannot_be_deleted() {
+    let (system, client) = start().await;
+    let (project, [first, _, third]) = three_backups(&system, &client, 82).await;
+    let pinned = client.done(&project, "project-backup", json!({ "pinned": true })).await;
+    let refusal =
+        client.refused(scope(&project), "backup.delete", json!({ "backup_id": pinned["backup_id"] })).await;
+    assert_eq!((refusal.status, refusal.code), (412, ErrorCode::FailedPrecondition), "{refusal:?}");
+
+    system.set_faults(&json!({ "faults": [
+        { "operation": "get", "key": "*/data/*", "action": { "delay": { "milliseconds": 3000 } } },
+    ]}));
+    let restore = json!({ "backup_id": first, "host_id": system.host(1) });
+    let op_id = client.create(scope(&project), "project-restore", restore).await;
+    let refusal = client.refused(scope(&project), "backup.delete", json!({ "backup_id": first })).await;
+    assert_eq!((refusal.status, refusal.code), (409, ErrorCode::Conflict), "{refusal:?}");
+    assert_eq!(refusal.details["op_id"], json!(op_id));
+    // Another one can be marked meanwhile; it is forgotten when the restore has ended.
+    let deleted = client.call(scope(&project), "backup.delete", json!({ "backup_id": third })).await;
+    client.result(scope(&project), &op_id).await;
+    system.clear_faults();
+    let prune = deleted["op"]["op_id"].as_str().unwrap();
+    assert_eq!(client.result(scope(&project), prune).await["forgotten"], 1);
+    let prune = client.operation(scope(&project), prune).await;
+    let restore = client.operation(scope(&project), &op_id).await;
+    assert!(prune["started_at"].as_str() >= restore["finished_at"].as_str(), "{prune:#} {restore:#}");
+    assert_whole(&system, &client, &project).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policy_drops_what_is_old_and_keeps_what_is_pinned_and_the_newest() {
+    let (system, client) = start().await;
+    let project = client.create_project_with_files(&system, 83).await;
+    let files = system.project_files(0, &project);
+    // All within an hour or two, so that the ten last are what the built-in policy keeps, and perhaps the last of an
+    // hour that is over.
+    let mut backups = Vec::new();
+    for round in 0..14_u64 {
+        add_bytes(&files, "changing.bin", 100_000, round);
+        let pinned = round == 1;
+        let made = client.done(&project, "project-backup", json!({ "pinned": pinned })).await;
+        backups.push(made["backup_id"].clone());
+    }
+    let result = client.done(&project, "repo-prune", json!({})).await;
+    let left = listed(&client, &project).await;
+    assert_eq!(result["forgotten"], 14 - left.len());
+    assert!((11..=12).contains(&left.len()), "{left:?} of {backups:?}");
+    for kept in backups[4..].iter().chain(&backups[1..2]) {
+        assert!(left.contains(kept), "{kept} is to stay: {left:?}");
+    }
+    let place = repository(&system, &client, &project).await;
+    assert_eq!(std::fs::read_dir(place.join("snapshots")).unwrap().count(), left.len());
+    assert_whole(&system, &client, &project).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_prunes_and_a_backup_asked_for_at_once_take_turns() {
+    let (system, client) = start().await;
+    let (project, [first, second, _]) = three_backups(&system, &client, 84).await;
+    let mut ops = Vec::new();
+    for backup in [first, second] {
+        let deleted = client.call(scope(&project), "backup.delete", json!({ "backup_id": backup })).await;
+        ops.push(deleted["op"]["op_id"].as_str().unwrap().to_owned());
+    }
+    ops.push(client.create(scope(&project), "repo-prune", json!({})).await);
+    ops.push(client.create(scope(&project), "project-backup", json!({})).await);
+    let mut turns = Vec::new();
+    for op_id in &ops {
+        let op = client.ended(scope(&project), op_id).await;
+        assert_eq!(op["status"], "succeeded", "{op:#}");
+        let at = |field: &str| op[field].as_str().unwrap().to_owned();
+        turns.push((at("started_at"), at("finished_at")));
+    }
+    turns.sort();
+    for pair in turns.windows(2) {
+        assert!(pair[0].1 <= pair[1].0, "two at once: {turns:?}");
+    }
+    assert_eq!(listed(&client, &project).await.len(), 2);
+    assert_whole(&system, &client, &project).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_killed_in_mid_prune_finishes_it_in_another_attempt() {
+    let (system, client) = start().await;
+    let (project, [first, second, third]) = three_backups(&system, &client, 85).await;
+    let place = repository(&system, &client, &project).await;
+    for (round, (backup, slow)) in [(first, "*/index/*"), (second, "*/data/*")].into_iter().enumerate() {
+        let before = packs(&place);
+        system.set_faults(&json!({ "faults": [
+            { "operation": "delete", "key": slow, "action": { "delay": { "milliseconds": 20_000 } } },
+        ]}));
+        let deleted = client.call(scope(&project), "backup.delete", json!({ "backup_id": backup })).await;
+        let op_id = deleted["op"]["op_id"].as_str().unwrap().to_owned();
+        // Its snapshot is gone: it is in the middle.
+        let snapshots = || std::fs::read_dir(place.join("snapshots")).unwrap().count();
+        wait_for("the snapshot to be gone", Duration::from_secs(60), || async {
+            if snapshots() == 2 - round { Ok(()) } else { Err(snapshots()) }
+        })
+        .await;
+        let old = system.signal(Server::HostBackup(0), Signal::KILL);
+        system.clear_faults();
+        system.restarted(Server::HostBackup(0), old).await;
+        let op = client.ended(scope(&project), &op_id).await;
+        assert_eq!((&op["status"], &op["attempt"]), (&json!("succeeded"), &json!(2)), "{op:#}");
+        let freed = before - packs(&place);
+        assert!(freed > 5_500_000, "{freed} of {before} bytes are free: {op:#}");
+        assert_whole(&system, &client, &project).await;
+    }
+    assert_eq!(listed(&client, &project).await, [third]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listings_that_miss_something_and_deletions_that_lie_cost_no_backup_anything() {
+    let (system, client) = start().await;
+    let (project, [first, _, third]) = three_backups(&system, &client, 86).await;
+    let place = repository(&system, &client, &project).await;
+    let name = third.as_str().unwrap();
+    let index = std::fs::read_dir(place.join("index")).unwrap().next().unwrap().unwrap().file_name();
+    for key in [format!("*/snapshots/{name}"), format!("*/index/{}", index.to_str().unwrap())] {
+        let before = packs(&place);
+        system.set_faults(
+            &json!({ "faults": [{ "operation": "list", "key": key, "action": "omit_from_listing" }] }),
+        );
+        let op_id = client.create(scope(&project), "repo-prune", json!({})).await;
+        let op = client.ended(scope(&project), &op_id).await;
+        system.clear_faults();
+        assert_eq!(
+            (&op["status"], &op["error"]["code"]),
+            (&json!("failed"), &json!("repository_damaged")),
+            "{op:#}"
+        );
+        assert_eq!(packs(&place), before, "nothing was deleted");
+        assert_whole(&system, &client, &project).await;
+    }
+    system.set_faults(
+        &json!({ "faults": [{ "operation": "delete", "key": "*/data/*", "action": "pretend_deletion" }] }),
+    );
+    let deleted = client.call(scope(&project), "backup.delete", json!({ "backup_id": first })).await;
+    let op_id = deleted["op"]["op_id"].as_str().unwrap();
+    // It is tried again until the object store does what it says.
+    wait_for("a second attempt", Duration::from_secs(120), || async {
+        let op = client.operation(scope(&project), op_id).await;
+        if op["attempt"].as_u64() >= Some(2) { Ok(()) } else { Err(op) }
+    })
+    .await;
+    system.clear_faults();
+    let result = client.result(scope(&project), op_id).await;
+    assert_eq!(result["bytes_after"], packs(&place));
+    assert_whole(&system, &client, &project).await;
+}
