@@ -44,10 +44,12 @@ struct Journal {
     incoming: String,
     /// Name that the present file gets.
     rollback: String,
-    /// What the manifest says then; outer none: it stays.
-    latest_restored: Option<Option<String>>,
+    /// What the manifest says then.
+    latest_restored: Option<String>,
     /// What the manifest said before.
     latest_restored_before: Option<String>,
+    /// The operation on the bus that it is a part of.
+    operation: Option<String>,
 }
 
 /// The rollback copy that there is.
@@ -58,6 +60,8 @@ pub struct Rollback {
     pub file: String,
     /// What the manifest said when it was in place.
     pub latest_restored: Option<String>,
+    /// The operation on the bus that put another file in its place.
+    pub operation: Option<String>,
 }
 
 /// The database's place.
@@ -76,6 +80,8 @@ pub struct Exchange {
     pub latest_restored: Option<String>,
     /// What it says now.
     pub latest_restored_before: Option<String>,
+    /// The operation on the bus that it is a part of.
+    pub operation: Option<String>,
 }
 
 impl Place {
@@ -176,8 +182,9 @@ impl Place {
             engine: self.engine.as_str().to_owned(),
             incoming: name_of(&exchange.incoming),
             rollback: name_of(&rollback),
-            latest_restored: Some(exchange.latest_restored.clone()),
+            latest_restored: exchange.latest_restored.clone(),
             latest_restored_before: exchange.latest_restored_before.clone(),
+            operation: exchange.operation.clone(),
         };
         let _lock = require_closed(&self.files())?;
         write_json(&self.hidden("exchange.json"), &journal).map_err(failed)?;
@@ -248,15 +255,17 @@ impl Place {
         step()?;
         if rollback.exists() {
             let file = journal.rollback.clone();
-            let present = Rollback { file, latest_restored: journal.latest_restored_before.clone() };
+            let present = Rollback {
+                file,
+                latest_restored: journal.latest_restored_before.clone(),
+                operation: journal.operation.clone(),
+            };
             write_json(&described, &present)?;
         } else {
             remove(&described)?;
         }
         step()?;
-        if let Some(latest_restored) = &journal.latest_restored {
-            write_json(&self.hidden("restored.json"), &latest_restored)?;
-        }
+        write_json(&self.hidden("restored.json"), &journal.latest_restored)?;
         step()?;
         remove(&self.hidden("exchange.json"))?;
         sync_directory_of(&self.path)
@@ -367,7 +376,7 @@ mod tests {
         write(&with_suffix(&path, ".wal"), "old log");
         write(&directory.join("x.duckdb.rollback-older"), "older");
         write(&directory.join("x.duckdb.rollback-older.wal"), "older log");
-        let older = Rollback { file: "x.duckdb.rollback-older".to_owned(), latest_restored: None };
+        let older = Rollback { file: "x.duckdb.rollback-older".to_owned(), latest_restored: None, operation: None };
         write_json(&place.hidden("rollback.json"), &older).unwrap();
         let incoming = place.incoming();
         write(&incoming, "new");
@@ -375,6 +384,7 @@ mod tests {
             incoming,
             latest_restored: Some("new-id".to_owned()),
             latest_restored_before: Some("old-id".to_owned()),
+            operation: Some("op".to_owned()),
         };
         (place, exchange)
     }
@@ -393,6 +403,7 @@ mod tests {
         assert_eq!(files(directory.path()), expected(EXCHANGED));
         let rollback = place.rollback().unwrap().unwrap();
         assert_eq!(rollback.latest_restored.as_deref(), Some("old-id"));
+        assert_eq!(rollback.operation.as_deref(), Some("op"));
         assert_eq!(place.unrecorded().unwrap(), Some(Some("new-id".to_owned())));
         place.recorded().unwrap();
         assert_eq!(place.unrecorded().unwrap(), None);
@@ -409,8 +420,9 @@ mod tests {
                 engine: "duckdb".to_owned(),
                 incoming: name_of(&exchange.incoming),
                 rollback: "x.duckdb.rollback-20260102-030405".to_owned(),
-                latest_restored: Some(exchange.latest_restored.clone()),
+                latest_restored: exchange.latest_restored.clone(),
                 latest_restored_before: exchange.latest_restored_before.clone(),
+                operation: exchange.operation.clone(),
             };
             write_json(&place.hidden("exchange.json"), &journal).unwrap();
             let mut left = stopped;

@@ -38,6 +38,8 @@ pub enum FailureKind {
     StorageUnreachable,
     /// The object store refuses for another reason.
     StorageFailed,
+    /// The backup is encrypted, and no key here opens it.
+    KeyMissing,
     /// What was downloaded is not what was uploaded.
     ChecksumMismatch,
     /// The time was over.
@@ -56,7 +58,7 @@ impl FailureKind {
         match self {
             Self::NotFound => 404,
             Self::InvalidArgument => 400,
-            Self::Busy | Self::DatabaseOpen | Self::Disabled => 409,
+            Self::Busy | Self::DatabaseOpen | Self::Disabled | Self::KeyMissing => 409,
             Self::BucketMissing
             | Self::CredentialsRefused
             | Self::ClockSkewed
@@ -66,6 +68,14 @@ impl FailureKind {
             Self::DeadlineExceeded => 504,
             _ => 500,
         }
+    }
+
+    /// Whether the same may succeed a little later, without anybody having done anything about it.
+    pub fn is_retryable(self) -> bool {
+        matches!(
+            self,
+            Self::Busy | Self::DatabaseChanging | Self::StorageUnreachable | Self::DeadlineExceeded
+        )
     }
 }
 

@@ -5,7 +5,9 @@
 
 mod answers;
 mod application;
+mod bus_operations;
 mod copy;
+mod encryption;
 mod exchange;
 mod failure;
 mod held_open;
@@ -45,6 +47,7 @@ pub use settings::{DEFAULT_SETTINGS, Settings, SettingsMistake, VARIABLES};
 pub use store::{Backup, BackupFacts, BackupStore, LATEST_RESTORED, Manifest};
 
 use application::{Signals, accompany, code_of, shutdown_backup};
+use bus_operations::BusOperations;
 
 const NAME: &str = "database-backup";
 const FAILURE: u8 = 1;
@@ -167,9 +170,8 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<u8> {
         Command::Restore { id: Some(id), .. } => service.begin_restore(id),
         Command::Restore { rollback: true, .. } => service.begin_rollback(),
         Command::Restore { .. } => {
-            let backups = service.list().await.map_err(describe)?;
-            let newest = backups.first().ok_or_else(|| anyhow::anyhow!("there is no backup"))?;
-            service.begin_restore(newest.id.to_string())
+            let newest = service.newest().await.map_err(describe)?;
+            service.begin_restore(newest.to_string())
         }
         Command::UploadPending => service.begin_maintenance(),
     };
@@ -192,6 +194,7 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<u8> {
 struct Servers {
     _metrics: HttpServer,
     admin: Option<AdminServer>,
+    bus: Option<BusOperations>,
     watch: tokio::task::JoinHandle<()>,
 }
 
@@ -202,14 +205,25 @@ impl Servers {
             HttpServer::start(&service.settings().http, runtime.metrics.clone(), runtime.health.clone())
                 .await?;
         let admin = AdminServer::start(service).await?;
+        let bus = BusOperations::start(service, &runtime);
         let watch = tokio::spawn(watch::watch(service.clone(), runtime));
-        Ok(Self { _metrics: metrics, admin, watch })
+        Ok(Self { _metrics: metrics, admin, bus, watch })
     }
 
     /// Nothing new begins: the shutdown backup is the last.
     fn close(&mut self) {
         self.watch.abort();
         self.admin = None;
+        if let Some(bus) = &self.bus {
+            bus.drain();
+        }
+    }
+
+    /// Tells the bus what became of its operations.
+    async fn leave(self) {
+        if let Some(bus) = self.bus {
+            bus.stop().await;
+        }
     }
 }
 
@@ -220,7 +234,9 @@ async fn serve(service: &DatabaseBackup) -> anyhow::Result<u8> {
     let signal = signals.next_end().await;
     tracing::info!(signal = signal.as_raw(), "ending");
     servers.close();
-    Ok(if last_backup(service, &mut signals).await { 0 } else { FAILURE })
+    let backed_up = last_backup(service, &mut signals).await;
+    servers.leave().await;
+    Ok(if backed_up { 0 } else { FAILURE })
 }
 
 async fn accompany_application(service: &DatabaseBackup, command: &[OsString]) -> anyhow::Result<u8> {
@@ -238,6 +254,7 @@ async fn accompany_application(service: &DatabaseBackup, command: &[OsString]) -
     tracing::info!(application.status = %status, "the application has ended");
     servers.close();
     let backed_up = last_backup(service, &mut signals).await;
+    servers.leave().await;
     Ok(match code_of(status) {
         0 if !backed_up => FAILURE,
         code => code,

@@ -119,20 +119,16 @@ pub struct Operations {
 #[derive(Debug, Default)]
 struct State {
     counter: u64,
-    running: Option<Running>,
+    running: Option<OperationHandle>,
     ended: VecDeque<Operation>,
-}
-
-#[derive(Debug)]
-struct Running {
-    handle: OperationHandle,
-    abort: AbortHandle,
 }
 
 /// An operation that somebody waits for. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct OperationHandle {
     seen: watch::Receiver<Operation>,
+    abort: AbortHandle,
+    joined: bool,
 }
 
 /// What an operation says about itself. Cheap to clone.
@@ -173,6 +169,23 @@ impl OperationHandle {
         self.seen.borrow().clone()
     }
 
+    /// Waits until it has something to tell, or has ended.
+    pub async fn changed(&mut self) -> Operation {
+        // Nobody tells any more: it has ended.
+        let _ = self.seen.changed().await;
+        self.seen.borrow_and_update().clone()
+    }
+
+    /// Whether it ran already when somebody wanted to begin it.
+    pub fn was_joined(&self) -> bool {
+        self.joined
+    }
+
+    /// Has it stop where it is; it tells its end then.
+    pub fn abandon(&self) {
+        self.abort.abort();
+    }
+
     /// Waits for its end.
     pub async fn ended(&mut self) -> Operation {
         // Whoever tells it says how it ended, even where it panics.
@@ -199,9 +212,9 @@ impl Operations {
     {
         let mut state = self.lock();
         if let Some(running) = &state.running {
-            let now = running.handle.now();
+            let now = running.now();
             if now.kind == kind && kind == OperationKind::Backup {
-                return Ok(running.handle.clone());
+                return Ok(OperationHandle { joined: true, ..running.clone() });
             }
             let message = format!("operation {} is at work ({})", now.op, now.phase);
             return Err(Failure::new(FailureKind::Busy, message));
@@ -220,7 +233,6 @@ impl Operations {
             error: None,
         };
         let (sender, seen) = watch::channel(operation);
-        let handle = OperationHandle { seen };
         let progress = Progress { told: Arc::new(sender), began: Arc::new(Mutex::new(Instant::now())) };
         let future = work(progress.clone());
         // Also when it panics, or is abandoned before it has begun, its end is told and the next one may begin.
@@ -230,28 +242,28 @@ impl Operations {
             let mut end = end;
             end.outcome = Some(future.await);
         });
+        let handle = OperationHandle { seen, abort: task.abort_handle(), joined: false };
         // Still under the lock, which its end waits for.
-        state.running = Some(Running { handle: handle.clone(), abort: task.abort_handle() });
+        state.running = Some(handle.clone());
         Ok(handle)
     }
 
     /// Abandons what runs; its handle tells the end.
     pub fn abandon(&self) {
-        let abort = self.lock().running.as_ref().map(|running| running.abort.clone());
-        if let Some(abort) = abort {
-            abort.abort();
+        if let Some(running) = self.running() {
+            running.abandon();
         }
     }
 
     /// What runs.
     pub fn running(&self) -> Option<OperationHandle> {
-        self.lock().running.as_ref().map(|running| running.handle.clone())
+        self.lock().running.clone()
     }
 
     /// What runs and what ended last, newest first.
     pub fn all(&self) -> Vec<Operation> {
         let state = self.lock();
-        let running = state.running.iter().map(|running| running.handle.now());
+        let running = state.running.iter().map(OperationHandle::now);
         running.chain(state.ended.iter().cloned()).collect()
     }
 

@@ -5,11 +5,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use age::x25519::Recipient;
+use domain_model::HostId;
 use object_storage::{LocalSettings, ProviderSettings, S3Settings, SecretText};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use service_runtime::{HttpSettings, TelemetrySettings};
+use service_runtime::{HttpSettings, NatsSettings, TelemetrySettings};
 
+use crate::encryption::recipients;
 use crate::names::Names;
 
 /// The committed defaults.
@@ -39,10 +42,16 @@ pub struct Settings {
     pub storage: StorageSettings,
     /// When, and for how long.
     pub backup: BackupSettings,
+    /// Whether backups are encrypted on this side.
+    pub encryption: EncryptionSettings,
     /// Where copies are made.
     pub work: WorkSettings,
     /// The HTTP admin API.
     pub admin: AdminSettings,
+    /// The bus that it joins.
+    pub nats: NatsSettings,
+    /// What it is there.
+    pub host: HostSettings,
     /// `/metrics` and `/healthz`.
     pub http: HttpSettings,
     /// Logs.
@@ -123,6 +132,24 @@ pub struct BackupSettings {
     pub pending_copies: usize,
 }
 
+/// Whether backups are encrypted on this side.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncryptionSettings {
+    /// age recipients, with commas between them.
+    pub recipients: String,
+    /// A file with age identities, which a restore needs.
+    pub identity_file: PathBuf,
+}
+
+/// What it is on the bus.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostSettings {
+    /// The id of the host whose identity it has; empty without a bus.
+    pub id: String,
+}
+
 /// Where copies are made.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -176,6 +203,10 @@ impl Settings {
         if !token.is_empty() && token.len() < 16 {
             return refuse("admin.token (BACKUP_ADMIN_TOKEN) is shorter than 16 characters");
         }
+        self.recipients()?;
+        if !self.nats.url.is_empty() && self.host.id.parse::<HostId>().is_err() {
+            return refuse("nats.url is given: host.id must be the id of the host that this service is on the bus");
+        }
         if !self.backup.enabled {
             return Ok(());
         }
@@ -207,6 +238,17 @@ impl Settings {
         let stem = self.database.path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
         let prefix = if self.backup.prefix.is_empty() { stem } else { &self.backup.prefix };
         Names::new(prefix, &self.storage.path).map_err(|error| SettingsMistake(error.to_string()))
+    }
+
+    /// For whom backups are encrypted; for nobody, they are not.
+    ///
+    /// # Errors
+    ///
+    /// If one is no age recipient.
+    pub(crate) fn recipients(&self) -> Result<Vec<Recipient>, SettingsMistake> {
+        recipients(&self.encryption.recipients).map_err(|number| {
+            SettingsMistake(format!("number {number} of encryption.recipients is no age recipient (age1…)"))
+        })
     }
 
     /// The provider of the bucket.

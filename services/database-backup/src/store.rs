@@ -30,6 +30,9 @@ const MANIFEST_ATTEMPTS: u32 = 10;
 /// What metadata may hold of the rows of each table.
 const COUNTS_BYTES: usize = 1200;
 
+/// The attribute of a backup that was asked for on the bus.
+pub(crate) const OPERATION: &str = "operation";
+
 /// The status of the backup that was restored last.
 pub const LATEST_RESTORED: &str = "latest_restored";
 
@@ -50,6 +53,8 @@ pub struct Backup {
     pub engine: Engine,
     /// Whether it was restored last.
     pub latest_restored: bool,
+    /// The operation on the bus that it was taken by.
+    pub operation: Option<String>,
     number: u32,
 }
 
@@ -62,6 +67,8 @@ pub struct BackupFacts {
     pub sha256: String,
     /// How the file is stored: `none` or `zstd`.
     pub encoding: String,
+    /// Whether the file is encrypted: `none` or `age`.
+    pub encryption: String,
     /// Tables of the database.
     pub tables: u64,
     /// Rows of all of them.
@@ -84,9 +91,14 @@ impl BackupFacts {
             ("bytes".to_owned(), self.bytes.to_string()),
             ("sha256".to_owned(), self.sha256.clone()),
             ("encoding".to_owned(), self.encoding.clone()),
+            ("encryption".to_owned(), self.encryption.clone()),
             ("tables".to_owned(), self.tables.to_string()),
             ("rows".to_owned(), self.rows.to_string()),
         ]);
+        // The names of tables tell something about what is encrypted.
+        if self.encryption != "none" {
+            return attributes;
+        }
         let counts: Vec<(&str, u64)> =
             tables.iter().map(|table| (table.table.as_str(), table.rows)).collect();
         if let Ok(counts) = serde_json::to_string(&counts) {
@@ -108,6 +120,7 @@ impl BackupFacts {
             bytes: number("bytes")?,
             sha256: sha256.to_ascii_lowercase(),
             encoding: text("encoding")?,
+            encryption: text("encryption")?,
             tables: number("tables")?,
             rows: number("rows")?,
         })
@@ -265,6 +278,7 @@ impl BackupStore {
             latest_restored: manifest.latest_restored.as_deref() == Some(id.as_str()),
             id,
             kind,
+            operation: description.attributes.get(OPERATION).cloned(),
             timestamp: facts.timestamp,
             stored_bytes: description.size_bytes,
             facts: BackupFacts::read(&description.attributes),
@@ -405,6 +419,7 @@ mod tests {
             bytes: 5,
             sha256: "ab".repeat(32),
             encoding: "none".to_owned(),
+            encryption: "none".to_owned(),
             tables: 1,
             rows: 3,
         };
@@ -420,5 +435,8 @@ mod tests {
             (0..500).map(|number| TableRows { table: format!("table {number}"), rows: 1 }).collect();
         assert!(!facts.attributes(BackupKind::Manual, Engine::Duckdb, at, &many).contains_key("row-counts"));
         assert_eq!(BackupFacts::read(&Attributes::new()), None);
+        let secret = BackupFacts { encryption: "age".to_owned(), ..facts };
+        let attributes = secret.attributes(BackupKind::Manual, Engine::Duckdb, at, &tables);
+        assert!(!attributes.contains_key("row-counts"), "{attributes:?}");
     }
 }

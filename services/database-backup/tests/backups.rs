@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use database_backup::{BackupKind, FailureKind, OperationState};
 use object_storage::{Attributes, ObjectStorageErrorKind, PutCondition, PutMode};
+use secrecy::ExposeSecret as _;
 use support::{Fixture, Mood, Proxy, backup, failed, restored, succeeded, wait_for};
 use time::macros::datetime;
 
@@ -373,6 +374,55 @@ async fn a_compressed_backup_is_restored_as_it_was() {
     let other = fixture.service_of("other.duckdb", &[]);
     let back = restored(succeeded(other.begin_restore(taken.backup_id).unwrap()).await);
     assert_eq!((back.bytes, back.sha256), (taken.bytes, Some(taken.sha256)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_backup_is_restored_by_who_has_the_key_and_by_nobody_else() {
+    let Some(fixture) = Fixture::new().await else { return };
+    fixture.make_database();
+    let (key, other) = (age::x25519::Identity::generate(), age::x25519::Identity::generate());
+    let key_file = |name: &str, key: &age::x25519::Identity| {
+        std::fs::write(fixture.path(name), key.to_string().expose_secret()).unwrap();
+        format!("identity_file = {:?}", fixture.path(name).display().to_string())
+    };
+    let (right, wrong) = (key_file("right.txt", &key), key_file("wrong.txt", &other));
+    let recipients = format!("recipients = \"{}\"", key.to_public());
+    for (compress, encoding) in [("compress = false", "none"), ("compress = true", "zstd")] {
+        let tables = [("backup", compress), ("encryption", recipients.as_str())];
+        let service = fixture.service_of("hesocial.duckdb", &tables);
+        let taken = backup(succeeded(service.begin_backup(BackupKind::Manual).unwrap()).await);
+        let facts = service.list().await.unwrap().remove(0).facts.unwrap();
+        assert_eq!((facts.encoding.as_str(), facts.encryption.as_str()), (encoding, "age"));
+        let object = format!("backups/{}", taken.backup_id).parse().unwrap();
+        let body = fixture.objects().get(&object).await.unwrap();
+        assert!(body.starts_with(b"age-encryption.org/v1\n"));
+        let attributes = fixture.objects().describe(&object).await.unwrap().attributes;
+        assert!(!format!("{attributes:?}").contains("events"), "{attributes:?}");
+
+        for (setting, hint) in [(None, "set encryption.identity_file"), (Some(&wrong), "somebody else")] {
+            let tables: Vec<(&str, &str)> =
+                setting.iter().map(|setting| ("encryption", setting.as_str())).collect();
+            let stranger = fixture.service_of("stranger.duckdb", &tables);
+            let refused = failed(stranger.begin_restore(taken.backup_id.clone()).unwrap()).await;
+            assert_eq!(refused.code, FailureKind::KeyMissing, "{}", refused.message);
+            assert!(refused.message.contains(hint), "{}", refused.message);
+            assert!(!fixture.path("stranger.duckdb").exists());
+        }
+        let name = format!("back-{encoding}.duckdb");
+        let owner = fixture.service_of(&name, &[("encryption", right.as_str())]);
+        let back = restored(succeeded(owner.begin_restore(taken.backup_id.clone()).unwrap()).await);
+        assert_eq!((back.sha256, &back.tables), (Some(taken.sha256), &taken.tables));
+
+        // A bit of it turned over: not one wrong row is restored.
+        let mut damaged = body.to_vec();
+        let place = damaged.len() - 100;
+        damaged[place] ^= 1;
+        fixture.objects().delete(std::slice::from_ref(&object)).await.unwrap();
+        let objects = fixture.objects();
+        objects.put_if(&object, damaged.into(), PutCondition::Absent, &attributes).await.unwrap();
+        let refused = failed(owner.begin_restore(taken.backup_id).unwrap()).await;
+        assert_eq!(refused.code, FailureKind::ChecksumMismatch, "{}", refused.message);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

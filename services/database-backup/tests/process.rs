@@ -253,6 +253,18 @@ async fn a_service_beside_its_application_backs_up_when_it_is_told_to_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bus_that_is_away_holds_nothing_up() {
+    let Some(fixture) = Fixture::new().await else { return };
+    fixture.make_database();
+    let tables =
+        [("nats", "url = \"nats://127.0.0.1:9\""), ("host", "id = \"5b0a2f0e-3b9d-4f0e-8a51-0c3f5f1f9e77\"")];
+    let config = fixture.config("hesocial.duckdb", &fixture.endpoint, &tables);
+    let (code, log) = Program::start(&fixture, &config, &["run", "--", "true"]).ended();
+    assert_eq!(code, 0, "{log}");
+    assert_eq!(last_backup(&fixture).await.kind, "shutdown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backup_is_due_by_the_clock_and_a_metric_tells_of_none() {
     let Some(fixture) = Fixture::new().await else { return };
     fixture.make_database();
@@ -318,13 +330,16 @@ async fn commands_by_hand_and_the_mistakes_that_they_name() {
         ("storage", "bucket = \"\"", "R2_BUCKET_NAME"),
         ("storage", "path = \"../x\"", "R2_BACKUP_PATH"),
         ("admin", "token = \"short\"", "BACKUP_ADMIN_TOKEN"),
+        ("encryption", "recipients = \"AGE-SECRET-KEY-1ABC\"", "number 1 of encryption.recipients"),
+        ("nats", "url = \"nats://127.0.0.1:1\"", "host.id"),
         ("backup", "retention = 3", "unknown key"),
     ] {
         let config = fixture.config("hesocial.duckdb", &fixture.endpoint, &[(table, line)]);
         let refused = run(&config, &["--check-config", "serve"]);
         assert_eq!(refused.status.code(), Some(2), "{line}");
         assert!(text(&refused.stderr).contains(word), "{refused:?}");
-        assert!(!text(&refused.stderr).contains("longhaul-test-secret"), "{refused:?}");
+        let secrets = ["longhaul-test-secret", "AGE-SECRET-KEY"];
+        assert!(!secrets.iter().any(|secret| text(&refused.stderr).contains(secret)), "{refused:?}");
     }
     let config = fixture.config("hesocial.duckdb", &fixture.endpoint, &[("backup", "enabled = false")]);
     let disabled = run(&config, &["backup"]);

@@ -10,6 +10,7 @@ mod browsing;
 mod buckets;
 mod clients;
 mod cluster;
+mod database_operations;
 mod documents;
 mod faults;
 mod main_job;

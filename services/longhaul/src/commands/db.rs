@@ -1,16 +1,21 @@
 //! `longhaul db`: the HTTP admin API of a database-backup beside some application's database.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use clap::Subcommand;
 use http_body_util::{BodyExt as _, Full};
-use hyper::Request;
+use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 
 use crate::UsageError;
 use crate::output::{Output, or_dash};
@@ -27,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(300);
 /// Arguments of `longhaul db`.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Where the admin API is: http://host:port.
+    /// Where the admin API is: http://host:port, or https://host where a proxy has a certificate for it.
     #[arg(
         long,
         global = true,
@@ -133,23 +138,29 @@ fn text(value: &Value) -> String {
 /// The admin API of one service.
 struct AdminApi {
     authority: String,
+    host: String,
+    port: u16,
+    tls: Option<TlsConnector>,
     token: SecretString,
 }
 
 impl AdminApi {
     fn new(url: &str, token: Option<SecretString>) -> anyhow::Result<Self> {
-        let authority = url
-            .trim_end_matches('/')
-            .strip_prefix("http://")
-            .filter(|authority| !authority.is_empty() && !authority.contains(['/', '@']));
-        let authority = authority.ok_or_else(|| {
-            UsageError(format!(
-                "{url:?}: give --url http://host:port (what is farther away is reached through a tunnel)"
-            ))
-        })?;
+        let wrong = || UsageError(format!("{url:?}: give --url http://host:port or https://host:port"));
+        let uri: Uri = url.parse().map_err(|_| wrong())?;
+        let tls = match uri.scheme_str() {
+            Some("http") => None,
+            Some("https") => Some(tls()?),
+            _ => return Err(wrong().into()),
+        };
+        let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
+        let authority = authority.filter(|_| matches!(uri.path(), "" | "/") && uri.query().is_none());
+        let authority = authority.ok_or_else(wrong)?;
+        let port = authority.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
+        let host = authority.host().trim_matches(['[', ']']).to_owned();
         let token = token
             .ok_or_else(|| UsageError("give the admin token: --token, or BACKUP_ADMIN_TOKEN".to_owned()))?;
-        Ok(Self { authority: authority.to_owned(), token })
+        Ok(Self { authority: authority.to_string(), host, port, tls, token })
     }
 
     async fn backups(&self) -> anyhow::Result<Vec<Value>> {
@@ -182,6 +193,13 @@ impl AdminApi {
         }
     }
 
+    async fn connect(&self) -> anyhow::Result<Box<dyn Connection>> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
+        let name = ServerName::try_from(self.host.clone())?;
+        Ok(Box::new(tls.connect(name, stream).await?))
+    }
+
     /// One request; what is refused is an error.
     async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<(u16, Value)> {
         let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
@@ -193,8 +211,7 @@ impl AdminApi {
             .body(Full::new(body))
             .map_err(|_| UsageError("the token, or the URL, cannot be part of a request".to_owned()))?;
         let answer = async {
-            let stream =
-                tokio::time::timeout(PATIENCE_TO_CONNECT, TcpStream::connect(&self.authority)).await??;
+            let stream = tokio::time::timeout(PATIENCE_TO_CONNECT, self.connect()).await??;
             let (mut sender, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
             let connection = tokio::spawn(connection);
@@ -219,19 +236,42 @@ impl AdminApi {
     }
 }
 
+/// A connection, encrypted or not.
+trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+/// Trusts whom this machine trusts, or the certificates in the file that `SSL_CERT_FILE` names.
+fn tls() -> anyhow::Result<TlsConnector> {
+    let mut roots = RootCertStore::empty();
+    let (trusted, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if trusted == 0 {
+        bail!("this machine trusts nobody: install ca-certificates, or name a file of certificates in SSL_CERT_FILE");
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
 fn refusal(error: &Value) -> anyhow::Error {
     anyhow!("{} ({})", text(&error["message"]), text(&error["code"]))
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failing test panics")]
+
     use super::*;
 
     #[test]
     fn a_url_must_be_one_of_a_host_and_there_must_be_a_token() {
         let token = || Some(SecretString::from("x"));
-        assert!(AdminApi::new("http://127.0.0.1:8786/", token()).is_ok());
-        for url in ["https://a:1", "127.0.0.1:8786", "http://", "http://a/b", "http://user@a"] {
+        for (url, port) in [("http://127.0.0.1:8786/", 8786), ("http://a", 80), ("http://[::1]:9", 9)] {
+            assert_eq!(AdminApi::new(url, token()).unwrap().port, port);
+        }
+        for url in ["ftp://a:1", "127.0.0.1:8786", "http://", "http://a/b", "http://a?b", "http://user@a"] {
             assert!(AdminApi::new(url, token()).is_err(), "{url}");
         }
         assert!(AdminApi::new("http://127.0.0.1:8786", None).is_err());

@@ -1,5 +1,7 @@
 //! The kinds of operation: what goes in, what comes out, and the rules of each. One file a kind.
 
+mod database_backup;
+mod database_restore;
 mod project_backup;
 mod project_restore;
 mod project_start;
@@ -15,6 +17,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+pub use database_backup::{DatabaseBackupInput, DatabaseBackupResult};
+pub use database_restore::{DatabaseRestoreInput, DatabaseRestoreResult};
 pub use project_backup::{ProjectBackupInput, ProjectBackupResult, SourceKind};
 pub use project_restore::{BackupChoice, Conflict, ProjectRestoreInput, ProjectRestoreResult};
 pub use project_start::{ProjectStartInput, ProjectStartResult};
@@ -33,6 +37,8 @@ pub enum RoutingRule {
     Hub,
     /// Those on the host that has the project's files, unless the input names another.
     ProjectHost,
+    /// Those of the host that the subject names.
+    ScopeHost,
 }
 
 /// A kind of operation. Static: a service knows its kinds when it is built.
@@ -79,6 +85,8 @@ impl KindDefinition {
 
 /// Every kind there is.
 pub const ALL: &[&KindDefinition] = &[
+    &database_backup::DEFINITION,
+    &database_restore::DEFINITION,
     &project_backup::DEFINITION,
     &project_restore::DEFINITION,
     &project_start::DEFINITION,
