@@ -52,7 +52,7 @@ async fn a_copy_shares_the_bytes_of_the_database() {
     let file = btrfs.place.join("hesocial.duckdb");
     fixture.duckdb(
         &file,
-        "CREATE TABLE t AS SELECT i, md5(i::VARCHAR) || md5((i + 1)::VARCHAR) AS digest FROM range(1000000) r(i)",
+        "CREATE TABLE t AS SELECT i, md5(i::VARCHAR) || md5((i + 1)::VARCHAR) AS digest FROM range(2000000) r(i)",
     );
     let size = std::fs::metadata(&file).unwrap().len();
     assert!(size > 40_000_000, "{size}");
@@ -62,7 +62,7 @@ async fn a_copy_shares_the_bytes_of_the_database() {
     database.copy(Engine::Duckdb, &copy).await.unwrap();
     let taken = btrfs.used().saturating_sub(before);
     assert!(taken < size / 4, "{taken} of {size} bytes were written");
-    assert_eq!(database.validate(Engine::Duckdb, &copy).await.unwrap()[0].rows, 1_000_000);
+    assert_eq!(database.validate(Engine::Duckdb, &copy).await.unwrap()[0].rows, 2_000_000);
     // The whole of it, with the work directory beside the database.
     let work = format!("directory = {:?}", btrfs.place.join("work").display().to_string());
     let service = fixture.service_of("btrfs/hesocial.duckdb", &[("work", &work)]);

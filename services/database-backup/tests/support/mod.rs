@@ -18,6 +18,7 @@ use object_storage::{BucketControl, ProviderSettings, S3Settings};
 use service_runtime::{ServiceArguments, load_settings_with_variables};
 use time::OffsetDateTime;
 
+#[allow(unused_imports, reason = "each test binary uses a part of it")]
 pub(crate) use proxy::{Mood, Proxy};
 
 const ACCESS_KEY_ID: &str = "longhaul-test";
