@@ -274,7 +274,10 @@ impl OperationHandler for RestoreHandler {
 }
 
 /// Waits for the end of what is no backup and runs here; a backup is joined.
-async fn others_ended(operation: &OperationContext, service: &DatabaseBackup) -> Result<(), OperationFailure> {
+async fn others_ended(
+    operation: &OperationContext,
+    service: &DatabaseBackup,
+) -> Result<(), OperationFailure> {
     while let Some(mut running) = service.operations().running() {
         let now = running.now();
         if now.kind == OperationKind::Backup && operation.op().kind.as_str() == "database-backup" {

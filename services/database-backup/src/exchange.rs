@@ -376,7 +376,8 @@ mod tests {
         write(&with_suffix(&path, ".wal"), "old log");
         write(&directory.join("x.duckdb.rollback-older"), "older");
         write(&directory.join("x.duckdb.rollback-older.wal"), "older log");
-        let older = Rollback { file: "x.duckdb.rollback-older".to_owned(), latest_restored: None, operation: None };
+        let older =
+            Rollback { file: "x.duckdb.rollback-older".to_owned(), latest_restored: None, operation: None };
         write_json(&place.hidden("rollback.json"), &older).unwrap();
         let incoming = place.incoming();
         write(&incoming, "new");

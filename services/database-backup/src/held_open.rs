@@ -79,9 +79,9 @@ mod tests {
     fn a_file_that_another_process_has_open_is_not_closed() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("x.duckdb");
-        assert!(require_closed(&[file.clone()]).unwrap().is_none(), "no file, nobody");
+        assert!(require_closed(std::slice::from_ref(&file)).unwrap().is_none(), "no file, nobody");
         fs::write(&file, "x").unwrap();
-        let lock = require_closed(&[file.clone()]).unwrap();
+        let lock = require_closed(std::slice::from_ref(&file)).unwrap();
         assert!(lock.is_some());
         drop(lock);
         let mut holder = Command::new("sleep")

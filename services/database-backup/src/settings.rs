@@ -205,7 +205,9 @@ impl Settings {
         }
         self.recipients()?;
         if !self.nats.url.is_empty() && self.host.id.parse::<HostId>().is_err() {
-            return refuse("nats.url is given: host.id must be the id of the host that this service is on the bus");
+            return refuse(
+                "nats.url is given: host.id must be the id of the host that this service is on the bus",
+            );
         }
         if !self.backup.enabled {
             return Ok(());

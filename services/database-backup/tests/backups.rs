@@ -292,7 +292,7 @@ async fn a_restore_keeps_what_was_there_and_a_rollback_brings_it_back() {
             .map(|backup| backup.id.to_string())
             .collect::<Vec<_>>()
     };
-    assert_eq!(statuses().await, [first.backup_id.clone()]);
+    assert_eq!(statuses().await, std::slice::from_ref(&first.backup_id));
     let rollback = back.rollback_copy.unwrap();
     assert!(
         whole_prefix(&fixture, std::path::Path::new(&rollback)) > 0,
@@ -306,7 +306,7 @@ async fn a_restore_keeps_what_was_there_and_a_rollback_brings_it_back() {
     assert!(statuses().await.is_empty(), "what is there now is no backup");
 
     succeeded(service.begin_restore(second.backup_id.clone()).unwrap()).await;
-    assert_eq!(statuses().await, [second.backup_id.clone()]);
+    assert_eq!(statuses().await, std::slice::from_ref(&second.backup_id));
     service.set_latest_restored(&first.backup_id).await.unwrap();
     assert_eq!(statuses().await, [first.backup_id]);
     // One rollback copy, no rubbish.
@@ -334,7 +334,7 @@ async fn a_damaged_backup_is_not_put_in_place() {
     let mut body = objects.get(&key).await.unwrap().to_vec();
     let place = body.len() - 100;
     body[place] ^= 1;
-    objects.delete(&[key.clone()]).await.unwrap();
+    objects.delete(std::slice::from_ref(&key)).await.unwrap();
     objects.put_if(&key, body.into(), PutCondition::Absent, &attributes).await.unwrap();
     let refused = failed(service.begin_restore(taken.backup_id.clone()).unwrap()).await;
     assert_eq!(refused.code, FailureKind::ChecksumMismatch, "{}", refused.message);

@@ -412,7 +412,7 @@ async fn a_conditional_put_replaces_only_the_version_that_it_expects(fixture: Fi
     assert_eq!(kind_of(put("x", matches(&first)).await), ObjectStorageErrorKind::AlreadyExists);
     assert_eq!(bucket.get(&name).await.unwrap(), "second");
     assert_eq!(bucket.describe(&name).await.unwrap().tag, second);
-    bucket.delete(&[name.clone()]).await.unwrap();
+    bucket.delete(std::slice::from_ref(&name)).await.unwrap();
     assert_eq!(kind_of(put("x", matches(&second)).await), ObjectStorageErrorKind::AlreadyExists);
     assert_eq!(kind_of(bucket.get(&name).await), ObjectStorageErrorKind::NotFound);
 }

@@ -370,7 +370,8 @@ mod tests {
         let syntax = message(Some("name = \"x\"\ntoken = hunter2\n"), &[]);
         assert!(syntax.contains("is not valid TOML: ") && syntax.contains("line 2"), "{syntax}");
         assert!(!syntax.contains("hunter2"), "{syntax}");
-        let missing = load::<Settings>("x", DEFAULT, Some(Path::new("/nowhere/at.toml")), &[], std::iter::empty());
+        let missing =
+            load::<Settings>("x", DEFAULT, Some(Path::new("/nowhere/at.toml")), &[], std::iter::empty());
         assert!(matches!(missing, Err(SettingsError::Unreadable { .. })));
     }
 }

@@ -64,7 +64,8 @@ impl Service {
         let (database, config) = (directory.join("app.duckdb"), directory.join("app.toml"));
         let waiting = directory.join("duckdb-when-it-may");
         let hold = directory.join("hold");
-        let script = format!("#!/bin/sh\nwhile [ -e {hold:?} ]; do sleep 0.05; done\nexec {duckdb:?} \"$@\"\n");
+        let script =
+            format!("#!/bin/sh\nwhile [ -e {hold:?} ]; do sleep 0.05; done\nexec {duckdb:?} \"$@\"\n");
         fs::write(&waiting, script).unwrap();
         fs::set_permissions(&waiting, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let identity = system.host_identity(host).unwrap();
@@ -125,7 +126,8 @@ fn serve(system: &TestSystem, config: &Path, directory: &Path) -> Child {
 
 fn query(duckdb: &Path, file: &Path, sql: &str) -> String {
     let mut command = Command::new(duckdb);
-    let output = command.args(["-csv", "-noheader"]).arg(file).arg(sql).stdin(Stdio::null()).output().unwrap();
+    let output =
+        command.args(["-csv", "-noheader"]).arg(file).arg(sql).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
@@ -154,7 +156,7 @@ async fn a_database_is_backed_up_and_restored_by_operations_on_the_bus() {
     let taken = client.result(&scope, &op_id).await;
     assert_eq!((&taken["tables"], &taken["rows"]), (&json!(1), &json!(100)), "{taken:#}");
     let backup = taken["backup_id"].as_str().unwrap().to_owned();
-    assert_eq!(service.backups(), [backup.clone()]);
+    assert_eq!(service.backups(), std::slice::from_ref(&backup));
     let told = client.events(&scope, &op_id).await;
     let phases = phases(&told);
     assert!(phases.contains(&"checking") && phases.last() == Some(&"done"), "{told:#?}");
@@ -165,7 +167,8 @@ async fn a_database_is_backed_up_and_restored_by_operations_on_the_bus() {
     application.arg(service.directory.join("app.duckdb")).stdin(Stdio::piped()).stdout(Stdio::null());
     let mut application = application.spawn().unwrap();
     let opened = || async {
-        let links = fs::read_dir(format!("/proc/{}/fd", application.id())).map_err(|error| error.to_string())?;
+        let links =
+            fs::read_dir(format!("/proc/{}/fd", application.id())).map_err(|error| error.to_string())?;
         let mut files = links.filter_map(|link| fs::read_link(link.ok()?.path()).ok());
         let open = files.any(|file| file == service.directory.join("app.duckdb"));
         if open { Ok(()) } else { Err("not open yet".to_owned()) }
@@ -221,8 +224,11 @@ async fn a_database_is_backed_up_and_restored_by_operations_on_the_bus() {
     assert_eq!(service.backups().len(), 2);
 
     // Stopped in order, it takes its last backup as ever.
-    rustix::process::kill_process(rustix::process::Pid::from_child(&service.process), rustix::process::Signal::TERM)
-        .unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&service.process),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
     assert!(service.process.wait().unwrap().success());
     assert_eq!(service.backups().len(), 3);
 }

@@ -89,11 +89,8 @@ impl DatabaseBackup {
         let tables = parts.database.validate(engine, &copy).await?;
         progress.phase("hashing", size);
         let packed = (compress || encrypt).then(|| temporary.join("packed"));
-        let packing = packed.clone().map(|file| Packing {
-            file,
-            compress,
-            recipients: parts.recipients.clone(),
-        });
+        let packing =
+            packed.clone().map(|file| Packing { file, compress, recipients: parts.recipients.clone() });
         let (sha256, bytes) = hash_and_pack(&copy, packing).await?;
         let facts = BackupFacts {
             bytes,

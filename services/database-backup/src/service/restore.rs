@@ -113,11 +113,7 @@ impl DatabaseBackup {
         Ok(tables)
     }
 
-    pub(super) async fn roll_back(
-        &self,
-        operation: Option<String>,
-        progress: &Progress,
-    ) -> Result<Restored> {
+    pub(super) async fn roll_back(&self, operation: Option<String>, progress: &Progress) -> Result<Restored> {
         let parts = &self.parts;
         let _lock = parts.work.lock()?;
         progress.phase("looking", 0);

@@ -246,7 +246,9 @@ fn tls() -> anyhow::Result<TlsConnector> {
     let mut roots = RootCertStore::empty();
     let (trusted, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if trusted == 0 {
-        bail!("this machine trusts nobody: install ca-certificates, or name a file of certificates in SSL_CERT_FILE");
+        bail!(
+            "this machine trusts nobody: install ca-certificates, or name a file of certificates in SSL_CERT_FILE"
+        );
     }
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
