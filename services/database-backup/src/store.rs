@@ -392,18 +392,24 @@ impl BackupStore {
         Ok(old)
     }
 
-    /// Lets the bucket delete what is older than `days`; false where it cannot.
+    /// Lets the bucket delete backups older than `days`; false where it cannot. The manifest changes rarely and is none,
+    /// and neither is what another database has under a longer prefix.
     ///
     /// # Errors
     ///
     /// If it refuses.
     pub async fn set_expiry(&self, days: u16) -> Result<bool> {
-        let rule = ExpiryRule {
-            id: format!("longhaul-{}", self.names.prefix()),
-            prefix: self.names.key_prefix(),
-            days,
-        };
-        self.buckets.set_expiry(&self.bucket, &rule).await.map_err(Failure::storage)
+        for kind in ["backup", "manual"] {
+            let rule = ExpiryRule {
+                id: format!("longhaul-{}-{kind}", self.names.prefix()),
+                prefix: format!("{}{kind}-", self.names.key_prefix()),
+                days,
+            };
+            if !self.buckets.set_expiry(&self.bucket, &rule).await.map_err(Failure::storage)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 

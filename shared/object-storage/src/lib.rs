@@ -37,7 +37,9 @@ mod request_counter;
 mod requests;
 mod retry;
 mod s3;
+mod s3_conditions;
 mod s3_errors;
+mod s3_lifecycle;
 
 pub use error::{ObjectStorageError, ObjectStorageErrorKind};
 pub use fault_injection::{FAULT_PLAN_VARIABLE, FaultInjector};

@@ -226,7 +226,6 @@ impl ObjectRequests for LocalBucket {
         .await
     }
 
-    /// The whole listing is one page.
     async fn put_if(
         &self,
         key: &ObjectKey,
@@ -334,6 +333,7 @@ impl ObjectRequests for LocalBucket {
         .await
     }
 
+    /// The whole listing is one page.
     async fn list_page(&self, prefix: &str, _continuation: Option<&str>) -> Result<ListingPage> {
         let (bucket, prefix) = (self.clone(), prefix.to_owned());
         blocking(move || {

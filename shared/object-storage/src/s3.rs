@@ -22,16 +22,13 @@ use aws_sdk_s3::config::{
     Config, ConfigBag, Credentials, Intercept, Region, RequestChecksumCalculation,
     ResponseChecksumValidation, RuntimeComponents, SharedHttpClient,
 };
-use aws_sdk_s3::error::BoxError;
-use aws_sdk_s3::error::BuildError;
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::operation::put_object::PutObjectOutput;
 use aws_sdk_s3::types::{
-    AbortIncompleteMultipartUpload, BucketLifecycleConfiguration, BucketLocationConstraint,
-    CompletedMultipartUpload, CompletedPart, CreateBucketConfiguration, Delete, ExpirationStatus,
-    LifecycleExpiration, LifecycleRule, LifecycleRuleFilter, ObjectIdentifier,
+    BucketLocationConstraint, CompletedMultipartUpload, CompletedPart, CreateBucketConfiguration, Delete,
+    ObjectIdentifier,
 };
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{self, TlsContext, TrustStore};
@@ -46,7 +43,9 @@ use crate::requests::{
     BucketRequests, CompletedParts, DeletionFailure, ListingPage, ObjectBody, ObjectRequests, PartPlace,
     Result, check_bucket_name,
 };
-use crate::s3_errors::{describe, kind_of, translate};
+use crate::s3_conditions::changed_if_gone;
+use crate::s3_errors::{describe, is_not_implemented, kind_of, translate};
+use crate::s3_lifecycle;
 use crate::{
     Attributes, BucketLocation, ExpiryRule, ObjectDescription, ObjectKey, ObjectMetadata, ObjectStorageError,
     ObjectStorageErrorKind, PutCondition, PutMode,
@@ -59,7 +58,7 @@ const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) struct S3Provider {
     client: Client,
     /// Set once a server has answered that it has no conditional writes.
-    without_conditional_writes: Arc<AtomicBool>,
+    pub(crate) without_conditional_writes: Arc<AtomicBool>,
 }
 
 impl S3Provider {
@@ -193,37 +192,8 @@ impl BucketRequests for S3Provider {
         deleted.map(|_| ()).map_err(|error| translate("delete bucket", bucket, error))
     }
 
-    /// Other people's rules stay as they are; a rule that is there already is not written again.
     async fn set_expiry(&self, bucket: &str, rule: &ExpiryRule) -> Result<bool> {
-        const OPERATION: &str = "set bucket expiry";
-        let answer = self.client.get_bucket_lifecycle_configuration().bucket(bucket).send().await;
-        let mut rules = match answer {
-            Ok(answer) => answer.rules().to_vec(),
-            Err(error) if error.code() == Some("NoSuchLifecycleConfiguration") => Vec::new(),
-            Err(error) if has_no_lifecycle(&error) => return Ok(false),
-            Err(error) => return Err(translate(OPERATION, bucket, error)),
-        };
-        let ours = lifecycle_rule(rule).map_err(|error| {
-            let kind = ObjectStorageErrorKind::Permanent;
-            ObjectStorageError::new(kind, OPERATION, bucket, "the rule cannot be built").with_source(error)
-        })?;
-        if rules.iter().any(|there| is_same_rule(there, &ours)) {
-            return Ok(true);
-        }
-        rules.retain(|there| there.id() != ours.id());
-        rules.push(ours);
-        let unsendable = |error| {
-            let kind = ObjectStorageErrorKind::Permanent;
-            ObjectStorageError::new(kind, OPERATION, bucket, "the rules cannot be built").with_source(error)
-        };
-        let configuration =
-            BucketLifecycleConfiguration::builder().set_rules(Some(rules)).build().map_err(unsendable)?;
-        let request = self.client.put_bucket_lifecycle_configuration().bucket(bucket);
-        match request.lifecycle_configuration(configuration).send().await {
-            Ok(_) => Ok(true),
-            Err(error) if has_no_lifecycle(&error) => Ok(false),
-            Err(error) => Err(translate(OPERATION, bucket, error)),
-        }
+        s3_lifecycle::set_expiry(&self.client, bucket, rule).await
     }
 
     fn open_bucket(&self, bucket: &str) -> Arc<dyn ObjectRequests> {
@@ -262,8 +232,8 @@ impl Intercept for ExpectedHash {
 
 /// The objects of one bucket.
 #[derive(Debug)]
-struct S3Bucket {
-    provider: S3Provider,
+pub(crate) struct S3Bucket {
+    pub(crate) provider: S3Provider,
     name: String,
 }
 
@@ -532,77 +502,6 @@ impl ObjectRequests for S3Bucket {
         }
         Ok(failures)
     }
-}
-
-impl S3Bucket {
-    /// What a server without conditional writes is asked instead; two writers at the same moment can both succeed.
-    async fn look_first(
-        &self,
-        operation: &'static str,
-        key: &ObjectKey,
-        condition: &PutCondition,
-    ) -> Result<()> {
-        let found = match self.describe(key).await {
-            Ok(found) => Some(found.tag),
-            Err(error) if error.kind() == ObjectStorageErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        let holds = match condition {
-            PutCondition::Absent => found.is_none(),
-            PutCondition::Matches(tag) => found.as_ref() == Some(tag),
-        };
-        if holds {
-            return Ok(());
-        }
-        let kind = ObjectStorageErrorKind::AlreadyExists;
-        Err(ObjectStorageError::new(kind, operation, key, "there is another version"))
-    }
-
-    fn warn_of_unconditional_writes(&self) {
-        tracing::warn!("the object store has no conditional writes: they look first instead");
-        self.provider.without_conditional_writes.store(true, Ordering::Relaxed);
-    }
-}
-
-fn is_not_implemented<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
-    let status = error.raw_response().map(|answer| answer.status().as_u16());
-    error.code() == Some("NotImplemented") || status == Some(501)
-}
-
-/// A server says of a version that is gone that there is no such key.
-fn changed_if_gone(condition: &PutCondition, error: ObjectStorageError) -> ObjectStorageError {
-    if matches!(condition, PutCondition::Matches(_)) && error.code() == Some("NoSuchKey") {
-        let kind = ObjectStorageErrorKind::AlreadyExists;
-        return ObjectStorageError::new(kind, "put", "under a condition", "the version is gone")
-            .with_source(error);
-    }
-    error
-}
-
-fn has_no_lifecycle<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
-    is_not_implemented(error) || error.code() == Some("MethodNotAllowed")
-}
-
-fn lifecycle_rule(rule: &ExpiryRule) -> std::result::Result<LifecycleRule, BuildError> {
-    LifecycleRule::builder()
-        .id(&rule.id)
-        .status(ExpirationStatus::Enabled)
-        .filter(LifecycleRuleFilter::builder().prefix(&rule.prefix).build())
-        .expiration(LifecycleExpiration::builder().days(i32::from(rule.days)).build())
-        .abort_incomplete_multipart_upload(
-            AbortIncompleteMultipartUpload::builder().days_after_initiation(1).build(),
-        )
-        .build()
-}
-
-/// Servers give back what they make of a rule, so only what it says counts.
-fn is_same_rule(there: &LifecycleRule, ours: &LifecycleRule) -> bool {
-    there.id() == ours.id()
-        && there.status() == ours.status()
-        && there.filter().and_then(LifecycleRuleFilter::prefix)
-            == ours.filter().and_then(LifecycleRuleFilter::prefix)
-        && there.expiration().and_then(LifecycleExpiration::days)
-            == ours.expiration().and_then(LifecycleExpiration::days)
 }
 
 fn metadata_of(attributes: &Attributes) -> Option<HashMap<String, String>> {

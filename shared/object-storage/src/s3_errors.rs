@@ -95,6 +95,12 @@ pub(crate) fn describe(status: Option<u16>, code: Option<&str>, message: Option<
     if message.is_empty() { format!("{status}{code}") } else { format!("{status}{code}: {message}") }
 }
 
+/// Whether the server says that it cannot do this at all.
+pub(crate) fn is_not_implemented<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+    let status = error.raw_response().map(|answer| answer.status().as_u16());
+    error.code() == Some("NotImplemented") || status == Some(501)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
