@@ -52,6 +52,10 @@ use bus_operations::BusOperations;
 const NAME: &str = "database-backup";
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
+/// A small program beside another one. Each thread also keeps some of the buffers that went through it.
+const THREADS: usize = 2;
+/// For files: a part that is read, a download that is written, and names that are looked up meanwhile.
+const BLOCKING_THREADS: usize = 6;
 /// As shells say it of a program that cannot be started.
 const NOT_STARTED: u8 = 127;
 
@@ -125,7 +129,12 @@ pub fn main() -> ExitCode {
         return say("ok");
     }
     let started = start_telemetry(&settings.telemetry).map_err(anyhow::Error::from).and_then(|()| {
-        Ok(tokio::runtime::Builder::new_multi_thread().enable_all().thread_name(NAME).build()?)
+        Ok(tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .max_blocking_threads(BLOCKING_THREADS)
+            .enable_all()
+            .thread_name(NAME)
+            .build()?)
     });
     let runtime = match started {
         Ok(runtime) => runtime,

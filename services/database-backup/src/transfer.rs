@@ -15,7 +15,7 @@ use crate::encryption::{decrypting, encrypting};
 use crate::failure::{Failure, FailureKind, Result};
 
 /// Bytes asked for by one request.
-const RANGE_BYTES: u64 = 8 * 1024 * 1024;
+const RANGE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Requests under way at once.
 const RANGES_AT_ONCE: usize = 3;

@@ -152,19 +152,19 @@ impl Uploading<'_> {
             async move {
                 let offset = u64::from(number - 1) * part_bytes;
                 let body = self.read(file, offset, part_bytes.min(size - offset)).await?;
-                let digest = hexadecimal(&Md5::digest(&body));
+                let md5 = Md5::digest(&body);
                 let length = body.len() as u64;
                 let tag = self
                     .objects
                     .attempts
                     .run(OPERATION, length, |_| {
-                        let place = PartPlace { upload_id, number, offset };
+                        let place = PartPlace { upload_id, number, offset, md5: &md5 };
                         let request = self.objects.requests.upload_part(self.key, place, body.clone());
                         self.objects.attempts.timed(OPERATION, self.key.as_str(), length, request)
                     })
                     .await?;
                 let mut state = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                state.parts.insert(number, (tag, digest));
+                state.parts.insert(number, (tag, hexadecimal(&md5)));
                 if let Some(progress) = &self.upload.progress {
                     let stored = state.parts.len() as u64 * part_bytes;
                     progress(&state, stored.min(size));

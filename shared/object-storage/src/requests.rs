@@ -118,6 +118,8 @@ pub(crate) struct PartPlace<'a> {
     pub(crate) number: u32,
     /// Where in the object it begins.
     pub(crate) offset: u64,
+    /// MD5 of its content.
+    pub(crate) md5: &'a [u8],
 }
 
 /// An upload whose parts are all stored.

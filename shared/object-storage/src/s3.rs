@@ -404,7 +404,7 @@ impl ObjectRequests for S3Bucket {
             .key(key.as_str())
             .upload_id(place.upload_id)
             .part_number(i32::try_from(place.number).unwrap_or(i32::MAX))
-            .content_md5(md5_of(&body))
+            .content_md5(BASE64.encode(place.md5))
             .body(body.into())
             .send()
             .await

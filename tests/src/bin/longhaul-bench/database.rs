@@ -69,8 +69,14 @@ pub(crate) async fn measure(options: Options) -> anyhow::Result<Figures> {
             objects.put(&plain, body.clone(), PutMode::Overwrite).await?;
             figures.add("database_plain_put", began.elapsed().as_secs_f64(), "s");
             let began = Instant::now();
-            ensure!(objects.get(&plain).await? == body, "the plain object is another one");
+            let got = objects.get(&plain).await?;
             figures.add("database_plain_get", began.elapsed().as_secs_f64(), "s");
+            // A restored file is one that a power cut does not take.
+            let mut file = fs::File::create(scratch.path().join("plain"))?;
+            file.write_all(&got)?;
+            file.sync_all()?;
+            figures.add("database_plain_get_to_disk", began.elapsed().as_secs_f64(), "s");
+            ensure!(got == body, "the plain object is another one");
             objects.delete(std::slice::from_ref(&plain)).await?;
             Ok(())
         };
@@ -105,6 +111,11 @@ pub(crate) async fn measure(options: Options) -> anyhow::Result<Figures> {
             "database_download_to_plain_get",
             "database_restore_download",
             "database_plain_get",
+        );
+        figures.add_ratio(
+            "database_download_to_plain_get_to_disk",
+            "database_restore_download",
+            "database_plain_get_to_disk",
         );
         objects.delete(&[format!("backups/{id}").parse()?]).await?;
     }
