@@ -32,7 +32,17 @@ pub(crate) struct WorkDirectory {
 /// The one operation at a time. Ends when dropped.
 #[derive(Debug)]
 pub(crate) struct WorkLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for WorkLock {
+    /// Closing is not enough: a process that is being started has the same open file until it has become its program, and
+    /// with it the lock, which the next operation would meet.
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!(%error, "the work directory could not be unlocked");
+        }
+    }
 }
 
 /// A directory that is removed when dropped.
@@ -86,7 +96,7 @@ impl WorkDirectory {
             Err(error) => return Err(failed(error.into())),
         }
         self.sweep().map_err(|error| Failure::io("sweeping the work directory", error))?;
-        Ok(WorkLock { _file: file })
+        Ok(WorkLock { file })
     }
 
     fn sweep(&self) -> io::Result<()> {
@@ -277,7 +287,11 @@ mod tests {
 
         let lock = work.lock().unwrap();
         assert_eq!(work.lock().unwrap_err().kind(), FailureKind::Busy);
+        // As a process that is just being started has it.
+        let inherited = lock.file.try_clone().unwrap();
         drop(lock);
+        drop(work.lock().unwrap());
+        drop(inherited);
         let names: Vec<_> =
             fs::read_dir(directory.path().join("work")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names.len(), 2, "{names:?}");

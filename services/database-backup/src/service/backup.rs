@@ -16,6 +16,9 @@ use crate::store::{BackupFacts, OPERATION, rfc3339};
 use crate::transfer::{Packing, hash_and_pack};
 use crate::work_directory::PendingUpload;
 
+/// Parts of an upload under way at once; each is in memory.
+const PARTS_AT_ONCE: usize = 2;
+
 /// How many backups of one second get names.
 const MOST_OF_ONE_SECOND: u32 = 100;
 
@@ -160,6 +163,7 @@ impl DatabaseBackup {
             }
             let upload = FileUpload {
                 attributes: pending.attributes.clone(),
+                parallel: PARTS_AT_ONCE,
                 resume: pending.state.clone(),
                 progress: Some(self.upload_progress(&pending, progress)),
                 ..FileUpload::default()
