@@ -1,7 +1,7 @@
 //! Encryption on this side, in the file format of age: what the bucket has then is of no use without an identity, and the
 //! service that takes backups need not have one.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
 
 use age::stream::{StreamReader, StreamWriter};
@@ -68,7 +68,11 @@ pub(crate) fn decrypting<R: Read>(identities: &[Identity], from: R) -> Result<St
             FailureKind::KeyMissing,
             "the backup is encrypted for somebody else: no identity of encryption.identity_file opens it",
         ),
-        DecryptError::Io(error) => Failure::io("reading the head of the encrypted backup", error),
+        DecryptError::Io(error)
+            if !matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidData) =>
+        {
+            Failure::io("reading the head of the encrypted backup", error)
+        }
         error => {
             Failure::new(FailureKind::ChecksumMismatch, "the encrypted backup is damaged").with_source(error)
         }
