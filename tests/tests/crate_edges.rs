@@ -86,6 +86,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "database-backup",
+        &[
+            "bus-client",
+            "bus-messages",
+            "domain-model",
+            "object-storage",
+            "operation-engine",
+            "service-runtime",
+        ],
+    ),
+    (
         "scheduler",
         &[
             "backup-browsing",
@@ -113,13 +124,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// What talks to the outside has one door.
-const SINGLE_DOORS: &[(&str, &str)] = &[
-    ("async-nats", "bus-client"),
-    ("sqlx", "catalog-database"),
-    ("aws-sdk-s3", "object-storage"),
-    ("rustic_core", "backup-repository"),
-    ("prometheus-client", "service-runtime"),
-    ("axum", "service-runtime"),
+const SINGLE_DOORS: &[(&str, &[&str])] = &[
+    ("async-nats", &["bus-client"]),
+    ("sqlx", &["catalog-database"]),
+    ("aws-sdk-s3", &["object-storage"]),
+    ("rustic_core", &["backup-repository"]),
+    ("rusqlite", &["database-backup"]),
+    ("prometheus-client", &["service-runtime"]),
+    // Measures and health of every service, and the one API that is HTTP.
+    ("axum", &["service-runtime", "database-backup"]),
 ];
 
 /// For tests alone, so never a dependency of anything that is shipped.
@@ -186,10 +199,10 @@ fn what_talks_to_the_outside_has_one_door() {
         }
         for dependency in shipped_dependencies(package) {
             let door = SINGLE_DOORS.iter().find(|(crate_name, _)| *crate_name == dependency);
-            if let Some((crate_name, door)) = door
-                && package.name.as_str() != *door
+            if let Some((crate_name, doors)) = door
+                && !doors.contains(&package.name.as_str())
             {
-                wrong.push(format!("{} uses {crate_name}; only {door} may", package.name));
+                wrong.push(format!("{} uses {crate_name}; only {} may", package.name, doors.join(", ")));
             }
         }
     }

@@ -170,6 +170,16 @@ fn every_message_reads_and_writes_as_its_fixture() {
         "restore-drill-result",
         r#"{"backup_id":"<hex>","proof":"mismatch","reason":"m","files":1,"bytes":2,"duration_s":1.5}"#,
     );
+    f.check::<DatabaseBackupInput>("database-backup-input", "{}");
+    f.check::<DatabaseBackupResult>(
+        "database-backup-result",
+        r#"{"backup_id":"a-manual-20241230-153000.duckdb","timestamp":"<moment>","bytes":1,"sha256":"<hex>","tables":2,"rows":3,"duration_s":1.5}"#,
+    );
+    f.check::<DatabaseRestoreInput>("database-restore-input", r#"{"backup_id":"latest","rollback":false}"#);
+    f.check::<DatabaseRestoreResult>(
+        "database-restore-result",
+        r#"{"backup_id":"a-manual-20241230-153000.duckdb","rolled_back":false,"bytes":1,"sha256":"<hex>","rollback_copy":"/data/a.duckdb.rollback-20241231-080000","duration_s":1.5}"#,
+    );
     f.check::<RepoPruneInput>("repo-prune-input", "{}");
     f.check::<RepoPruneResult>("repo-prune-result", r#"{"forgotten":2,"orphans":1,"bytes_before":300,"bytes_after":100,"bytes_freed":200,"bytes_waiting":0,"requests":12,"duration_s":1.5}"#);
     f.check::<CreateProject>(

@@ -5,7 +5,7 @@ use std::fmt;
 pub enum ObjectStorageErrorKind {
     /// The object or bucket does not exist.
     NotFound,
-    /// A create-only write found an object, or a bucket of that name exists and belongs to somebody else.
+    /// A create-only write found an object, a conditional one found another version than it expected, or a bucket of that name exists and belongs to somebody else.
     AlreadyExists,
     /// The credentials are wrong or do not reach that far. Repeating does not help.
     PermissionDenied,
@@ -23,6 +23,7 @@ pub struct ObjectStorageError {
     operation: &'static str,
     subject: String,
     message: String,
+    code: Option<String>,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -35,7 +36,14 @@ impl ObjectStorageError {
         subject: impl fmt::Display,
         message: impl Into<String>,
     ) -> Self {
-        Self { kind, operation, subject: subject.to_string(), message: message.into(), source: None }
+        Self {
+            kind,
+            operation,
+            subject: subject.to_string(),
+            message: message.into(),
+            code: None,
+            source: None,
+        }
     }
 
     /// Attaches the error underneath.
@@ -43,6 +51,19 @@ impl ObjectStorageError {
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// Attaches the server's own code.
+    #[must_use]
+    pub(crate) fn with_code(mut self, code: Option<&str>) -> Self {
+        self.code = code.map(str::to_owned);
+        self
+    }
+
+    /// The server's own code (`NoSuchBucket`, `RequestTimeTooSkewed`), where it gave one: to tell an operator what
+    /// is wrong. What to do next is decided by [`kind`](Self::kind), since servers differ in their codes.
+    pub fn code(&self) -> Option<&str> {
+        self.code.as_deref()
     }
 
     /// What the caller can do about it.

@@ -19,10 +19,13 @@ use futures::future;
 use futures::stream::StreamExt;
 
 use crate::fault_plan::{Fault, FaultAction, FaultMoment, InjectedFailure, LocationAnswer, matches};
-use crate::requests::{BucketRequests, DeletionFailure, ListingPage, ObjectBody, ObjectRequests, Result};
+use crate::requests::{
+    BucketRequests, CompletedParts, DeletionFailure, ListingPage, ObjectBody, ObjectRequests, PartPlace,
+    Result,
+};
 use crate::{
-    BucketLocation, FaultPlan, ObjectKey, ObjectMetadata, ObjectStorageError, ObjectStorageErrorKind,
-    PutMode, RequestKind,
+    Attributes, BucketLocation, ExpiryRule, FaultPlan, ObjectDescription, ObjectKey, ObjectMetadata,
+    ObjectStorageError, ObjectStorageErrorKind, PutCondition, PutMode, RequestKind,
 };
 
 /// Environment variable with the path of a [`FaultPlan`] in JSON. The file is read again whenever it
@@ -162,7 +165,9 @@ impl FaultInjector {
                 FaultAction::Fail(failure) => {
                     return Err(request.fail(failure.kind(), "injected failure".to_owned()));
                 }
-                FaultAction::TruncateBody { bytes } if request.kind == RequestKind::Put => {
+                FaultAction::TruncateBody { bytes }
+                    if matches!(request.kind, RequestKind::Put | RequestKind::UploadPart) =>
+                {
                     let message = format!("injected failure: the connection ended after {bytes} bytes");
                     return Err(request.fail(ObjectStorageErrorKind::Retryable, message));
                 }
@@ -298,6 +303,13 @@ impl BucketRequests for FaultyBuckets {
         request.after(&due, ())
     }
 
+    async fn set_expiry(&self, bucket: &str, rule: &ExpiryRule) -> Result<bool> {
+        let request = bucket_request(RequestKind::BucketExpiry, "set bucket expiry", bucket);
+        let due = self.faults.before(&request).await?;
+        let supported = self.inner.set_expiry(bucket, rule).await?;
+        request.after(&due, supported)
+    }
+
     fn open_bucket(&self, bucket: &str) -> Arc<dyn ObjectRequests> {
         Arc::new(FaultyObjects {
             bucket: bucket.to_owned(),
@@ -353,6 +365,62 @@ impl ObjectRequests for FaultyObjects {
         let due = self.faults.before(&request).await?;
         let metadata = self.inner.head(key).await?;
         request.after(&due, metadata)
+    }
+
+    async fn put_if(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        condition: &PutCondition,
+        attributes: &Attributes,
+    ) -> Result<String> {
+        let keys = [key.as_str()];
+        let mut request = self.request(RequestKind::Put, "put", &keys);
+        request.sent_bytes = body.len() as u64;
+        let due = self.faults.before(&request).await?;
+        let tag = self.inner.put_if(key, body, condition, attributes).await?;
+        request.after(&due, tag)
+    }
+
+    async fn describe(&self, key: &ObjectKey) -> Result<ObjectDescription> {
+        let keys = [key.as_str()];
+        let request = self.request(RequestKind::Head, "describe", &keys);
+        let due = self.faults.before(&request).await?;
+        let description = self.inner.describe(key).await?;
+        request.after(&due, description)
+    }
+
+    async fn create_upload(&self, key: &ObjectKey, attributes: &Attributes) -> Result<String> {
+        let keys = [key.as_str()];
+        let request = self.request(RequestKind::CreateUpload, "create upload", &keys);
+        let due = self.faults.before(&request).await?;
+        let upload_id = self.inner.create_upload(key, attributes).await?;
+        request.after(&due, upload_id)
+    }
+
+    async fn upload_part(&self, key: &ObjectKey, place: PartPlace<'_>, body: Bytes) -> Result<String> {
+        let keys = [key.as_str()];
+        let mut request = self.request(RequestKind::UploadPart, "upload part", &keys);
+        request.sent_bytes = body.len() as u64;
+        let due = self.faults.before(&request).await?;
+        let tag = self.inner.upload_part(key, place, body).await?;
+        request.after(&due, tag)
+    }
+
+    async fn complete_upload(&self, key: &ObjectKey, completed: CompletedParts<'_>) -> Result<()> {
+        let keys = [key.as_str()];
+        let request = self.request(RequestKind::CompleteUpload, "complete upload", &keys);
+        let due = self.faults.before(&request).await?;
+        self.inner.complete_upload(key, completed).await?;
+        request.after(&due, ())
+    }
+
+    async fn abort_upload(&self, key: &ObjectKey, upload_id: &str) -> Result<()> {
+        let keys = [key.as_str()];
+        let request = self.request(RequestKind::AbortUpload, "abort upload", &keys);
+        let due = self.faults.before(&request).await?;
+        self.inner.abort_upload(key, upload_id).await?;
+        request.after(&due, ())
     }
 
     async fn list_page(&self, prefix: &str, continuation: Option<&str>) -> Result<ListingPage> {

@@ -27,6 +27,7 @@
 mod error;
 mod fault_injection;
 mod fault_plan;
+mod file_upload;
 mod local;
 mod local_files;
 mod object_store;
@@ -36,15 +37,19 @@ mod request_counter;
 mod requests;
 mod retry;
 mod s3;
+mod s3_conditions;
 mod s3_errors;
+mod s3_lifecycle;
 
 pub use error::{ObjectStorageError, ObjectStorageErrorKind};
 pub use fault_injection::{FAULT_PLAN_VARIABLE, FaultInjector};
 pub use fault_plan::{
     Fault, FaultAction, FaultMoment, FaultPlan, FaultPlanError, InjectedFailure, LocationAnswer, LocationRule,
 };
+pub use file_upload::{FileUpload, UploadProgress, UploadState};
 pub use object_store::{
-    BucketControl, BucketLocation, ObjectKey, ObjectKeyError, ObjectMetadata, ObjectStore, PutMode,
+    Attributes, BucketControl, BucketLocation, ExpiryRule, ObjectDescription, ObjectKey, ObjectKeyError,
+    ObjectMetadata, ObjectStore, PutCondition, PutMode,
 };
 pub use provider::{ConnectOptions, LocalSettings, ProviderSettings, S3Settings, SecretText};
 pub use request_counter::{RequestCounter, RequestCounts};

@@ -6,9 +6,12 @@
 //!
 //! ```text
 //! root/.incoming/<random>              objects being written
+//! root/.conditional.lock               held by a write under a condition
 //! root/.backups-weur.location          the location hint of bucket `backups-weur` (kept for good)
 //! root/backups-weur/<key>              objects
 //! ```
+//!
+//! Attributes of an object are an extended attribute of its file, so that they come and go with it.
 //!
 //! As keys are paths here, a key cannot be an object and the directory of other objects at the same time
 //! (`a` and `a/b`), and no part of a key can be longer than a file name (255 bytes).
@@ -22,15 +25,22 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 
-use crate::local_files::{self, Placement};
+use crate::local_files::{self, Placement, Temporary};
 use crate::provider::LocalSettings;
 use crate::requests::{
-    BucketRequests, DeletionFailure, ListingPage, ObjectBody, ObjectRequests, Result, check_bucket_name,
+    BucketRequests, CompletedParts, DeletionFailure, ListingPage, ObjectBody, ObjectRequests, PartPlace,
+    Result, check_bucket_name,
 };
-use crate::{BucketLocation, ObjectKey, ObjectMetadata, ObjectStorageError, ObjectStorageErrorKind, PutMode};
+use crate::{
+    Attributes, BucketLocation, ExpiryRule, ObjectDescription, ObjectKey, ObjectMetadata, ObjectStorageError,
+    ObjectStorageErrorKind, PutCondition, PutMode,
+};
 
 /// Directory of unfinished writes. No bucket name begins with a dot.
 const INCOMING: &str = ".incoming";
+
+/// Held while a write compares what is there with what it expects.
+const CONDITIONAL_LOCK: &str = ".conditional.lock";
 
 /// The buckets under one directory.
 #[derive(Debug, Clone)]
@@ -123,6 +133,11 @@ impl BucketRequests for LocalProvider {
         .await
     }
 
+    /// A directory deletes nothing by itself.
+    async fn set_expiry(&self, _bucket: &str, _rule: &ExpiryRule) -> Result<bool> {
+        Ok(false)
+    }
+
     fn open_bucket(&self, bucket: &str) -> Arc<dyn ObjectRequests> {
         Arc::new(LocalBucket { root: Arc::clone(&self.root), name: bucket.into() })
     }
@@ -207,6 +222,113 @@ impl ObjectRequests for LocalBucket {
             let size_bytes =
                 local_files::size_of(&path).map_err(|error| bucket.read_error("head", &key, error))?;
             Ok(ObjectMetadata { key, size_bytes })
+        })
+        .await
+    }
+
+    async fn put_if(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        condition: &PutCondition,
+        attributes: &Attributes,
+    ) -> Result<String> {
+        let (bucket, key, condition) = (self.clone(), key.clone(), condition.clone());
+        let attributes = attributes.clone();
+        blocking(move || {
+            let directory = bucket.directory("put")?;
+            let failed = |error| bucket.error("put", key.as_str(), error);
+            // Two processes that compare and then replace must not do so at the same time.
+            let _lock = local_files::lock(&bucket.root.join(CONDITIONAL_LOCK)).map_err(failed)?;
+            let placement = match &condition {
+                PutCondition::Absent => Placement::CreateOnly,
+                PutCondition::Matches(tag) => {
+                    match local_files::tag_of(&directory.join(key.as_str())) {
+                        Ok(found) if found == *tag => {}
+                        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+                        _ => return Err(failed(ErrorKind::AlreadyExists.into())),
+                    }
+                    Placement::Replace
+                }
+            };
+            let incoming = bucket.root.join(INCOMING);
+            let name = Path::new(key.as_str());
+            local_files::require_directory(&directory)
+                .and_then(|()| Temporary::write(&incoming, &body))
+                .and_then(|temporary| {
+                    temporary.set_attributes(&attributes)?;
+                    temporary.place(&directory, name, placement)?;
+                    local_files::tag_of(&directory.join(name))
+                })
+                .map_err(failed)
+        })
+        .await
+    }
+
+    async fn describe(&self, key: &ObjectKey) -> Result<ObjectDescription> {
+        let (bucket, key) = (self.clone(), key.clone());
+        blocking(move || {
+            let path = bucket.directory("describe")?.join(key.as_str());
+            let describe = || {
+                Ok(ObjectDescription {
+                    size_bytes: local_files::size_of(&path)?,
+                    tag: local_files::tag_of(&path)?,
+                    attributes: local_files::attributes_of(&path)?,
+                })
+            };
+            describe().map_err(|error| bucket.read_error("describe", &key, error))
+        })
+        .await
+    }
+
+    /// The parts of an upload are written where they belong in one file beside the buckets.
+    async fn create_upload(&self, key: &ObjectKey, _attributes: &Attributes) -> Result<String> {
+        let (bucket, key) = (self.clone(), key.clone());
+        blocking(move || {
+            let directory = bucket.directory("create upload")?;
+            local_files::require_directory(&directory)
+                .and_then(|()| Temporary::write(&bucket.root.join(INCOMING), &[]))
+                .map(Temporary::keep)
+                .map_err(|error| bucket.error("create upload", key.as_str(), error))
+        })
+        .await
+    }
+
+    async fn upload_part(&self, key: &ObjectKey, place: PartPlace<'_>, body: Bytes) -> Result<String> {
+        let (bucket, key, offset) = (self.clone(), key.clone(), place.offset);
+        let upload_id = place.upload_id.to_owned();
+        blocking(move || {
+            Temporary::kept(&bucket.root.join(INCOMING), &upload_id)
+                .and_then(|path| local_files::write_part(&path, offset, &body))
+                .map_err(|error| bucket.error("upload part", key.as_str(), error))?;
+            Ok(format!("{offset:x}-{:x}", body.len()))
+        })
+        .await
+    }
+
+    async fn complete_upload(&self, key: &ObjectKey, completed: CompletedParts<'_>) -> Result<()> {
+        let (bucket, key) = (self.clone(), key.clone());
+        let (upload_id, size_bytes) = (completed.upload_id.to_owned(), completed.size_bytes);
+        let attributes = completed.attributes.clone();
+        blocking(move || {
+            let directory = bucket.directory("complete upload")?;
+            let complete = || {
+                let incoming = bucket.root.join(INCOMING);
+                let temporary = Temporary::reopen(&incoming, &upload_id, size_bytes)?;
+                temporary.set_attributes(&attributes)?;
+                temporary.place(&directory, Path::new(key.as_str()), Placement::CreateOnly)
+            };
+            complete().map_err(|error| bucket.error("complete upload", key.as_str(), error))
+        })
+        .await
+    }
+
+    async fn abort_upload(&self, key: &ObjectKey, upload_id: &str) -> Result<()> {
+        let (bucket, key, upload_id) = (self.clone(), key.clone(), upload_id.to_owned());
+        blocking(move || {
+            Temporary::kept(&bucket.root.join(INCOMING), &upload_id)
+                .and_then(std::fs::remove_file)
+                .map_err(|error| bucket.error("abort upload", key.as_str(), error))
         })
         .await
     }

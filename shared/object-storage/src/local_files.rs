@@ -5,13 +5,18 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
+
+use crate::Attributes;
+
+/// The extended attribute that holds an object's attributes, as JSON.
+const ATTRIBUTES: &str = "user.longhaul.attributes";
 
 /// How often a write whose directory is removed under it begins again.
 const PLACEMENTS: u32 = 20;
@@ -38,37 +43,76 @@ pub(crate) fn write(
     placement: Placement,
 ) -> io::Result<()> {
     require_directory(directory)?;
-    let temporary = Temporary::write(incoming, body)?;
-    let target = directory.join(name);
-    let relative_parent = name.parent().unwrap_or(Path::new(""));
-    let parent = directory.join(relative_parent);
-    let mut attempt = 1;
-    loop {
-        let placed = create_directories(directory, relative_parent)
-            .and_then(|()| place(&temporary.path, &target, placement));
-        match placed {
-            Ok(()) => break,
-            Err(error) if error.kind() == ErrorKind::NotFound && attempt < PLACEMENTS => {
-                require_directory(directory)?;
-                attempt += 1;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    match sync_directory(&parent) {
-        // Deleted since, with the object in it.
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        synced => synced,
-    }
+    Temporary::write(incoming, body)?.place(directory, name, placement)
 }
 
 /// A finished file that is not in its place yet; removed when dropped.
-struct Temporary {
+pub(crate) struct Temporary {
     path: PathBuf,
 }
 
 impl Temporary {
-    fn write(incoming: &Path, body: &[u8]) -> io::Result<Self> {
+    /// Moves it to `directory/name` and syncs that.
+    pub(crate) fn place(self, directory: &Path, name: &Path, placement: Placement) -> io::Result<()> {
+        let target = directory.join(name);
+        let relative_parent = name.parent().unwrap_or(Path::new(""));
+        let parent = directory.join(relative_parent);
+        let mut attempt = 1;
+        loop {
+            let placed = create_directories(directory, relative_parent)
+                .and_then(|()| place(&self.path, &target, placement));
+            match placed {
+                Ok(()) => break,
+                Err(error) if error.kind() == ErrorKind::NotFound && attempt < PLACEMENTS => {
+                    require_directory(directory)?;
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match sync_directory(&parent) {
+            // Deleted since, with the object in it.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            synced => synced,
+        }
+    }
+
+    /// Leaves it where it is and gives its name, for [`Temporary::reopen`].
+    pub(crate) fn keep(self) -> String {
+        let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned());
+        std::mem::forget(self);
+        name.unwrap_or_default()
+    }
+
+    /// The path of one that was kept, if `name` can be the name of one.
+    pub(crate) fn kept(incoming: &Path, name: &str) -> io::Result<PathBuf> {
+        if name.len() != 32 || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(ErrorKind::NotFound.into());
+        }
+        Ok(incoming.join(name))
+    }
+
+    /// Takes up one that was kept and has become `size_bytes` long.
+    pub(crate) fn reopen(incoming: &Path, name: &str, size_bytes: u64) -> io::Result<Self> {
+        let path = Self::kept(incoming, name)?;
+        let file = File::open(&path)?;
+        if file.metadata()?.len() != size_bytes {
+            return Err(io::Error::new(ErrorKind::InvalidData, "the upload lacks parts"));
+        }
+        file.sync_all()?;
+        Ok(Self { path })
+    }
+
+    /// Attributes of the object to be.
+    pub(crate) fn set_attributes(&self, attributes: &Attributes) -> io::Result<()> {
+        if attributes.is_empty() {
+            return Ok(());
+        }
+        xattr::set(&self.path, ATTRIBUTES, &serde_json::to_vec(attributes)?)?;
+        File::open(&self.path)?.sync_all()
+    }
+
+    pub(crate) fn write(incoming: &Path, body: &[u8]) -> io::Result<Self> {
         match fs::create_dir(incoming) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
@@ -105,6 +149,38 @@ fn remove_abandoned(incoming: &Path, just_written: &File) {
             let _ = fs::remove_file(entry.path());
         }
     }
+}
+
+/// Attributes of an object; none where it has none or the file system keeps none.
+pub(crate) fn attributes_of(path: &Path) -> io::Result<Attributes> {
+    match xattr::get(path, ATTRIBUTES) {
+        Ok(Some(json)) => Ok(serde_json::from_slice(&json)?),
+        Ok(None) => Ok(Attributes::new()),
+        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(Attributes::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Tells one version of an object from another: each write makes another file.
+pub(crate) fn tag_of(path: &Path) -> io::Result<String> {
+    let metadata = fs::symlink_metadata(path)?;
+    if !metadata.is_file() {
+        return Err(ErrorKind::NotFound.into());
+    }
+    let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
+    Ok(format!("{:x}-{seconds:x}-{nanoseconds:x}-{:x}", metadata.ino(), metadata.len()))
+}
+
+/// Writes a part of an upload where it belongs.
+pub(crate) fn write_part(path: &Path, offset: u64, body: &[u8]) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all_at(body, offset)
+}
+
+/// Waits for a lock that other processes hold; it ends with the value.
+pub(crate) fn lock(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    file.lock()?;
+    Ok(file)
 }
 
 fn place(temporary: &Path, target: &Path, placement: Placement) -> io::Result<()> {

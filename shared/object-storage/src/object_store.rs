@@ -1,10 +1,12 @@
+use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::ObjectStorageError;
+use crate::{FileUpload, ObjectStorageError, UploadState};
 
 /// The key of an object inside its bucket: 1–1,024 bytes of UTF-8, relative, `/`-separated, with no empty,
 /// `.` or `..` part and no control character, so that every provider, a directory included, can hold it.
@@ -75,6 +77,41 @@ pub enum PutMode {
     CreateOnly,
 }
 
+/// What an object says about itself: short ASCII names (lower-case letters, digits, `-`) and ASCII values, at most
+/// 2,000 bytes together (the limit of S3). Fixed once the object is stored.
+pub type Attributes = BTreeMap<String, String>;
+
+/// What a write under a condition expects to find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PutCondition {
+    /// Nothing.
+    Absent,
+    /// The version of this tag, and no other.
+    Matches(String),
+}
+
+/// One object as it describes itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectDescription {
+    /// Its length in bytes.
+    pub size_bytes: u64,
+    /// Tells one version of the object from another.
+    pub tag: String,
+    /// What was stored with it.
+    pub attributes: Attributes,
+}
+
+/// Objects under a prefix are deleted by the provider when they are so old; unfinished uploads after a day.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpiryRule {
+    /// Names the rule, so that setting it again replaces it and leaves others alone.
+    pub id: String,
+    /// What the keys begin with.
+    pub prefix: String,
+    /// Age in days.
+    pub days: u16,
+}
+
 /// The objects of one bucket.
 ///
 /// Every call has its own time limit and its own retries (full-jitter back-off on retryable errors), so
@@ -83,6 +120,31 @@ pub enum PutMode {
 pub trait ObjectStore: fmt::Debug + Send + Sync {
     /// Stores `body` whole or not at all.
     async fn put(&self, key: &ObjectKey, body: Bytes, mode: PutMode) -> Result<(), ObjectStorageError>;
+
+    /// Stores `body` with attributes, whole or not at all, if the condition holds; else fails with
+    /// [`AlreadyExists`](crate::ObjectStorageErrorKind::AlreadyExists). Answers with the new version's tag.
+    async fn put_if(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        condition: PutCondition,
+        attributes: &Attributes,
+    ) -> Result<String, ObjectStorageError>;
+
+    /// Stores a file as an object that does not exist yet, in parts, holding a few of them in memory; then compares
+    /// what the provider has with the file. What differs is deleted and an error.
+    async fn upload_file(
+        &self,
+        key: &ObjectKey,
+        file: &Path,
+        upload: &FileUpload,
+    ) -> Result<ObjectDescription, ObjectStorageError>;
+
+    /// Removes the parts of an upload that nobody will go on with. One that is gone counts as removed.
+    async fn give_up_upload(&self, key: &ObjectKey, state: &UploadState) -> Result<(), ObjectStorageError>;
+
+    /// Size, version and attributes of an object.
+    async fn describe(&self, key: &ObjectKey) -> Result<ObjectDescription, ObjectStorageError>;
 
     /// The whole object.
     async fn get(&self, key: &ObjectKey) -> Result<Bytes, ObjectStorageError>;
@@ -125,6 +187,9 @@ pub trait BucketControl: fmt::Debug + Send + Sync {
 
     /// Deletes a bucket, which must be empty.
     async fn delete_bucket(&self, bucket: &str) -> Result<(), ObjectStorageError>;
+
+    /// Lets the provider delete old objects, replacing the rule of the same id; false where it cannot.
+    async fn set_expiry(&self, bucket: &str, rule: &ExpiryRule) -> Result<bool, ObjectStorageError>;
 
     /// The objects of a bucket. Does not reach for the network.
     fn open_bucket(&self, bucket: &str) -> std::sync::Arc<dyn ObjectStore>;

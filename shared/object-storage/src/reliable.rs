@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +16,13 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::time::Instant;
 
+use crate::file_upload::Uploading;
 use crate::requests::{BucketRequests, KEYS_PER_DELETION, ObjectRequests, Result, check_bucket_name};
 use crate::retry::{RetryPolicy, TimeLimits};
 use crate::{
-    BucketControl, BucketLocation, ObjectKey, ObjectMetadata, ObjectStorageError, ObjectStorageErrorKind,
-    ObjectStore, PutMode,
+    Attributes, BucketControl, BucketLocation, ExpiryRule, FileUpload, ObjectDescription, ObjectKey,
+    ObjectMetadata, ObjectStorageError, ObjectStorageErrorKind, ObjectStore, PutCondition, PutMode,
+    UploadState,
 };
 
 /// Up to so many deleted keys are verified one by one, more by a listing: a page of a listing costs as
@@ -33,14 +36,14 @@ const VERIFICATIONS_AT_ONCE: usize = 16;
 const LARGEST_OBJECT_BYTES: u64 = 5 * 1024 * 1024 * 1024;
 
 #[derive(Debug, Clone, Copy)]
-struct Attempts {
+pub(crate) struct Attempts {
     retry: RetryPolicy,
     limits: TimeLimits,
 }
 
 impl Attempts {
     /// Sends `request` until it succeeds, fails for good, or attempts or time are used up.
-    async fn run<T, Request, Answer>(
+    pub(crate) async fn run<T, Request, Answer>(
         &self,
         operation: &'static str,
         body_bytes: u64,
@@ -76,7 +79,7 @@ impl Attempts {
     }
 
     /// Ends an attempt that carries `body_bytes` when its time is over.
-    async fn timed<T>(
+    pub(crate) async fn timed<T>(
         &self,
         operation: &'static str,
         subject: &str,
@@ -155,6 +158,16 @@ impl BucketControl for ReliableBuckets {
             .await
     }
 
+    async fn set_expiry(&self, bucket: &str, rule: &ExpiryRule) -> Result<bool> {
+        const OPERATION: &str = "set bucket expiry";
+        check_bucket_name(OPERATION, bucket)?;
+        self.attempts
+            .run(OPERATION, 0, |_| {
+                self.attempts.timed(OPERATION, bucket, 0, self.requests.set_expiry(bucket, rule))
+            })
+            .await
+    }
+
     fn open_bucket(&self, bucket: &str) -> Arc<dyn ObjectStore> {
         Arc::new(ReliableObjects {
             bucket: bucket.to_owned(),
@@ -166,10 +179,10 @@ impl BucketControl for ReliableBuckets {
 
 /// [`ObjectStore`] over the requests of a provider.
 #[derive(Debug)]
-struct ReliableObjects {
+pub(crate) struct ReliableObjects {
     bucket: String,
-    requests: Arc<dyn ObjectRequests>,
-    attempts: Attempts,
+    pub(crate) requests: Arc<dyn ObjectRequests>,
+    pub(crate) attempts: Attempts,
 }
 
 impl ReliableObjects {
@@ -251,6 +264,74 @@ impl ObjectStore for ReliableObjects {
                     }
                     answer => answer,
                 }
+            })
+            .await
+    }
+
+    async fn put_if(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        condition: PutCondition,
+        attributes: &Attributes,
+    ) -> Result<String> {
+        const OPERATION: &str = "put";
+        check_bucket_name(OPERATION, &self.bucket)?;
+        check_attributes(OPERATION, key, attributes)?;
+        let length = body.len() as u64;
+        let (body, condition) = (&body, &condition);
+        self.attempts
+            .run(OPERATION, length, |attempt| async move {
+                let request = self.requests.put_if(key, body.clone(), condition, attributes);
+                match self.attempts.timed(OPERATION, key.as_str(), length, request).await {
+                    // An earlier attempt did it, and its answer was lost.
+                    Err(error)
+                        if error.kind() == ObjectStorageErrorKind::AlreadyExists
+                            && attempt > 1
+                            && self.holds(key, body).await? =>
+                    {
+                        let described = self.requests.describe(key);
+                        Ok(self.attempts.timed(OPERATION, key.as_str(), 0, described).await?.tag)
+                    }
+                    answer => answer,
+                }
+            })
+            .await
+    }
+
+    async fn upload_file(
+        &self,
+        key: &ObjectKey,
+        file: &Path,
+        upload: &FileUpload,
+    ) -> Result<ObjectDescription> {
+        check_bucket_name("upload", &self.bucket)?;
+        check_attributes("upload", key, &upload.attributes)?;
+        Uploading { objects: self, key, upload }.run(file).await
+    }
+
+    async fn give_up_upload(&self, key: &ObjectKey, state: &UploadState) -> Result<()> {
+        const OPERATION: &str = "give up upload";
+        check_bucket_name(OPERATION, &self.bucket)?;
+        let given_up = self
+            .attempts
+            .run(OPERATION, 0, |_| {
+                let request = self.requests.abort_upload(key, &state.upload_id);
+                self.attempts.timed(OPERATION, key.as_str(), 0, request)
+            })
+            .await;
+        match given_up {
+            Err(error) if error.kind() == ObjectStorageErrorKind::NotFound => Ok(()),
+            answer => answer,
+        }
+    }
+
+    async fn describe(&self, key: &ObjectKey) -> Result<ObjectDescription> {
+        const OPERATION: &str = "describe";
+        check_bucket_name(OPERATION, &self.bucket)?;
+        self.attempts
+            .run(OPERATION, 0, |_| {
+                self.attempts.timed(OPERATION, key.as_str(), 0, self.requests.describe(key))
             })
             .await
     }
@@ -370,6 +451,26 @@ impl ObjectStore for ReliableObjects {
         }
         Ok(())
     }
+}
+
+/// Attributes that every provider keeps as they are.
+fn check_attributes(operation: &'static str, key: &ObjectKey, attributes: &Attributes) -> Result<()> {
+    const LARGEST_BYTES: usize = 2000;
+    let name_is_good = |name: &str| {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        !name.is_empty() && name.bytes().all(allowed)
+    };
+    let value_is_good = |value: &str| {
+        value.bytes().all(|byte| matches!(byte, b' '..=b'~')) && value.trim() == value && !value.is_empty()
+    };
+    let size: usize = attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let bad = attributes.iter().find(|(name, value)| !name_is_good(name) || !value_is_good(value));
+    let message = match bad {
+        Some((name, _)) => format!("the attribute {name:?} has a name or a value that cannot be sent"),
+        None if size > LARGEST_BYTES => format!("attributes of {size} bytes are more than {LARGEST_BYTES}"),
+        None => return Ok(()),
+    };
+    Err(ObjectStorageError::new(ObjectStorageErrorKind::Permanent, operation, key, message))
 }
 
 /// The longest prefix of all of `keys`, which are sorted.

@@ -8,14 +8,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::requests::{BucketRequests, DeletionFailure, ListingPage, ObjectBody, ObjectRequests, Result};
-use crate::{BucketLocation, ObjectKey, ObjectMetadata, PutMode, RequestKind};
+use crate::requests::{
+    BucketRequests, CompletedParts, DeletionFailure, ListingPage, ObjectBody, ObjectRequests, PartPlace,
+    Result,
+};
+use crate::{
+    Attributes, BucketLocation, ExpiryRule, ObjectDescription, ObjectKey, ObjectMetadata, PutCondition,
+    PutMode, RequestKind,
+};
 
 /// Counts the requests of every connection that it is given to; see
 /// [`ConnectOptions::request_counter`](crate::ConnectOptions).
 #[derive(Debug, Default)]
 pub struct RequestCounter {
-    requests: [AtomicU64; 8],
+    requests: [AtomicU64; RequestKind::COUNT],
     sent_bytes: AtomicU64,
     received_bytes: AtomicU64,
 }
@@ -39,6 +45,12 @@ pub struct RequestCounts {
     pub bucket_location: u64,
     /// Buckets deleted.
     pub delete_bucket: u64,
+    /// Uploads in parts begun, completed and given up.
+    pub upload: u64,
+    /// Parts of uploads stored.
+    pub upload_part: u64,
+    /// Expiry rules of buckets read and set.
+    pub bucket_expiry: u64,
     /// Bytes of the objects sent.
     pub sent_bytes: u64,
     /// Bytes of the objects announced in answers.
@@ -63,6 +75,11 @@ impl RequestCounter {
             create_bucket: count(RequestKind::CreateBucket),
             bucket_location: count(RequestKind::BucketLocation),
             delete_bucket: count(RequestKind::DeleteBucket),
+            upload: count(RequestKind::CreateUpload)
+                + count(RequestKind::CompleteUpload)
+                + count(RequestKind::AbortUpload),
+            upload_part: count(RequestKind::UploadPart),
+            bucket_expiry: count(RequestKind::BucketExpiry),
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
             received_bytes: self.received_bytes.load(Ordering::Relaxed),
         }
@@ -103,6 +120,11 @@ impl BucketRequests for CountedBuckets {
         self.inner.delete_bucket(bucket).await
     }
 
+    async fn set_expiry(&self, bucket: &str, rule: &ExpiryRule) -> Result<bool> {
+        self.counter.count(RequestKind::BucketExpiry);
+        self.inner.set_expiry(bucket, rule).await
+    }
+
     fn open_bucket(&self, bucket: &str) -> Arc<dyn ObjectRequests> {
         Arc::new(CountedObjects { inner: self.inner.open_bucket(bucket), counter: Arc::clone(&self.counter) })
     }
@@ -126,6 +148,44 @@ impl ObjectRequests for CountedObjects {
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMetadata> {
         self.counter.count(RequestKind::Head);
         self.inner.head(key).await
+    }
+
+    async fn put_if(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        condition: &PutCondition,
+        attributes: &Attributes,
+    ) -> Result<String> {
+        self.counter.count(RequestKind::Put);
+        self.counter.sent_bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
+        self.inner.put_if(key, body, condition, attributes).await
+    }
+
+    async fn describe(&self, key: &ObjectKey) -> Result<ObjectDescription> {
+        self.counter.count(RequestKind::Head);
+        self.inner.describe(key).await
+    }
+
+    async fn create_upload(&self, key: &ObjectKey, attributes: &Attributes) -> Result<String> {
+        self.counter.count(RequestKind::CreateUpload);
+        self.inner.create_upload(key, attributes).await
+    }
+
+    async fn upload_part(&self, key: &ObjectKey, place: PartPlace<'_>, body: Bytes) -> Result<String> {
+        self.counter.count(RequestKind::UploadPart);
+        self.counter.sent_bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
+        self.inner.upload_part(key, place, body).await
+    }
+
+    async fn complete_upload(&self, key: &ObjectKey, completed: CompletedParts<'_>) -> Result<()> {
+        self.counter.count(RequestKind::CompleteUpload);
+        self.inner.complete_upload(key, completed).await
+    }
+
+    async fn abort_upload(&self, key: &ObjectKey, upload_id: &str) -> Result<()> {
+        self.counter.count(RequestKind::AbortUpload);
+        self.inner.abort_upload(key, upload_id).await
     }
 
     async fn list_page(&self, prefix: &str, continuation: Option<&str>) -> Result<ListingPage> {

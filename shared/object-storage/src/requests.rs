@@ -12,7 +12,10 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::{BoxStream, StreamExt};
 use serde::{Deserialize, Serialize};
 
-use crate::{BucketLocation, ObjectKey, ObjectMetadata, ObjectStorageError, ObjectStorageErrorKind, PutMode};
+use crate::{
+    Attributes, BucketLocation, ExpiryRule, ObjectDescription, ObjectKey, ObjectMetadata, ObjectStorageError,
+    ObjectStorageErrorKind, PutCondition, PutMode,
+};
 
 pub(crate) type Result<T> = std::result::Result<T, ObjectStorageError>;
 
@@ -39,6 +42,21 @@ pub enum RequestKind {
     BucketLocation,
     /// Delete a bucket.
     DeleteBucket,
+    /// Begin an upload in parts.
+    CreateUpload,
+    /// Store a part of an upload.
+    UploadPart,
+    /// Make the parts of an upload an object.
+    CompleteUpload,
+    /// Give an upload up.
+    AbortUpload,
+    /// Read or set when a bucket's objects expire.
+    BucketExpiry,
+}
+
+impl RequestKind {
+    /// How many there are.
+    pub(crate) const COUNT: usize = 13;
 }
 
 /// An object on its way: its length as the provider announced it, and its bytes.
@@ -92,6 +110,28 @@ pub(crate) struct DeletionFailure {
     pub(crate) message: String,
 }
 
+/// One part of an upload on its way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PartPlace<'a> {
+    pub(crate) upload_id: &'a str,
+    /// From 1.
+    pub(crate) number: u32,
+    /// Where in the object it begins.
+    pub(crate) offset: u64,
+    /// MD5 of its content.
+    pub(crate) md5: &'a [u8],
+}
+
+/// An upload whose parts are all stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CompletedParts<'a> {
+    pub(crate) upload_id: &'a str,
+    /// Number and tag of each part, in order.
+    pub(crate) parts: &'a [(u32, String)],
+    pub(crate) size_bytes: u64,
+    pub(crate) attributes: &'a Attributes,
+}
+
 /// Requests to the objects of one bucket.
 #[async_trait]
 pub(crate) trait ObjectRequests: fmt::Debug + Send + Sync {
@@ -99,6 +139,22 @@ pub(crate) trait ObjectRequests: fmt::Debug + Send + Sync {
     async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>) -> Result<ObjectBody>;
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMetadata>;
     async fn list_page(&self, prefix: &str, continuation: Option<&str>) -> Result<ListingPage>;
+    /// Stores an object with attributes under a condition; answers with the tag of what is there now.
+    async fn put_if(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        condition: &PutCondition,
+        attributes: &Attributes,
+    ) -> Result<String>;
+    async fn describe(&self, key: &ObjectKey) -> Result<ObjectDescription>;
+    /// Begins an upload in parts and answers with its id.
+    async fn create_upload(&self, key: &ObjectKey, attributes: &Attributes) -> Result<String>;
+    /// Stores a part and answers with its tag.
+    async fn upload_part(&self, key: &ObjectKey, place: PartPlace<'_>, body: Bytes) -> Result<String>;
+    /// Makes the parts an object, where there is none of that key.
+    async fn complete_upload(&self, key: &ObjectKey, completed: CompletedParts<'_>) -> Result<()>;
+    async fn abort_upload(&self, key: &ObjectKey, upload_id: &str) -> Result<()>;
     /// At most [`KEYS_PER_DELETION`] keys; answers with those that the provider says are not deleted.
     async fn delete(&self, keys: &[ObjectKey]) -> Result<Vec<DeletionFailure>>;
 }
@@ -109,6 +165,8 @@ pub(crate) trait BucketRequests: fmt::Debug + Send + Sync {
     async fn create_bucket(&self, bucket: &str, location_hint: Option<&str>) -> Result<()>;
     async fn bucket_location(&self, bucket: &str) -> Result<BucketLocation>;
     async fn delete_bucket(&self, bucket: &str) -> Result<()>;
+    /// Sets a rule; false where the provider has none.
+    async fn set_expiry(&self, bucket: &str, rule: &ExpiryRule) -> Result<bool>;
     fn open_bucket(&self, bucket: &str) -> Arc<dyn ObjectRequests>;
 }
 

@@ -5,6 +5,7 @@
 //! the SDK's own retries are off because the layer above has them, and an answer that leaves open whether a
 //! listing is whole is an error.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,22 +22,34 @@ use aws_sdk_s3::config::{
     Config, ConfigBag, Credentials, Intercept, Region, RequestChecksumCalculation,
     ResponseChecksumValidation, RuntimeComponents, SharedHttpClient,
 };
-use aws_sdk_s3::error::BoxError;
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
-use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration, Delete, ObjectIdentifier};
+use aws_sdk_s3::operation::put_object::PutObjectOutput;
+use aws_sdk_s3::types::{
+    BucketLocationConstraint, CompletedMultipartUpload, CompletedPart, CreateBucketConfiguration, Delete,
+    ObjectIdentifier,
+};
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{self, TlsContext, TrustStore};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
+use md5::{Digest, Md5};
 
 use crate::provider::S3Settings;
 use crate::requests::{
-    BucketRequests, DeletionFailure, ListingPage, ObjectBody, ObjectRequests, Result, check_bucket_name,
+    BucketRequests, CompletedParts, DeletionFailure, ListingPage, ObjectBody, ObjectRequests, PartPlace,
+    Result, check_bucket_name,
 };
-use crate::s3_errors::{describe, kind_of, translate};
-use crate::{BucketLocation, ObjectKey, ObjectMetadata, ObjectStorageError, ObjectStorageErrorKind, PutMode};
+use crate::s3_conditions::changed_if_gone;
+use crate::s3_errors::{describe, is_not_implemented, kind_of, translate};
+use crate::s3_lifecycle;
+use crate::{
+    Attributes, BucketLocation, ExpiryRule, ObjectDescription, ObjectKey, ObjectMetadata, ObjectStorageError,
+    ObjectStorageErrorKind, PutCondition, PutMode,
+};
 
 const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(5);
 
@@ -45,7 +58,7 @@ const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) struct S3Provider {
     client: Client,
     /// Set once a server has answered that it has no conditional writes.
-    without_conditional_writes: Arc<AtomicBool>,
+    pub(crate) without_conditional_writes: Arc<AtomicBool>,
 }
 
 impl S3Provider {
@@ -179,6 +192,10 @@ impl BucketRequests for S3Provider {
         deleted.map(|_| ()).map_err(|error| translate("delete bucket", bucket, error))
     }
 
+    async fn set_expiry(&self, bucket: &str, rule: &ExpiryRule) -> Result<bool> {
+        s3_lifecycle::set_expiry(&self.client, bucket, rule).await
+    }
+
     fn open_bucket(&self, bucket: &str) -> Arc<dyn ObjectRequests> {
         Arc::new(S3Bucket { provider: self.clone(), name: bucket.to_owned() })
     }
@@ -215,8 +232,8 @@ impl Intercept for ExpectedHash {
 
 /// The objects of one bucket.
 #[derive(Debug)]
-struct S3Bucket {
-    provider: S3Provider,
+pub(crate) struct S3Bucket {
+    pub(crate) provider: S3Provider,
     name: String,
 }
 
@@ -295,6 +312,147 @@ impl ObjectRequests for S3Bucket {
         Ok(ObjectMetadata { key: key.clone(), size_bytes })
     }
 
+    async fn put_if(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        condition: &PutCondition,
+        attributes: &Attributes,
+    ) -> Result<String> {
+        const OPERATION: &str = "put";
+        let request = |absent: Option<String>, matches: Option<String>| {
+            self.provider
+                .client
+                .put_object()
+                .bucket(&self.name)
+                .key(key.as_str())
+                .set_metadata(metadata_of(attributes))
+                .content_md5(md5_of(&body))
+                .set_if_none_match(absent)
+                .set_if_match(matches)
+                .body(body.clone().into())
+                .send()
+        };
+        let tag_of = |answer: PutObjectOutput| tag_of(OPERATION, key, answer.e_tag());
+        let (absent, matches) = match condition {
+            PutCondition::Absent => (Some("*".to_owned()), None),
+            PutCondition::Matches(tag) => (None, Some(tag.clone())),
+        };
+        if !self.provider.without_conditional_writes.load(Ordering::Relaxed) {
+            let error = match request(absent, matches).await {
+                Ok(answer) => return tag_of(answer),
+                Err(error) => error,
+            };
+            if !is_not_implemented(&error) {
+                return Err(changed_if_gone(condition, translate(OPERATION, key.as_str(), error)));
+            }
+            self.warn_of_unconditional_writes();
+        }
+        self.look_first(OPERATION, key, condition).await?;
+        let answer = request(None, None).await.map_err(|error| translate(OPERATION, key.as_str(), error))?;
+        tag_of(answer)
+    }
+
+    async fn describe(&self, key: &ObjectKey) -> Result<ObjectDescription> {
+        const OPERATION: &str = "describe";
+        let answer = self
+            .provider
+            .client
+            .head_object()
+            .bucket(&self.name)
+            .key(key.as_str())
+            .send()
+            .await
+            .map_err(|error| translate(OPERATION, key.as_str(), error))?;
+        Ok(ObjectDescription {
+            size_bytes: length_of(OPERATION, key.as_str(), answer.content_length())?,
+            tag: tag_of(OPERATION, key, answer.e_tag())?,
+            attributes: answer
+                .metadata()
+                .into_iter()
+                .flatten()
+                .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
+                .collect(),
+        })
+    }
+
+    async fn create_upload(&self, key: &ObjectKey, attributes: &Attributes) -> Result<String> {
+        const OPERATION: &str = "create upload";
+        let answer = self
+            .provider
+            .client
+            .create_multipart_upload()
+            .bucket(&self.name)
+            .key(key.as_str())
+            .set_metadata(metadata_of(attributes))
+            .send()
+            .await
+            .map_err(|error| translate(OPERATION, key.as_str(), error))?;
+        answer.upload_id().map(str::to_owned).ok_or_else(|| {
+            let kind = ObjectStorageErrorKind::Retryable;
+            ObjectStorageError::new(kind, OPERATION, key, "the answer has no id of the upload")
+        })
+    }
+
+    async fn upload_part(&self, key: &ObjectKey, place: PartPlace<'_>, body: Bytes) -> Result<String> {
+        const OPERATION: &str = "upload part";
+        let answer = self
+            .provider
+            .client
+            .upload_part()
+            .bucket(&self.name)
+            .key(key.as_str())
+            .upload_id(place.upload_id)
+            .part_number(i32::try_from(place.number).unwrap_or(i32::MAX))
+            .content_md5(BASE64.encode(place.md5))
+            .body(body.into())
+            .send()
+            .await
+            .map_err(|error| translate(OPERATION, key.as_str(), error))?;
+        tag_of(OPERATION, key, answer.e_tag())
+    }
+
+    async fn complete_upload(&self, key: &ObjectKey, completed: CompletedParts<'_>) -> Result<()> {
+        const OPERATION: &str = "complete upload";
+        let parts = completed.parts.iter().map(|(number, tag)| {
+            let number = i32::try_from(*number).unwrap_or(i32::MAX);
+            CompletedPart::builder().part_number(number).e_tag(tag).build()
+        });
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts.collect())).build();
+        let request = |absent: Option<String>| {
+            self.provider
+                .client
+                .complete_multipart_upload()
+                .bucket(&self.name)
+                .key(key.as_str())
+                .upload_id(completed.upload_id)
+                .multipart_upload(parts.clone())
+                .set_if_none_match(absent)
+                .send()
+        };
+        if !self.provider.without_conditional_writes.load(Ordering::Relaxed) {
+            let Err(error) = request(Some("*".to_owned())).await else { return Ok(()) };
+            if !is_not_implemented(&error) {
+                return Err(translate(OPERATION, key.as_str(), error));
+            }
+            self.warn_of_unconditional_writes();
+        }
+        self.look_first(OPERATION, key, &PutCondition::Absent).await?;
+        request(None).await.map(|_| ()).map_err(|error| translate(OPERATION, key.as_str(), error))
+    }
+
+    async fn abort_upload(&self, key: &ObjectKey, upload_id: &str) -> Result<()> {
+        let request = self
+            .provider
+            .client
+            .abort_multipart_upload()
+            .bucket(&self.name)
+            .key(key.as_str())
+            .upload_id(upload_id);
+        let aborted = request.send().await;
+        aborted.map(|_| ()).map_err(|error| translate("abort upload", key.as_str(), error))
+    }
+
     async fn list_page(&self, prefix: &str, continuation: Option<&str>) -> Result<ListingPage> {
         let answer = self
             .provider
@@ -344,6 +502,23 @@ impl ObjectRequests for S3Bucket {
         }
         Ok(failures)
     }
+}
+
+fn metadata_of(attributes: &Attributes) -> Option<HashMap<String, String>> {
+    let pairs = attributes.iter().map(|(name, value)| (name.clone(), value.clone()));
+    (!attributes.is_empty()).then(|| pairs.collect())
+}
+
+/// The server refuses a body that does not arrive as this says.
+fn md5_of(body: &Bytes) -> String {
+    BASE64.encode(Md5::digest(body))
+}
+
+fn tag_of(operation: &'static str, key: &ObjectKey, tag: Option<&str>) -> Result<String> {
+    tag.map(str::to_owned).ok_or_else(|| {
+        let kind = ObjectStorageErrorKind::Retryable;
+        ObjectStorageError::new(kind, operation, key, "the answer has no tag of the object")
+    })
 }
 
 /// The location in an answer of SeaweedFS, which puts one element more around it than the SDK reads.

@@ -28,7 +28,8 @@ where
                 operation,
                 subject,
                 describe(Some(status), answer.err().code(), answer.err().message()),
-            );
+            )
+            .with_code(answer.err().code());
         }
         SdkError::TimeoutError(_) => (ObjectStorageErrorKind::Retryable, "no answer in time"),
         SdkError::DispatchFailure(failure) if failure.is_user() => {
@@ -49,7 +50,7 @@ where
 pub(crate) fn kind_of(status: Option<u16>, code: Option<&str>) -> ObjectStorageErrorKind {
     use ObjectStorageErrorKind::{AlreadyExists, NotFound, Permanent, PermissionDenied, Retryable};
     match code.unwrap_or_default() {
-        "NoSuchKey" | "NoSuchBucket" | "NotFound" => return NotFound,
+        "NoSuchKey" | "NoSuchBucket" | "NoSuchUpload" | "NotFound" => return NotFound,
         "BucketAlreadyExists" | "BucketAlreadyOwnedByYou" | "PreconditionFailed" => return AlreadyExists,
         "AccessDenied"
         | "AllAccessDisabled"
@@ -92,6 +93,12 @@ pub(crate) fn describe(status: Option<u16>, code: Option<&str>, message: Option<
     let code = code.unwrap_or("without a code");
     let message: String = message.unwrap_or_default().chars().take(MESSAGE_CHARACTERS).collect();
     if message.is_empty() { format!("{status}{code}") } else { format!("{status}{code}: {message}") }
+}
+
+/// Whether the server says that it cannot do this at all.
+pub(crate) fn is_not_implemented<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+    let status = error.raw_response().map(|answer| answer.status().as_u16());
+    error.code() == Some("NotImplemented") || status == Some(501)
 }
 
 #[cfg(test)]

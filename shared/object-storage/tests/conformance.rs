@@ -4,13 +4,16 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use object_storage::{
-    BucketLocation, ConnectOptions, ObjectKey, ObjectStorageErrorKind, ProviderSettings, PutMode,
-    RequestCounter, RetryPolicy, S3Settings, TimeLimits,
+    Attributes, BucketLocation, ConnectOptions, ExpiryRule, FaultInjector, FaultPlan, FileUpload, ObjectKey,
+    ObjectStorageErrorKind, ProviderSettings, PutCondition, PutMode, RequestCounter, RetryPolicy, S3Settings,
+    TimeLimits, UploadState,
 };
 use support::{Fixture, bucket_name, key, kind_of, pattern, s3_settings};
 
@@ -53,6 +56,14 @@ conformance! {
     the_first_location_hint_stays
     only_an_empty_bucket_is_deleted
     bad_bucket_names_reach_no_server
+    attributes_stay_with_their_object
+    a_conditional_put_replaces_only_the_version_that_it_expects
+    one_of_many_conditional_puts_wins
+    a_file_is_uploaded_in_parts_with_its_attributes
+    an_upload_never_replaces_an_object
+    an_upload_that_stopped_goes_on_from_its_state
+    an_unfinished_upload_is_not_listed
+    an_expiry_rule_is_set_again_without_harm
 }
 
 async fn what_was_put_is_what_is_got(fixture: Fixture) {
@@ -366,6 +377,197 @@ async fn bad_bucket_names_reach_no_server(fixture: Fixture) {
 }
 
 /// Wrong key, then wrong secret: both are refused, at once.
+fn attributes(pairs: &[(&str, &str)]) -> Attributes {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+async fn attributes_stay_with_their_object(fixture: Fixture) {
+    let bucket = fixture.bucket().await;
+    let described = attributes(&[("type", "shutdown"), ("tables", "[[\"a b\",3]]")]);
+    let tag = bucket.put_if(&key("a/b"), "body".into(), PutCondition::Absent, &described).await.unwrap();
+    let found = bucket.describe(&key("a/b")).await.unwrap();
+    assert_eq!((found.size_bytes, &found.tag, &found.attributes), (4, &tag, &described));
+    bucket.put(&key("plain"), "body".into(), PutMode::Overwrite).await.unwrap();
+    assert!(bucket.describe(&key("plain")).await.unwrap().attributes.is_empty());
+    assert_eq!(kind_of(bucket.describe(&key("absent")).await), ObjectStorageErrorKind::NotFound);
+    for bad in
+        [("Type", "x"), ("a b", "x"), ("type", "line\nend"), ("type", "\u{e9}"), ("type", &"x".repeat(2001))]
+    {
+        let name = key("bad");
+        let put = bucket.put_if(&name, "x".into(), PutCondition::Absent, &attributes(&[bad])).await;
+        assert_eq!(kind_of(put), ObjectStorageErrorKind::Permanent);
+    }
+    assert_eq!(bucket.list("").await.unwrap().len(), 2);
+}
+
+async fn a_conditional_put_replaces_only_the_version_that_it_expects(fixture: Fixture) {
+    let bucket = fixture.bucket().await;
+    let (name, none) = (key("status"), Attributes::new());
+    let put =
+        |body: &'static str, condition: PutCondition| bucket.put_if(&name, body.into(), condition, &none);
+    let matches = |tag: &str| PutCondition::Matches(tag.to_owned());
+    let first = put("first", PutCondition::Absent).await.unwrap();
+    assert_eq!(kind_of(put("x", PutCondition::Absent).await), ObjectStorageErrorKind::AlreadyExists);
+    let second = put("second", matches(&first)).await.unwrap();
+    assert_eq!(kind_of(put("x", matches(&first)).await), ObjectStorageErrorKind::AlreadyExists);
+    assert_eq!(bucket.get(&name).await.unwrap(), "second");
+    assert_eq!(bucket.describe(&name).await.unwrap().tag, second);
+    bucket.delete(std::slice::from_ref(&name)).await.unwrap();
+    assert_eq!(kind_of(put("x", matches(&second)).await), ObjectStorageErrorKind::AlreadyExists);
+    assert_eq!(kind_of(bucket.get(&name).await), ObjectStorageErrorKind::NotFound);
+}
+
+async fn one_of_many_conditional_puts_wins(fixture: Fixture) {
+    if !fixture.create_only_is_atomic {
+        return;
+    }
+    let bucket = fixture.bucket().await;
+    let (name, none) = (key("race"), Attributes::new());
+    let mut tag = bucket.put_if(&name, "begin".into(), PutCondition::Absent, &none).await.unwrap();
+    for _ in 0..5 {
+        let writers = (0..8).map(|writer| {
+            let (bucket, name, condition) =
+                (bucket.clone(), name.clone(), PutCondition::Matches(tag.clone()));
+            tokio::spawn(async move {
+                let body = Bytes::from(format!("writer {writer} {:?}", condition));
+                (body.clone(), bucket.put_if(&name, body, condition, &Attributes::new()).await)
+            })
+        });
+        let mut winners = Vec::new();
+        for writer in writers.collect::<Vec<_>>() {
+            match writer.await.unwrap() {
+                (body, Ok(new)) => winners.push((body, new)),
+                (_, Err(error)) => assert_eq!(error.kind(), ObjectStorageErrorKind::AlreadyExists, "{error}"),
+            }
+        }
+        assert_eq!(winners.len(), 1, "{winners:?}");
+        assert_eq!(winners[0].0, bucket.get(&name).await.unwrap());
+        tag = winners.remove(0).1;
+    }
+}
+
+const PART_BYTES: u64 = 5 * 1024 * 1024;
+
+/// A file of two whole parts and a piece of a third.
+fn file_of_three_parts() -> (tempfile::NamedTempFile, Bytes) {
+    let body = pattern(2 * PART_BYTES as usize + 12_345);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &body).unwrap();
+    (file, body)
+}
+
+async fn a_file_is_uploaded_in_parts_with_its_attributes(fixture: Fixture) {
+    let bucket = fixture.bucket().await;
+    let (file, body) = file_of_three_parts();
+    let described = attributes(&[("sha256", "abc")]);
+    for (name, part_bytes, body) in [
+        ("three", PART_BYTES, body.clone()),
+        ("one", 64 * 1024 * 1024, body),
+        ("empty", PART_BYTES, Bytes::new()),
+    ] {
+        std::fs::write(file.path(), &body).unwrap();
+        let told = Arc::new(AtomicU64::new(0));
+        let listener = told.clone();
+        let progress: object_storage::UploadProgress = Arc::new(move |_, bytes| {
+            listener.fetch_max(bytes, Ordering::SeqCst);
+        });
+        let upload = FileUpload {
+            attributes: described.clone(),
+            part_bytes,
+            progress: Some(progress),
+            ..FileUpload::default()
+        };
+        let found = bucket.upload_file(&key(name), file.path(), &upload).await.unwrap();
+        assert_eq!((found.size_bytes, &found.attributes), (body.len() as u64, &described), "{name}");
+        assert!(bucket.get(&key(name)).await.unwrap() == body, "{name}");
+        assert_eq!(bucket.describe(&key(name)).await.unwrap(), found);
+        assert_eq!(told.load(Ordering::SeqCst), body.len() as u64);
+    }
+}
+
+async fn an_upload_never_replaces_an_object(fixture: Fixture) {
+    let bucket = fixture.bucket().await;
+    let (file, _) = file_of_three_parts();
+    bucket.put(&key("taken"), "mine".into(), PutMode::Overwrite).await.unwrap();
+    for part_bytes in [PART_BYTES, 64 * 1024 * 1024] {
+        let upload = FileUpload { part_bytes, ..FileUpload::default() };
+        let refused = bucket.upload_file(&key("taken"), file.path(), &upload).await;
+        assert_eq!(kind_of(refused), ObjectStorageErrorKind::AlreadyExists);
+        assert_eq!(bucket.get(&key("taken")).await.unwrap(), "mine");
+    }
+}
+
+/// A state of an upload whose third part failed.
+async fn stopped_upload(fixture: &Fixture, bucket_name: &str, file: &std::path::Path) -> UploadState {
+    let faults = FaultInjector::new(FaultPlan::default());
+    let options = ConnectOptions {
+        retry: RetryPolicy::once(),
+        faults: Some(faults.clone()),
+        ..ConnectOptions::default()
+    };
+    let plan = r#"{"faults": [{"operation": "upload_part", "moment": {"nth": 3}, "action": {"fail": "permanent"}}]}"#;
+    faults.set_plan(FaultPlan::from_json(plan).unwrap());
+    let bucket = fixture.connect_with(options).open_bucket(bucket_name);
+    let last = Arc::new(Mutex::new(None));
+    let listener = last.clone();
+    let progress: object_storage::UploadProgress =
+        Arc::new(move |state: &UploadState, _| *listener.lock().unwrap() = Some(state.clone()));
+    let upload =
+        FileUpload { part_bytes: PART_BYTES, progress: Some(progress), parallel: 1, ..FileUpload::default() };
+    let failed = bucket.upload_file(&key("large"), file, &upload).await;
+    assert_eq!(kind_of(failed), ObjectStorageErrorKind::Permanent);
+    let state = last.lock().unwrap().clone().unwrap();
+    assert_eq!(state.parts.len(), 2);
+    state
+}
+
+async fn an_upload_that_stopped_goes_on_from_its_state(fixture: Fixture) {
+    let (file, body) = file_of_three_parts();
+    let name = bucket_name();
+    fixture.connect().create_bucket(&name, None).await.unwrap();
+    let state = stopped_upload(&fixture, &name, file.path()).await;
+    let json = serde_json::to_string(&state).unwrap();
+    let counter = RequestCounter::new();
+    let options = ConnectOptions { request_counter: Some(counter.clone()), ..ConnectOptions::default() };
+    let bucket = fixture.connect_with(options).open_bucket(&name);
+    let resume = Some(serde_json::from_str(&json).unwrap());
+    let upload = FileUpload { part_bytes: PART_BYTES, resume: resume.clone(), ..FileUpload::default() };
+    bucket.upload_file(&key("large"), file.path(), &upload).await.unwrap();
+    assert!(bucket.get(&key("large")).await.unwrap() == body);
+    assert_eq!(counter.counts().upload_part, 1, "two of three were stored before");
+
+    // The upload is used up: the next one begins anew.
+    bucket.delete(&[key("large")]).await.unwrap();
+    bucket.upload_file(&key("large"), file.path(), &upload).await.unwrap();
+    assert!(bucket.get(&key("large")).await.unwrap() == body);
+}
+
+async fn an_unfinished_upload_is_not_listed(fixture: Fixture) {
+    let (file, _) = file_of_three_parts();
+    let name = bucket_name();
+    fixture.connect().create_bucket(&name, None).await.unwrap();
+    let state = stopped_upload(&fixture, &name, file.path()).await;
+    let bucket = fixture.connect().open_bucket(&name);
+    assert!(bucket.list("").await.unwrap().is_empty());
+    assert_eq!(kind_of(bucket.describe(&key("large")).await), ObjectStorageErrorKind::NotFound);
+    // What is given up cannot be gone on with, and giving it up twice is no error.
+    bucket.give_up_upload(&key("large"), &state).await.unwrap();
+    if fixture.knows_uploads_that_are_gone {
+        bucket.give_up_upload(&key("large"), &state).await.unwrap();
+    }
+    assert!(bucket.list("").await.unwrap().is_empty());
+}
+
+async fn an_expiry_rule_is_set_again_without_harm(fixture: Fixture) {
+    let provider = fixture.connect();
+    let name = bucket_name();
+    provider.create_bucket(&name, None).await.unwrap();
+    let rule = |days| ExpiryRule { id: "longhaul".to_owned(), prefix: "backups/".to_owned(), days };
+    for days in [90, 90, 60] {
+        assert_eq!(provider.set_expiry(&name, &rule(days)).await.unwrap(), fixture.expires_objects, "{days}");
+    }
+}
+
 async fn wrong_credentials_are_refused(fixture: Fixture) {
     let name = bucket_name();
     fixture.connect().create_bucket(&name, None).await.unwrap();

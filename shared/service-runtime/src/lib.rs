@@ -50,7 +50,7 @@ pub use http_server::{HttpServer, HttpServerError};
 pub use metrics::{Buckets, HistogramFamily, Labels, Metrics};
 pub use process_lifetime::{EXIT_WITH_PARENT, exit_with_parent};
 pub use service::{Runtime, ServiceSettings, service_main, service_main_with};
-pub use settings::{ServiceArguments, SettingsError, load_settings};
+pub use settings::{ServiceArguments, SettingsError, load_settings, load_settings_with_variables};
 pub use settings_sections::{
     HttpSettings, LogFilter, LogFilterError, LogFormat, NatsSettings, ShutdownSettings, TelemetrySettings,
 };

@@ -85,18 +85,34 @@ pub fn load_settings<T: DeserializeOwned>(
     default_toml: &'static str,
     arguments: &ServiceArguments,
 ) -> Result<T, SettingsError> {
+    load_settings_with_variables(service_name, default_toml, arguments, &[])
+}
+
+/// The same, with variables of other names for some settings: `("R2_BUCKET_NAME", "storage.bucket")`. They override
+/// the file; a variable in the form of [`load_settings`] overrides them.
+///
+/// # Errors
+///
+/// As [`load_settings`].
+pub fn load_settings_with_variables<T: DeserializeOwned>(
+    service_name: &str,
+    default_toml: &'static str,
+    arguments: &ServiceArguments,
+    variables: &[(&str, &str)],
+) -> Result<T, SettingsError> {
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    load(service_name, default_toml, arguments.config.as_deref(), environment)
+    load(service_name, default_toml, arguments.config.as_deref(), variables, environment)
 }
 
 fn load<T: DeserializeOwned>(
     service_name: &str,
     default_toml: &str,
     file: Option<&Path>,
+    variables: &[(&str, &str)],
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<T, SettingsError> {
-    let layers = Layers::read(service_name, default_toml, file, environment)?;
+    let layers = Layers::read(service_name, default_toml, file, variables, environment)?;
     let mut merged = Figment::from(Toml::string(default_toml));
     if let Some(file) = &layers.file {
         merged = merged.merge(file.values.clone());
@@ -125,6 +141,7 @@ impl Layers {
         service_name: &str,
         default_toml: &str,
         file: Option<&Path>,
+        variables: &[(&str, &str)],
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, SettingsError> {
         let variable_prefix = format!("LONGHAUL_{}__", service_name.to_uppercase().replace('-', "_"));
@@ -138,13 +155,17 @@ impl Layers {
                 Some(File { path: path.to_owned(), values })
             }
         };
-        let environment = environment
-            .filter_map(|(name, value)| {
-                let key = name.strip_prefix(&variable_prefix)?.to_lowercase().replace("__", ".");
-                Some((key, (name, value)))
-            })
-            .collect();
-        Ok(Self { variable_prefix, file, environment })
+        let mut ours = BTreeMap::new();
+        let mut of_other_names = BTreeMap::new();
+        for (name, value) in environment {
+            if let Some((_, key)) = variables.iter().find(|(variable, _)| *variable == name) {
+                of_other_names.insert((*key).to_owned(), (name, value));
+            } else if let Some(key) = name.strip_prefix(&variable_prefix) {
+                ours.insert(key.to_lowercase().replace("__", "."), (name, value));
+            }
+        }
+        of_other_names.append(&mut ours);
+        Ok(Self { variable_prefix, file, environment: of_other_names })
     }
 
     /// Where the value of `key`, or of something in it, was last set.
@@ -265,7 +286,7 @@ mod tests {
             std::fs::write(&path, text).unwrap();
         }
         let environment = environment.iter().map(|(name, value)| (name.to_string(), value.to_string()));
-        load("host-backup", DEFAULT, file.map(|_| path.as_path()), environment)
+        load("host-backup", DEFAULT, file.map(|_| path.as_path()), &[], environment)
     }
 
     fn message(file: Option<&str>, environment: &[(&str, &str)]) -> String {
@@ -349,7 +370,8 @@ mod tests {
         let syntax = message(Some("name = \"x\"\ntoken = hunter2\n"), &[]);
         assert!(syntax.contains("is not valid TOML: ") && syntax.contains("line 2"), "{syntax}");
         assert!(!syntax.contains("hunter2"), "{syntax}");
-        let missing = load::<Settings>("x", DEFAULT, Some(Path::new("/nowhere/at.toml")), std::iter::empty());
+        let missing =
+            load::<Settings>("x", DEFAULT, Some(Path::new("/nowhere/at.toml")), &[], std::iter::empty());
         assert!(matches!(missing, Err(SettingsError::Unreadable { .. })));
     }
 }

@@ -62,6 +62,7 @@ async fn every_command_of_the_readme_and_the_runbook_works() {
 
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let environment = Environment::new(&system, nats.as_deref());
+    let Some(database) = DatabaseService::start(&system, &environment.home) else { return };
     let mut failures = Vec::new();
     let mut tried = 0;
     for document in DOCUMENTS {
@@ -72,7 +73,9 @@ async fn every_command_of_the_readme_and_the_runbook_works() {
                 continue;
             }
             tried += 1;
-            let finished = run(environment.shell(&filled)).await;
+            let mut shell = environment.shell(&filled);
+            shell.env("LONGHAUL_DATABASE_BACKUP_URL", &database.url).env("BACKUP_ADMIN_TOKEN", TOKEN);
+            let finished = run(shell).await;
             let refused = finished.output.contains("Nats-Service-Error")
                 || finished.errors.contains("Nats-Service-Error");
             if !finished.status.success() || refused {
@@ -116,5 +119,61 @@ impl Environment {
             .env("XDG_CONFIG_HOME", self.home.join(".config"));
         shell.env("LONGHAUL_DATA", &self.data).env("DATA", &self.data);
         shell
+    }
+}
+
+const TOKEN: &str = "a-token-of-the-documents";
+
+/// A database-backup beside a database whose application does not run.
+struct DatabaseService {
+    process: std::process::Child,
+    url: String,
+}
+
+impl DatabaseService {
+    fn start(system: &TestSystem, home: &Path) -> Option<Self> {
+        let Some(duckdb) = std::env::var_os("LONGHAUL_DUCKDB") else {
+            test_harness::skip("there is no DuckDB command line (LONGHAUL_DUCKDB)");
+            return None;
+        };
+        let (database, objects) = (home.join("hesocial.duckdb"), home.join("objects"));
+        fs::create_dir_all(objects.join("hesocial-duckdb-dev")).unwrap();
+        let made = std::process::Command::new(&duckdb)
+            .arg(&database)
+            .arg("CREATE TABLE events AS SELECT * FROM range(100)")
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let (config, address) = (home.join("hesocial.toml"), home.join("database-backup-address"));
+        let settings = format!(
+            "[database]\npath = {database:?}\nduckdb_program = {duckdb:?}\n\
+             [storage]\ndirectory = {objects:?}\nbucket = \"hesocial-duckdb-dev\"\n\
+             [admin]\nlisten = \"127.0.0.1:0\"\naddress_file = {address:?}\ntoken = {TOKEN:?}\n"
+        );
+        fs::write(&config, settings).unwrap();
+        let process = std::process::Command::new(system.program("database-backup").unwrap())
+            .arg("--config")
+            .arg(&config)
+            .arg("serve")
+            .stderr(fs::File::create(home.join("database-backup.log")).unwrap())
+            .spawn()
+            .unwrap();
+        let mut service = Self { process, url: String::new() };
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while service.url.is_empty() {
+            assert!(std::time::Instant::now() < deadline, "database-backup does not answer");
+            if let Ok(address) = fs::read_to_string(&address) {
+                service.url = format!("http://{}", address.trim());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        Some(service)
+    }
+}
+
+impl Drop for DatabaseService {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }

@@ -12,6 +12,7 @@ mod clients;
 mod cluster;
 mod copies;
 mod copies_at_scale;
+mod database_operations;
 mod documents;
 mod faults;
 mod main_job;

@@ -4,6 +4,7 @@ mod account;
 mod backup;
 mod bucket;
 mod copy;
+mod db;
 mod demo;
 mod host;
 mod operations;
@@ -58,6 +59,8 @@ enum Command {
     Bucket(bucket::Arguments),
     /// Accounts and their tokens.
     Account(account::Arguments),
+    /// Backups of an application's database file, by its database-backup.
+    Db(db::Arguments),
 }
 
 /// Runs the command.
@@ -76,6 +79,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Host(arguments) => host::run(arguments, output).await,
         Command::Bucket(arguments) => bucket::run(arguments, output).await,
         Command::Account(arguments) => account::run(arguments, output).await,
+        Command::Db(arguments) => db::run(arguments, output).await,
     }
 }
 
@@ -151,13 +155,25 @@ mod tests {
             &format!("longhaul watch persist.project-{ID}.lro.{ID}"),
             "longhaul host list",
             "longhaul bucket list",
+            "longhaul db backup --url http://127.0.0.1:8786 --token T",
+            "longhaul db list --json",
+            "longhaul db restore hesocial-backup-20241230-120000.duckdb",
+            "longhaul db restore --latest",
+            "longhaul db restore --rollback",
+            "longhaul db status",
             "longhaul account create --name eve",
             &format!("longhaul account token {ID} --ttl-s 60"),
         ] {
             assert!(reads(line), "{line}");
         }
-        for line in ["longhaul", "longhaul backup not-an-id", "longhaul ops show hub", "longhaul frobnicate"]
-        {
+        for line in [
+            "longhaul",
+            "longhaul backup not-an-id",
+            "longhaul ops show hub",
+            "longhaul frobnicate",
+            "longhaul db restore",
+            "longhaul db restore x --latest",
+        ] {
             assert!(!reads(line), "{line}");
         }
     }

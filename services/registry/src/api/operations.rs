@@ -247,6 +247,10 @@ pub(crate) async fn routing_of(
         Scope::Account(_) | Scope::Hub => None,
     };
     match (kind.routing, place) {
+        (RoutingRule::ScopeHost, _) => match scope {
+            Scope::Host(id) => Ok(Routing::Host(id)),
+            _ => Ok(Routing::Hub),
+        },
         (RoutingRule::Hub, _) | (RoutingRule::ProjectHost, None) => Ok(Routing::Hub),
         (RoutingRule::ProjectHost, Some(place)) => {
             let Some(host) = (kind.host_in_input)(input) else { return Ok(Routing::Host(place.host_id)) };

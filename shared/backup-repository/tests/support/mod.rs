@@ -18,8 +18,8 @@ use async_trait::async_trait;
 use backup_repository::*;
 use bytes::Bytes;
 use object_storage::{
-    LocalSettings, ObjectKey, ObjectMetadata, ObjectStorageError, ObjectStorageErrorKind, ObjectStore,
-    ProviderSettings, PutMode,
+    Attributes, FileUpload, LocalSettings, ObjectDescription, ObjectKey, ObjectMetadata, ObjectStorageError,
+    ObjectStorageErrorKind, ObjectStore, ProviderSettings, PutCondition, PutMode, UploadState,
 };
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -371,6 +371,37 @@ impl ObjectStore for FaultyStore {
     async fn put(&self, key: &ObjectKey, body: Bytes, mode: PutMode) -> Result<(), ObjectStorageError> {
         self.check(Action::Put, key.as_str())?;
         self.inner.put(key, body, mode).await
+    }
+
+    async fn put_if(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        condition: PutCondition,
+        attributes: &Attributes,
+    ) -> Result<String, ObjectStorageError> {
+        self.check(Action::Put, key.as_str())?;
+        self.inner.put_if(key, body, condition, attributes).await
+    }
+
+    async fn upload_file(
+        &self,
+        key: &ObjectKey,
+        file: &Path,
+        upload: &FileUpload,
+    ) -> Result<ObjectDescription, ObjectStorageError> {
+        self.check(Action::Put, key.as_str())?;
+        self.inner.upload_file(key, file, upload).await
+    }
+
+    async fn give_up_upload(&self, key: &ObjectKey, state: &UploadState) -> Result<(), ObjectStorageError> {
+        self.check(Action::Delete, key.as_str())?;
+        self.inner.give_up_upload(key, state).await
+    }
+
+    async fn describe(&self, key: &ObjectKey) -> Result<ObjectDescription, ObjectStorageError> {
+        self.check(Action::Get, key.as_str())?;
+        self.inner.describe(key).await
     }
 
     async fn get(&self, key: &ObjectKey) -> Result<Bytes, ObjectStorageError> {

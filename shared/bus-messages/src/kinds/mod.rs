@@ -2,6 +2,8 @@
 
 mod copy_apply;
 mod copy_snapshot;
+mod database_backup;
+mod database_restore;
 mod project_backup;
 mod project_copy;
 mod project_restore;
@@ -20,6 +22,8 @@ use serde_json::Value;
 
 pub use copy_apply::{CopiedFrom, CopyApplyInput, CopyApplyResult};
 pub use copy_snapshot::{CopySnapshotInput, CopySnapshotResult};
+pub use database_backup::{DatabaseBackupInput, DatabaseBackupResult};
+pub use database_restore::{DatabaseRestoreInput, DatabaseRestoreResult};
 pub use project_backup::{ProjectBackupInput, ProjectBackupResult, SourceKind};
 pub use project_copy::{
     COPY_GRACE_S, CopyDestination, CopyEntry, CopyOptions, CopyOutcome, CopyPaths, CopySource,
@@ -42,6 +46,8 @@ pub enum RoutingRule {
     Hub,
     /// Those on the host that has the project's files, unless the input names another.
     ProjectHost,
+    /// Those of the host that the subject names.
+    ScopeHost,
 }
 
 /// A kind of operation. Static: a service knows its kinds when it is built.
@@ -92,6 +98,8 @@ impl KindDefinition {
 pub const ALL: &[&KindDefinition] = &[
     &copy_apply::DEFINITION,
     &copy_snapshot::DEFINITION,
+    &database_backup::DEFINITION,
+    &database_restore::DEFINITION,
     &project_backup::DEFINITION,
     &project_copy::DEFINITION,
     &project_restore::DEFINITION,

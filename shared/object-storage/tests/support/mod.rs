@@ -34,6 +34,10 @@ pub(crate) struct Fixture {
     pub(crate) refuses_unknown_buckets: bool,
     /// Whether a backslash in a key stays one; SeaweedFS stores it as `/`.
     pub(crate) keeps_backslashes: bool,
+    /// Whether it deletes old objects by itself when told so.
+    pub(crate) expires_objects: bool,
+    /// Whether it says of an upload that is gone that it is gone; s3s-fs says that access to it is denied.
+    pub(crate) knows_uploads_that_are_gone: bool,
     _server: Box<dyn Send>,
 }
 
@@ -48,6 +52,8 @@ impl Fixture {
             compares_hashes: false,
             refuses_unknown_buckets: true,
             keeps_backslashes: true,
+            expires_objects: false,
+            knows_uploads_that_are_gone: true,
             _server: Box::new(directory),
         })
     }
@@ -62,6 +68,8 @@ impl Fixture {
             compares_hashes: true,
             refuses_unknown_buckets: false,
             keeps_backslashes: true,
+            expires_objects: false,
+            knows_uploads_that_are_gone: false,
             _server: Box::new(server),
         })
     }
@@ -76,6 +84,8 @@ impl Fixture {
             compares_hashes: false,
             refuses_unknown_buckets: false,
             keeps_backslashes: false,
+            expires_objects: true,
+            knows_uploads_that_are_gone: true,
             _server: Box::new(()),
         })
     }

@@ -9,6 +9,7 @@
 mod backup;
 mod browse;
 mod copy;
+mod database;
 mod figures;
 mod fleet;
 mod lro;
@@ -39,6 +40,8 @@ enum Benchmark {
     Browse(browse::Options),
     /// Copies: to a hundred projects, to one, on one host
     Copy(copy::Options),
+    /// A database file of a gigabyte: backed up and restored, beside a plain PutObject and GetObject
+    Database(database::Options),
     /// Long-running operations: latency, throughput, events, recovery, idle
     Lro(lro::Options),
 }
@@ -69,6 +72,7 @@ async fn main() -> ExitCode {
         Benchmark::Fleet(options) => fleet::measure(options).await,
         Benchmark::Browse(options) => browse::measure(options).await,
         Benchmark::Copy(options) => copy::measure(options).await,
+        Benchmark::Database(options) => database::measure(options).await,
         Benchmark::Lro(options) => lro::measure(options).await,
     };
     match measured.and_then(|figures| figures.print()) {
