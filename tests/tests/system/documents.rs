@@ -51,9 +51,12 @@ async fn every_command_of_the_readme_and_the_runbook_works() {
     let account =
         client.call("hub", "account.create", json!({ "name": "eve" })).await["account"]["id"].clone();
     let host = system.host(1).to_string();
+    let other = client.create_project(&host).await;
     let values = [
         ("<project>", project.as_str()),
         ("<host>", &host),
+        ("<other>", &other),
+        ("<path>", "README.md"),
         ("<op>", &op_id),
         ("<backup>", &backup),
         ("<bucket>", bound.as_str().unwrap()),

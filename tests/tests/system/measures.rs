@@ -22,7 +22,9 @@ async fn every_service_is_healthy_and_can_be_measured() {
     let op_id = client.create("hub", "test-sleep", json!({ "seconds": 0.1 })).await;
     client.result("hub", &op_id).await;
     let urls = system.ready().metrics;
-    for name in ["registry", "scheduler", "host-backup-0", "host-backup-1"] {
+    for name in
+        ["registry", "scheduler", "host-backup-0", "host-backup-1", "copy-applier-0", "copy-applier-1"]
+    {
         let address = urls[name].strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap();
         let metrics = get(address, "/metrics").await;
         assert!(metrics.starts_with("HTTP/1.1 200 ") && metrics.contains("# TYPE "), "{name}: {metrics}");
