@@ -25,7 +25,7 @@ CREATE TABLE project_copies (
 );
 -- A new copy of the same to the same place takes the turn of the one before.
 CREATE UNIQUE INDEX project_copies_one_pending_a_place
-    ON project_copies (src_project_id, src_path, dest_project_id, dest_path) WHERE status = 'pending';
+    ON project_copies (src_project_id, md5(src_path), dest_project_id, md5(dest_path)) WHERE status = 'pending';
 CREATE UNIQUE INDEX project_copies_one_operation_each ON project_copies (apply_op_id) WHERE apply_op_id IS NOT NULL;
 CREATE INDEX project_copies_of_an_operation ON project_copies (op_id);
 CREATE INDEX project_copies_by_source ON project_copies (src_project_id, id DESC);

@@ -21,6 +21,7 @@ use host_operations::{JobRecords, Record, project_of, result_value, volume_work}
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use uuid::Uuid;
 use volumes::{CopyEntry, CopyOptions, CopyReceipt, CopyRequest, HostRoot, Overwrite};
 
 use crate::sources::Sources;
@@ -72,7 +73,11 @@ impl CopyApply {
         let receipt = match checkpoint.applied {
             Some(receipt) => receipt,
             None => {
-                let receipt = self.apply(operation, project, record, checkpoint.asked_to_restore).await?;
+                let applied = self.apply(operation, project, record, checkpoint.asked_to_restore).await;
+                let receipt = match applied {
+                    Ok(receipt) => receipt,
+                    Err(failure) => return Err(self.given_up(project_uuid, op_uuid, failure).await),
+                };
                 let applied = Checkpoint { applied: Some(receipt.clone()), ..Checkpoint::default() };
                 operation.save_checkpoint(&applied).await?;
                 receipt
@@ -90,6 +95,18 @@ impl CopyApply {
             cloned: receipt.cloned,
             duration_s: began.elapsed().as_secs_f64(),
         })
+    }
+
+    /// Where there will be no other attempt, what this one has staged goes.
+    async fn given_up(&self, project: Uuid, op_id: Uuid, failure: OperationFailure) -> OperationFailure {
+        let is_over =
+            matches!(failure, OperationFailure::Failed { retryable: false, .. } | OperationFailure::Canceled);
+        if is_over
+            && let Err(error) = volume_work(&self.root, move |root| root.forget_copy(project, op_id)).await
+        {
+            tracing::warn!(op.id = %op_id, ?error, "what was staged for a copy is left for the next start");
+        }
+        failure
     }
 
     async fn apply(
@@ -160,7 +177,8 @@ fn restore_first(operation: &OperationContext, asked: bool) -> OperationFailure 
             key: "restore".to_owned(),
             scope: operation.op().scope,
             kind: kinds::named("project-restore").kind(),
-            input: json!({ "backup_id": "latest" }),
+            // Somebody may have started the project, and so restored it, before this has its turn.
+            input: json!({ "backup_id": "latest", "conflict": "keep" }),
         }],
         checkpoint: Some(json!(Checkpoint { asked_to_restore: true, applied: None })),
     }

@@ -19,6 +19,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use volumes::{BackupSource, CopyDirectory, HostRoot, SourceKind};
 
+/// How long somebody waits for files that another one is having brought here, before it makes way.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The name of the files of a project in its backups.
 const FILES: &str = "project";
 
@@ -72,7 +74,11 @@ impl Sources {
     ) -> Result<Arc<Source>, OperationFailure> {
         let place = Arc::clone(self.places.lock().await.entry(input.copy_op_id).or_default());
         operation.progress("download", "waiting for the files", None);
-        let mut place = operation.unless_stopped(place.lock()).await?;
+        let Ok(place) = tokio::time::timeout(PATIENCE, operation.unless_stopped(place.lock())).await else {
+            // Meanwhile others may work on this project, and here on copies whose files are there.
+            return Err(OperationFailure::HandedBack);
+        };
+        let mut place = place?;
         place.last_used = Some(Instant::now());
         if let Some(source) = &place.source {
             return Ok(Arc::clone(source));
@@ -134,7 +140,7 @@ impl Sources {
                 Ok(Source { project_dir: directory.path().join(FILES), made: Made::Downloaded(directory) })
             }
             other => {
-                self.delete(Made::Downloaded(directory), copy).await;
+                self.delete(Made::Downloaded(directory), input.copy_op_id).await;
                 Err(other.err().unwrap_or_else(|| {
                     OperationFailure::permanent("job", "the job answered with something else")
                 }))
@@ -153,24 +159,29 @@ impl Sources {
     }
 
     async fn discard(&self, is_over: impl Fn(&Place) -> bool) {
-        let mut idle = Vec::new();
-        self.places.lock().await.retain(|copy, place| {
-            // Who is about to use it holds the place, or waits for it.
-            let Some(place) = Arc::get_mut(place).map(Mutex::get_mut) else { return true };
-            let is_used = place.source.as_ref().is_some_and(|source| Arc::strong_count(source) > 1);
-            if is_used || !is_over(place) {
-                return true;
+        let known = self.places.lock().await;
+        let places: Vec<_> = known.iter().map(|(copy, place)| (*copy, Arc::clone(place))).collect();
+        drop(known);
+        for (copy, place) in places {
+            // Held until all is deleted: who wants to use it again waits, and makes it anew.
+            let Ok(mut held) = Arc::clone(&place).try_lock_owned() else { continue };
+            let is_used = held.source.as_ref().is_some_and(|source| Arc::strong_count(source) > 1);
+            if is_used || !is_over(&held) {
+                continue;
             }
-            idle.extend(place.source.take().and_then(Arc::into_inner).map(|source| (*copy, source)));
-            false
-        });
-        for (copy, source) in idle {
-            self.delete(source.made, copy.as_uuid()).await;
+            if let Some(source) = held.source.take().and_then(Arc::into_inner) {
+                self.delete(source.made, copy).await;
+            }
+            drop(held);
+            let mut known = self.places.lock().await;
+            // The map's and this one: nobody else is about to use it.
+            if Arc::strong_count(&place) == 2 {
+                known.remove(&copy);
+            }
         }
     }
 
-    async fn delete(&self, made: Made, copy: impl Into<domain_model::OperationId>) {
-        let copy = copy.into();
+    async fn delete(&self, made: Made, copy: OperationId) {
         let deleted = volume_work(&self.root, move |root| match made {
             Made::Downloaded(directory) => root.discard_copy_directory(directory),
             Made::Frozen(frozen) => {

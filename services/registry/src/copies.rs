@@ -23,10 +23,12 @@ use serde_json::{Value, json};
 
 use crate::errors::{chain, from_database};
 use crate::registry::Registry;
-use crate::work::leased;
+use crate::work::{json_length, leased};
 
 /// Of the error of a destination in the result: all of it is in `copy.list`.
 const MOST_ERROR_BYTES: usize = 200;
+/// Of all outcomes: a result has at most 24 KiB.
+const MOST_RESULT_BYTES: usize = 20 * 1024;
 /// Results have to stay small: with more destinations than this, errors are left to `copy.list`.
 const MOST_OUTCOMES_WITH_ERRORS: usize = 50;
 
@@ -180,5 +182,14 @@ fn result_of(standing: &CopyStanding, snapshot_deleted: bool) -> ProjectCopyResu
             ),
         }
     };
-    ProjectCopyResult { dests: standing.copies.iter().map(outcome).collect(), snapshot_deleted }
+    let mut dests: Vec<CopyOutcome> = standing.copies.iter().map(outcome).collect();
+    let mut left_out = 0;
+    let mut bytes: usize = dests.iter().map(json_length).sum();
+    while bytes > MOST_RESULT_BYTES {
+        let done = dests.iter().rposition(|dest| dest.status == CopyStatus::Done);
+        let Some(last) = done.or_else(|| dests.len().checked_sub(1)) else { break };
+        bytes -= json_length(&dests.remove(last));
+        left_out += 1;
+    }
+    ProjectCopyResult { dests, left_out, snapshot_deleted }
 }

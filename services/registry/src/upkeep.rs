@@ -130,11 +130,20 @@ pub(crate) async fn measure_unsaved(registry: Arc<Registry>, stopping: Cancellat
     }
 }
 
-/// Deletes every ten seconds what copies that have come to their ends have left in buckets.
+/// Every ten seconds ends the snapshots that no copy needs any more, and deletes what copies that have come to their ends
+/// have left in buckets.
 pub(crate) async fn clean_up_copies(registry: Arc<Registry>, stopping: CancellationToken) {
     let mut ticks = tokio::time::interval(Duration::from_secs(10));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+        match registry.database.cancel_needless_snapshots().await {
+            Ok(canceled) => {
+                for canceled in &canceled {
+                    registry.changed(canceled).await;
+                }
+            }
+            Err(error) => tracing::warn!(error = chain(&error), "needless snapshots are not canceled yet"),
+        }
         if let Err(error) = registry.repositories.delete_copy_repositories(None).await {
             tracing::warn!(error = chain(&error), "snapshots of copies are not deleted yet");
         }

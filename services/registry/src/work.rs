@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus_client::{IncomingRequest, Reply};
-use bus_messages::kinds;
+use bus_messages::kinds::{self, RoutingRule};
 use bus_messages::{
     ApiError, ChildOperation, ClaimReply, ClaimRequest, ErrorCode, FinishReply, FinishRequest, Grant, Lease,
     Operation, OperationProgress, OperationProgressReply, Outcome, ProgressReply, ProgressRequest,
@@ -190,7 +190,7 @@ fn fence_of(progress: &OperationProgress) -> LeaseFence {
     LeaseFence { op_id: progress.op_id, attempt: progress.attempt, lease_id: progress.lease_id }
 }
 
-fn json_length(value: &impl serde::Serialize) -> usize {
+pub(crate) fn json_length(value: &impl serde::Serialize) -> usize {
     serde_json::to_vec(value).map_or(usize::MAX, |text| text.len())
 }
 
@@ -406,17 +406,19 @@ async fn child_of(
     if kind.part_of.is_some_and(|whole| parent.kind.as_str() != whole) {
         return Err(ApiError::invalid_argument(format!("{} is never a part of {}", child.kind, parent.kind)));
     }
-    if matches!(caller, Routing::Host(_)) && child.scope != parent.scope {
+    // A host has work of its own projects done by hosts, and nothing else.
+    let is_own = child.scope == parent.scope && kind.routing == RoutingRule::ProjectHost;
+    if matches!(caller, Routing::Host(_)) && !is_own {
         return Err(ApiError::new(
             ErrorCode::PermissionDenied,
-            format!("an operation of {} has no children about {}", parent.scope, child.scope),
+            format!("an operation of {} has no child {} of {}", parent.scope, child.kind, child.scope),
         ));
     }
     // What is a part of another operation has to end before it.
     let time_to_live_s = match kind.part_of {
         Some(_) => {
             let left_s = parent.expires_at.seconds_since(parent.updated_at) - f64::from(kinds::COPY_GRACE_S);
-            left_s.clamp(1.0, f64::from(kind.time_to_live_s)) as u32
+            left_s.max(1.0) as u32
         }
         None => kind.time_to_live_s,
     };

@@ -16,7 +16,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::error::During;
+use crate::error::{During, despite_deadlocks};
 use crate::operations::{Ended, NewOperation, OperationRow, cancel, lock, lock_all};
 use crate::outbox::OutboxEvent;
 use crate::{Database, DatabaseError};
@@ -247,18 +247,20 @@ async fn cancel_active(
     cancel(connection, row).await.map(Some)
 }
 
-/// Links the operations that apply copies to them, in the transaction that creates them.
+/// Links the operations that apply copies to them, in the transaction that creates them. One whose copy has come to its end
+/// meanwhile is canceled.
 pub(crate) async fn link(
     connection: &mut PgConnection,
     children: &[&NewOperation],
-) -> Result<(), DatabaseError> {
+) -> Result<Vec<Ended>, DatabaseError> {
+    const DURING: &str = "link copies to their operations";
     let (mut ids, mut copies): (Vec<Uuid>, Vec<String>) = (Vec::new(), Vec::new());
     for child in children.iter().filter(|child| child.kind.as_str() == APPLY) {
         ids.push(child.id.as_uuid());
         copies.extend(child.parent.as_ref().map(|(_, key)| key.clone()));
     }
     if ids.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     // One that an earlier attempt has made is linked already.
     sqlx::query!(
@@ -268,10 +270,25 @@ pub(crate) async fn link(
         &ids,
         &copies,
     )
-    .execute(connection)
+    .execute(&mut *connection)
     .await
-    .during("link copies to their operations")
-    .map(drop)
+    .during(DURING)?;
+    let needless = sqlx::query_scalar!(
+        "SELECT id FROM long_running_operations WHERE id = ANY ($1)
+            AND NOT EXISTS (SELECT 1 FROM project_copies WHERE apply_op_id = long_running_operations.id)
+         ORDER BY id",
+        &ids
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .during(DURING)?;
+    let mut canceled = Vec::new();
+    for id in needless {
+        if let Some(row) = lock(connection, id).await? {
+            canceled.extend(cancel_active(connection, row).await?);
+        }
+    }
+    Ok(canceled)
 }
 
 /// Notes what changed operations say of copies, in the transaction of the change. Returns the `project-copy` operations
@@ -533,7 +550,10 @@ impl Database {
     pub async fn apply_standing(&self, apply: OperationId) -> Result<Option<ApplyStanding>, DatabaseError> {
         let row = sqlx::query!(
             r#"SELECT status, op_id, snapshot_id, EXISTS (
-                SELECT 1 FROM backups WHERE project_id = dest_project_id AND deleting_at IS NULL) AS "has_backups!"
+                SELECT 1 FROM backups WHERE project_id = dest_project_id AND deleting_at IS NULL)
+                -- A backup may be of a project without files.
+                AND NOT EXISTS (SELECT 1 FROM long_running_operations AS restore WHERE restore.parent_id = $1
+                    AND restore.kind = 'project-restore' AND restore.status = 'succeeded') AS "has_backups!"
              FROM project_copies WHERE apply_op_id = $1"#,
             apply.as_uuid()
         )
@@ -564,10 +584,16 @@ impl Database {
                 let older = sqlx::query_scalar!(
                     "SELECT older.id FROM project_copies AS own
                         JOIN project_copies AS older ON older.dest_project_id = own.dest_project_id
-                        JOIN long_running_operations AS apply ON apply.id = older.apply_op_id
+                        LEFT JOIN long_running_operations AS apply ON apply.id = older.apply_op_id
                      WHERE own.apply_op_id = $1 AND (older.created_at, older.id) < (own.created_at, own.id)
                         AND older.status = 'pending'
-                        AND apply.status IN ('queued', 'running')
+                        -- One that is still being made comes first, too, unless its source's host is away.
+                        AND (apply.status IN ('queued', 'running') OR (older.apply_op_id IS NULL
+                            AND EXISTS (SELECT 1 FROM long_running_operations AS whole
+                                WHERE whole.id = older.op_id AND whole.status IN ('queued', 'running'))
+                            AND NOT EXISTS (SELECT 1 FROM long_running_operations AS snapshot
+                                WHERE snapshot.parent_id = older.op_id AND snapshot.kind = 'copy-snapshot'
+                                    AND snapshot.status = 'queued' AND snapshot.attempt = 0)))
                         AND (own.dest_path = '.' OR older.dest_path = '.' OR own.dest_path = older.dest_path
                             OR starts_with(own.dest_path, older.dest_path || '/')
                             OR starts_with(older.dest_path, own.dest_path || '/'))
@@ -633,6 +659,14 @@ impl Database {
         project: ProjectId,
         which: CopiesToCancel,
     ) -> Result<(Vec<ProjectCopy>, Vec<Ended>), DatabaseError> {
+        despite_deadlocks(|| self.try_to_cancel_copies(project, which)).await
+    }
+
+    async fn try_to_cancel_copies(
+        &self,
+        project: ProjectId,
+        which: CopiesToCancel,
+    ) -> Result<(Vec<ProjectCopy>, Vec<Ended>), DatabaseError> {
         const DURING: &str = "cancel copies";
         let (copy, op_id) = match which {
             CopiesToCancel::One(copy) => (Some(copy.as_uuid()), None),
@@ -640,25 +674,31 @@ impl Database {
             CopiesToCancel::All => (None, None),
         };
         let mut transaction = self.pool.begin().await.during(DURING)?;
-        let wanted = sqlx::query!(
-            "SELECT id, apply_op_id FROM project_copies
-             WHERE (src_project_id = $1 OR dest_project_id = $1) AND status = 'pending'
-                AND ($2::uuid IS NULL OR id = $2) AND ($3::uuid IS NULL OR op_id = $3)
-             ORDER BY id",
-            project.as_uuid(),
-            copy,
-            op_id
-        )
-        .fetch_all(&mut *transaction)
-        .await
-        .during(DURING)?;
-        // First the operations, whose ends end their copies; in the same order as everywhere.
-        let applies: Vec<Uuid> = wanted.iter().filter_map(|copy| copy.apply_op_id).collect();
-        let mut applies: Vec<OperationRow> =
-            lock_all(&mut transaction, &applies).await?.into_values().collect();
-        applies.sort_unstable_by_key(|row| row.id);
+        // First the operations, whose ends end their copies; in the same order as everywhere. While they are waited for others
+        // may be linked.
+        let mut locked: BTreeMap<Uuid, OperationRow> = BTreeMap::new();
+        let wanted = loop {
+            let wanted = sqlx::query!(
+                "SELECT id, apply_op_id FROM project_copies
+                 WHERE (src_project_id = $1 OR dest_project_id = $1) AND status = 'pending'
+                    AND ($2::uuid IS NULL OR id = $2) AND ($3::uuid IS NULL OR op_id = $3)
+                 ORDER BY id",
+                project.as_uuid(),
+                copy,
+                op_id
+            )
+            .fetch_all(&mut *transaction)
+            .await
+            .during(DURING)?;
+            let applies = wanted.iter().filter_map(|copy| copy.apply_op_id);
+            let more: Vec<Uuid> = applies.filter(|apply| !locked.contains_key(apply)).collect();
+            if more.is_empty() {
+                break wanted;
+            }
+            locked.extend(lock_all(&mut transaction, &more).await?);
+        };
         let mut canceled = Vec::new();
-        for apply in applies {
+        for apply in locked.into_values() {
             canceled.extend(cancel_active(&mut transaction, apply).await?);
         }
         let ids: Vec<Uuid> = wanted.iter().map(|copy| copy.id).collect();
@@ -705,6 +745,33 @@ impl Database {
         .await
         .during("look whose projects these are")?;
         Ok(ids.into_iter().map(ProjectId::from).collect())
+    }
+
+    /// Cancels snapshots that are being made, or wait to be, for copies that nobody wants any more.
+    pub async fn cancel_needless_snapshots(&self) -> Result<Vec<Ended>, DatabaseError> {
+        const DURING: &str = "cancel needless snapshots";
+        let mut transaction = self.pool.begin().await.during(DURING)?;
+        let needless = sqlx::query_scalar!(
+            "SELECT snapshot.id FROM (
+                SELECT DISTINCT op_id FROM project_copies
+                WHERE status IN ('canceled', 'superseded') AND finished_at > now() - interval '10 minutes') AS ended
+                JOIN long_running_operations AS snapshot ON snapshot.parent_id = ended.op_id
+             WHERE snapshot.kind = 'copy-snapshot' AND snapshot.status IN ('queued', 'running')
+                AND snapshot.cancel_requested_at IS NULL AND NOT EXISTS (
+                    SELECT 1 FROM project_copies AS copy WHERE copy.op_id = ended.op_id AND copy.status = 'pending')
+             ORDER BY snapshot.id"
+        )
+        .fetch_all(&mut *transaction)
+        .await
+        .during(DURING)?;
+        let mut canceled = Vec::new();
+        for id in needless {
+            if let Some(row) = lock(&mut transaction, id).await? {
+                canceled.extend(cancel_active(&mut transaction, row).await?);
+            }
+        }
+        transaction.commit().await.during(DURING)?;
+        Ok(canceled)
     }
 
     /// Forgets copies that ended long ago.

@@ -60,6 +60,16 @@ impl DatabaseError {
         }
     }
 
+    /// Whether it was given up because it and another one waited for each other.
+    pub(crate) fn is_deadlock(&self) -> bool {
+        match self {
+            Self::Statement { source: sqlx::Error::Database(error), .. } => {
+                error.code().as_deref() == Some("40P01")
+            }
+            _ => false,
+        }
+    }
+
     /// The constraint that refused the change.
     pub fn constraint(&self) -> Option<&str> {
         match self {
@@ -78,4 +88,19 @@ impl<T> During<T> for Result<T, sqlx::Error> {
     fn during(self, operation: &'static str) -> Result<T, DatabaseError> {
         self.map_err(|source| DatabaseError::Statement { operation, source })
     }
+}
+
+/// Does a transaction again that was given up for another one that it had waited for, and that for it.
+pub(crate) async fn despite_deadlocks<T, F>(mut transaction: impl FnMut() -> F) -> Result<T, DatabaseError>
+where
+    F: Future<Output = Result<T, DatabaseError>>,
+{
+    const MOST_TRIES: u32 = 5;
+    for _ in 1..MOST_TRIES {
+        match transaction().await {
+            Err(error) if error.is_deadlock() => tracing::debug!("two transactions waited for each other"),
+            other => return other,
+        }
+    }
+    transaction().await
 }

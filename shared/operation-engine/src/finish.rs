@@ -85,7 +85,7 @@ pub(crate) async fn finish(
             }
             Err(error) => {
                 tracing::error!(op.id = %request.op_id, outcome = ?request.outcome, error = %error, "the registry refuses the end of the operation");
-                if request.outcome == Outcome::Failed {
+                if request.outcome == Outcome::Failed && request.result.is_none() {
                     return;
                 }
                 request.outcome = Outcome::Failed;

@@ -207,6 +207,49 @@ async fn what_meets_something_at_its_place_does_as_cp_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_retry_goes_to_those_who_have_not_got_it_and_an_empty_project_gets_its_copy() {
+    let system = system().await;
+    let client = system.operator().await;
+    let (from, _) = source(&system, &client).await;
+    let (first, second) = (project_on(&system, &client, 1).await, project_on(&system, &client, 1).await);
+    // An empty project with a backup has nothing to be restored, and no reason to do without.
+    client.done(&first, "project-backup", json!({})).await;
+    write(&system.project_files(1, &second).join("handout/notes"), "in the way");
+    let options = json!({ "force": false, "errorOnExist": true });
+    let dests = [dest(&first, "handout"), dest(&second, "handout")];
+    let op_id = client.create(scope(&from), "project-copy", copy("handout", &dests, options)).await;
+    let result = client.result(scope(&from), &op_id).await;
+    let statuses: Vec<&Value> =
+        result["dests"].as_array().unwrap().iter().map(|dest| &dest["status"]).collect();
+    assert_eq!((statuses, &result["snapshot_deleted"]), (vec!["done", "failed"], &json!(false)));
+    assert!(copy_objects(&system, &op_id) > 0, "the snapshot of what has failed is kept");
+
+    let edited = system.project_files(1, &first).join("handout/notes");
+    fs::write(&edited, "mine by now").unwrap();
+    fs::remove_dir_all(system.project_files(1, &second).join("handout")).unwrap();
+    let retried = client.call(scope(&from), "lro.retry", json!({ "op_id": op_id })).await["op"].take();
+    assert_eq!(
+        (&retried["retry_of"], retried["input"]["dests"].as_array().unwrap().len()),
+        (&json!(op_id), 1)
+    );
+    client.result(scope(&from), retried["op_id"].as_str().unwrap()).await;
+    assert_eq!(read(&edited), "mine by now");
+    assert_eq!(read(&system.project_files(1, &second).join("handout/notes")), "notes");
+    let again = json!({ "op_id": retried["op_id"] });
+    assert_eq!(client.refused(scope(&from), "lro.retry", again).await.status, 412);
+
+    // A restore that is not to replace anything finds files, and leaves them.
+    client.done(&second, "project-backup", json!({})).await;
+    fs::write(system.project_files(1, &second).join("handout/notes"), "newer").unwrap();
+    for (conflict, status) in [("keep", "succeeded"), ("fail", "failed")] {
+        let input = json!({ "backup_id": "latest", "conflict": conflict });
+        let op_id = client.create(scope(&second), "project-restore", input).await;
+        assert_eq!(client.ended(scope(&second), &op_id).await["status"], status);
+        assert_eq!(read(&system.project_files(1, &second).join("handout/notes")), "newer");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_destination_that_the_caller_may_not_write_to_is_refused_by_name() {
     let system = system().await;
     let operator = system.operator().await;

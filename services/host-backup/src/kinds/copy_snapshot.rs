@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use backup_repository::{BackupReceipt, BackupRequest, JobResult, JobTask, Purpose, SourceState};
+use backup_repository::{
+    BackupReceipt, BackupRequest, JobResult, JobTask, MAX_USER_TAGS, Purpose, SourceState, validate_tags,
+};
 use bus_messages::kinds::{self, CopySnapshotInput, CopySnapshotResult, KindDefinition, SourceKind};
 use bus_messages::{ChildOperation, EventLevel, RepositoryGrant};
 use domain_model::ProjectId;
@@ -175,9 +177,10 @@ impl CopySnapshot {
             source: state,
             parent: None,
             purpose: Purpose::Copy,
-            op_id: operation.op_id().as_uuid(),
+            // The copy that it is made for; the source project is in the tags by itself.
+            op_id: operation.op().parent_id.unwrap_or(operation.op_id()).as_uuid(),
             attempt: operation.attempt(),
-            tags: Vec::new(),
+            tags: path_tags(input),
         };
         operation.progress("upload", "reading the files", None);
         match self.host.runner.run(operation, grant, JobTask::Backup(request), "upload").await? {
@@ -216,6 +219,12 @@ impl CopySnapshot {
         operation.check()?;
         outcome.map(|_| into)
     }
+}
+
+/// The paths, as far as they make good tags.
+fn path_tags(input: &CopySnapshotInput) -> Vec<String> {
+    let tags = input.paths.iter().map(|path| format!("path={path}"));
+    tags.filter(|tag| validate_tags(std::slice::from_ref(tag)).is_ok()).take(MAX_USER_TAGS).collect()
 }
 
 fn make(directory: &CopyDirectory, name: &str) -> Result<PathBuf, OperationFailure> {

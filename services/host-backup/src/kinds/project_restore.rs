@@ -57,6 +57,12 @@ impl ProjectRestore {
             .backup
             .clone()
             .ok_or_else(|| OperationFailure::permanent("not_found", "the hub named no backup".to_owned()))?;
+        if input.path.is_none() && input.conflict != Conflict::Replace && !input.dry_run {
+            let project = project.as_uuid();
+            if self.host.volumes(move |root| root.has_files(project)).await? {
+                return self.not_replaced(operation, input.conflict, backup, &grant, began);
+            }
+        }
         let (receipt, target) = match &input.path {
             None => self.host.restore_whole(operation, project, &grant, &backup, input.dry_run).await?,
             Some(path) => self.path(operation, project, &grant, &backup, path, &input).await?,
@@ -68,6 +74,31 @@ impl ProjectRestore {
             tree: receipt.tree,
             receipt: "match".to_owned(),
             target,
+            duration_s: began.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// A whole restore that is not to replace the files that are there.
+    fn not_replaced(
+        &self,
+        operation: &OperationContext,
+        conflict: Conflict,
+        backup_id: BackupId,
+        grant: &RepositoryGrant,
+        began: Instant,
+    ) -> Result<ProjectRestoreResult, OperationFailure> {
+        let message = "the project has files here, which are kept as they are";
+        if conflict == Conflict::Fail {
+            return Err(OperationFailure::permanent("already_exists", message));
+        }
+        operation.event(EventLevel::Warn, "exchange", message, None);
+        Ok(ProjectRestoreResult {
+            backup_id,
+            files: 0,
+            bytes: 0,
+            tree: grant.tree.clone().unwrap_or_default(),
+            receipt: "match".to_owned(),
+            target: "nothing: kept project".to_owned(),
             duration_s: began.elapsed().as_secs_f64(),
         })
     }

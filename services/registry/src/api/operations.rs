@@ -13,7 +13,7 @@ use bus_messages::{
 };
 use bus_subjects::OperationSubject;
 use catalog_database::{CancelOutcome, CreateOutcome, ListFilter, NewOperation};
-use domain_model::{OperationId, OperationStatus, ProjectId, Routing, Scope};
+use domain_model::{CopyStatus, OperationId, OperationStatus, ProjectId, Routing, Scope};
 use futures::StreamExt;
 use serde_json::Value;
 use uuid::Uuid;
@@ -265,6 +265,27 @@ pub(crate) async fn routing_of(
     }
 }
 
+/// The input of a copy without the destinations that have got it: what people have made of it since is theirs.
+async fn what_is_left_to_copy(registry: &Registry, op: &Operation) -> Result<Value, ApiError> {
+    let mut input: ProjectCopyInput =
+        serde_json::from_value(op.input.clone()).map_err(ApiError::invalid_argument)?;
+    let standing = registry.database.copy_standing(op.op_id).await.map_err(from_database)?;
+    let done: Vec<_> = standing
+        .into_iter()
+        .flat_map(|standing| standing.copies)
+        .filter(|pending| matches!(pending.copy.status, CopyStatus::Done | CopyStatus::Superseded))
+        .map(|pending| (pending.copy.dest_project_id, pending.copy.dest_path))
+        .collect();
+    input.dests.retain(|dest| !done.contains(&(dest.project_id, dest.path.clone())));
+    if input.dests.is_empty() {
+        return Err(ApiError::new(
+            ErrorCode::FailedPrecondition,
+            "every destination has got its copy, or a later one; with from_start all get it again",
+        ));
+    }
+    serde_json::to_value(input).map_err(ApiError::invalid_argument)
+}
+
 /// A copy goes to projects that there are, and that the caller may write to; never into itself.
 async fn check_copy(
     registry: &Registry,
@@ -434,20 +455,26 @@ pub(super) async fn retry(registry: Arc<Registry>, request: IncomingRequest) -> 
     admit(&registry, &caller)?;
     let wanted: RetryOperation = request.decode()?;
     let op = known(&registry, scope, wanted.op_id).await?;
+    let kind = kinds::find(&op.kind)
+        .ok_or_else(|| ApiError::not_found(format!("there is no kind {} any more", op.kind)))?;
     let ended_badly =
         matches!(op.status, OperationStatus::Failed | OperationStatus::Canceled | OperationStatus::Expired);
-    if !ended_badly {
+    // A copy may have come to its end for some of its destinations only.
+    let in_part = kind.name == "project-copy" && op.status == OperationStatus::Succeeded;
+    if !ended_badly && !in_part {
         return Err(ApiError::new(
             ErrorCode::FailedPrecondition,
             format!("only a failed, canceled or expired operation is retried; this one is {}", op.status),
         ));
     }
-    let kind = kinds::find(&op.kind)
-        .ok_or_else(|| ApiError::not_found(format!("there is no kind {} any more", op.kind)))?;
     if let Some(whole) = kind.part_of {
         return Err(ApiError::invalid_argument(format!("{} is a part of {whole}: retry that", kind.name)));
     }
-    let input = (kind.normalise_input)(&op.input)?;
+    let input = match kind.name {
+        "project-copy" if !wanted.from_start => what_is_left_to_copy(&registry, &op).await?,
+        _ => op.input.clone(),
+    };
+    let input = (kind.normalise_input)(&input)?;
     check_copy(&registry, &caller, kind, scope, &input).await?;
     let checkpoint = match wanted.from_start {
         true => None,

@@ -9,7 +9,7 @@ use backup_repository::{RepositoryIdentity, RepositoryPassword, initialise};
 use bus_messages::kinds::{CopiedFrom, CopyApplyInput};
 use bus_messages::{ApiError, ErrorCode, Grant, Operation, RepositoryGrant};
 use catalog_database::{CopyRepository, ProjectSecret};
-use domain_model::{BackupId, CopyStatus, OperationId, ProjectId, RepositoryId, Timestamp};
+use domain_model::{BackupId, BucketId, CopyStatus, OperationId, ProjectId, RepositoryId, Timestamp};
 use object_storage::ObjectKey;
 use uuid::Uuid;
 
@@ -133,21 +133,29 @@ impl Repositories {
         })
     }
 
+    async fn delete_copy_repository(&self, copy: OperationId, bucket: BucketId) -> Result<(), ApiError> {
+        let bucket = self.known_bucket(bucket).await?;
+        let failed = |error| from_object_storage(&bucket.name, &error);
+        let store = self.buckets.open_bucket(&bucket.name);
+        // The prefix is this copy's alone: its name has the id of its operation in it.
+        let objects = store.list(&format!("{}/", copy_repository_root(copy))).await.map_err(failed)?;
+        let keys: Vec<ObjectKey> = objects.into_iter().map(|object| object.key).collect();
+        store.delete(&keys).await.map_err(failed)?;
+        self.database.copy_repository_deleted(copy).await.map_err(from_database)?;
+        tracing::info!(op.id = %copy, objects = keys.len(), "deleted the snapshot of a copy");
+        Ok(())
+    }
+
     /// Deletes the repositories of copies that nobody needs any more, or that of one copy: whether there is none left of it.
     pub(crate) async fn delete_copy_repositories(&self, copy: Option<OperationId>) -> Result<bool, ApiError> {
         const MOST: i64 = 100;
         let needless = self.database.copy_repositories_to_delete(copy, MOST).await.map_err(from_database)?;
+        let mut outcome = Ok(());
         for (copy, bucket) in needless {
-            let bucket = self.known_bucket(bucket).await?;
-            let failed = |error| from_object_storage(&bucket.name, &error);
-            let store = self.buckets.open_bucket(&bucket.name);
-            // The prefix is this copy's alone: its name has the id of its operation in it.
-            let objects = store.list(&format!("{}/", copy_repository_root(copy))).await.map_err(failed)?;
-            let keys: Vec<ObjectKey> = objects.into_iter().map(|object| object.key).collect();
-            store.delete(&keys).await.map_err(failed)?;
-            self.database.copy_repository_deleted(copy).await.map_err(from_database)?;
-            tracing::info!(op.id = %copy, objects = keys.len(), "deleted the snapshot of a copy");
+            // One that cannot be deleted does not keep the others.
+            outcome = self.delete_copy_repository(copy, bucket).await.and(outcome);
         }
+        outcome?;
         match copy {
             Some(copy) => Ok(self.database.copy_repository(copy).await.map_err(from_database)?.is_none()),
             None => Ok(true),

@@ -13,6 +13,8 @@ use crate::ApiError;
 pub const COPY_GRACE_S: u32 = 60;
 /// So many destinations at most; their names have to fit into one input.
 const MOST_DESTINATIONS: usize = 500;
+/// All entries of all destinations, in bytes as JSON: a message has at most 1 MiB.
+const MOST_ENTRY_BYTES: usize = 400 * 1024;
 /// So many paths at most in one list.
 const MOST_PATHS: usize = 100;
 
@@ -169,6 +171,11 @@ impl ProjectCopyInput {
     }
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// What became of one destination.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CopyOutcome {
@@ -187,6 +194,9 @@ pub struct CopyOutcome {
 pub struct ProjectCopyResult {
     /// In the order of the input.
     pub dests: Vec<CopyOutcome>,
+    /// Further destinations, for which there is no room here: first such that are done. `copy.list` has all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: u64,
     /// Whether the copy's snapshot is gone, or none was needed. Where a destination has failed it is kept until the
     /// copy expires.
     pub snapshot_deleted: bool,
@@ -239,6 +249,16 @@ fn check(input: &ProjectCopyInput) -> Result<(), ApiError> {
     let mut names = HashSet::new();
     if let Some(twice) = paths.iter().find(|path| !names.insert(path.name())) {
         return wrong(format!("src.path: two of the paths have the name {:?}", twice.name()));
+    }
+    // Each destination's operation has all entries in its input, and all of them go into one message.
+    let entry_bytes = |path: &ProjectPath| 2 * path.as_str().len() + 40;
+    let bytes = input.dests.len() * paths.iter().map(entry_bytes).sum::<usize>();
+    if bytes > MOST_ENTRY_BYTES {
+        return wrong(format!(
+            "{} paths to {} destinations are too much for one copy: copy the directory that they are in, or several times",
+            paths.len(),
+            input.dests.len()
+        ));
     }
     let mut places = HashSet::new();
     for dest in &input.dests {

@@ -89,7 +89,7 @@ pub struct ProjectRestoreInput {
     /// Where the path is to go, relative to the project's files; its own place where null.
     #[serde(default)]
     pub target: Option<ProjectPath>,
-    /// What to do where there is something at the target already.
+    /// What to do where there is something at the target already; for a whole backup, where the project has files.
     #[serde(default)]
     pub conflict: Conflict,
     /// Restore and verify, and put nothing in place.

@@ -2,7 +2,7 @@ use bus_messages::Operation;
 use domain_model::{OperationId, Scope};
 
 use super::transition::{self, Ended};
-use crate::error::During;
+use crate::error::{During, despite_deadlocks};
 use crate::{Database, DatabaseError};
 
 /// What became of a wish to cancel.
@@ -23,6 +23,10 @@ impl Database {
         scope: Scope,
         id: OperationId,
     ) -> Result<CancelOutcome, DatabaseError> {
+        despite_deadlocks(|| self.try_to_cancel(scope, id)).await
+    }
+
+    async fn try_to_cancel(&self, scope: Scope, id: OperationId) -> Result<CancelOutcome, DatabaseError> {
         const DURING: &str = "cancel an operation";
         let mut transaction = self.pool.begin().await.during(DURING)?;
         let row = match transition::lock(&mut transaction, id.as_uuid()).await? {

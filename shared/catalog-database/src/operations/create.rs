@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::row::OperationRow;
 use super::transition::{self, Ended};
-use crate::error::During;
+use crate::error::{During, despite_deadlocks};
 use crate::{Database, DatabaseError, copies};
 
 const DURING: &str = "create operations";
@@ -89,6 +89,10 @@ impl Database {
         new: &NewOperation,
         force: bool,
     ) -> Result<CreateOutcome, DatabaseError> {
+        despite_deadlocks(|| self.try_to_create(new, force)).await
+    }
+
+    async fn try_to_create(&self, new: &NewOperation, force: bool) -> Result<CreateOutcome, DatabaseError> {
         // The active one may end between the two statements; then the key is free, and the next turn takes it.
         for _ in 0..5 {
             let mut transaction = self.pool.begin().await.during(DURING)?;

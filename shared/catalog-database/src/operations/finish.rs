@@ -8,7 +8,7 @@ use super::create::{self, NewOperation};
 use super::transition::{self, Change, Ended};
 use super::{LeaseFence, row::OperationRow};
 use crate::backups::{self, NewBackup};
-use crate::error::During;
+use crate::error::{During, despite_deadlocks};
 use crate::{Database, DatabaseError, copies};
 
 /// How an attempt ended, as its worker says.
@@ -63,6 +63,10 @@ impl Database {
         &self,
         finished: &[Finished],
     ) -> Result<Vec<FinishOutcome>, DatabaseError> {
+        despite_deadlocks(|| self.try_to_finish(finished)).await
+    }
+
+    async fn try_to_finish(&self, finished: &[Finished]) -> Result<Vec<FinishOutcome>, DatabaseError> {
         const DURING: &str = "finish operations";
         let mut transaction = self.pool.begin().await.during(DURING)?;
         let ids: Vec<Uuid> = finished.iter().map(|finished| finished.fence.op_id.as_uuid()).collect();
@@ -102,7 +106,10 @@ impl Database {
             for row in create::insert(&mut transaction, &children).await?.into_values() {
                 made.push(Operation::try_from(row)?);
             }
-            copies::link(&mut transaction, &children).await?;
+            for canceled in copies::link(&mut transaction, &children).await? {
+                made.retain(|child| child.op_id != canceled.op.op_id);
+                made.push(canceled.op);
+            }
         }
         for backup in &made_backups {
             backups::record(&mut transaction, backup).await?;
