@@ -8,7 +8,7 @@
 //! A crash between two writes leaves the older state, which is `pending` or `running`, and so is ended at the
 //! next start. A file holds its lease, so only the host itself may read it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -91,16 +91,16 @@ impl JobRecords {
         Ok(Self { directory: directory.to_owned() })
     }
 
-    /// Writes a record, whole or not at all.
+    /// Writes a record, whole or not at all. It is to outlast this process; should the machine itself go down before it is on
+    /// the disk, the hub waits for the lease to end.
     pub fn write(&self, record: &JobRecord) -> io::Result<()> {
         let path = self.directory.join(format!("{}-{}.json", record.op_id, record.attempt));
         let temporary = path.with_extension("json.new");
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&serde_json::to_vec_pretty(record)?)?;
-        file.sync_data()?;
-        fs::rename(&temporary, &path)?;
-        File::open(&self.directory)?.sync_all()
+        drop(file);
+        fs::rename(&temporary, &path)
     }
 
     /// All records that read, oldest first. One that does not is logged and left.
