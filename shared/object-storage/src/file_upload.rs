@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
+use md5::digest::Output;
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 
@@ -151,8 +152,7 @@ impl Uploading<'_> {
             let (upload_id, shared) = (upload_id.as_str(), &shared);
             async move {
                 let offset = u64::from(number - 1) * part_bytes;
-                let body = self.read(file, offset, part_bytes.min(size - offset)).await?;
-                let md5 = Md5::digest(&body);
+                let (body, md5) = self.read_part(file, offset, part_bytes.min(size - offset)).await?;
                 let length = body.len() as u64;
                 let tag = self
                     .objects
@@ -250,10 +250,29 @@ impl Uploading<'_> {
     }
 
     async fn read(&self, file: &Arc<File>, offset: u64, length: u64) -> Result<Bytes> {
+        self.read_with(file, offset, length, |body| body).await
+    }
+
+    /// With its MD5, which is computed where it is read: the parts that are under way share one thread for all else.
+    async fn read_part(&self, file: &Arc<File>, offset: u64, length: u64) -> Result<(Bytes, Output<Md5>)> {
+        let with_digest = |body: Bytes| {
+            let md5 = Md5::digest(&body);
+            (body, md5)
+        };
+        self.read_with(file, offset, length, with_digest).await
+    }
+
+    async fn read_with<T: Send + 'static>(
+        &self,
+        file: &Arc<File>,
+        offset: u64,
+        length: u64,
+        then: impl FnOnce(Bytes) -> T + Send + 'static,
+    ) -> Result<T> {
         let file = Arc::clone(file);
         let read = tokio::task::spawn_blocking(move || {
             let mut body = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-            file.read_exact_at(&mut body, offset).map(|()| Bytes::from(body))
+            file.read_exact_at(&mut body, offset).map(|()| then(Bytes::from(body)))
         });
         match read.await {
             Ok(body) => body.map_err(|error| self.unreadable(error)),
