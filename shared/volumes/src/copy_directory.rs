@@ -69,23 +69,30 @@ impl HostRoot {
 
     /// Copies `paths` out of the tree `source` into `into/<path>` with all symbolic links followed, as far as they lead
     /// to something beneath `source`. Modes, owners and times are kept; data is shared where the filesystem can.
-    /// `into` must be a directory that only the host can enter, and have nothing at those paths.
+    /// `into` must be a directory that only the host can enter, and have nothing at those paths. `source_is_live` is as in
+    /// [`CopyRequest`](crate::CopyRequest).
     ///
     /// `go_on` is called now and then; `Break` ends it, and what is copied so far is the caller's to delete.
     ///
     /// # Errors
     ///
     /// `NotFound` if a path is not there; `InvalidPath` for a link that leads out of `source`, to nothing or in a
-    /// circle; `Canceled`; `NoSpace`. What is copied so far is the caller's to delete then, too.
+    /// circle; `Canceled`; `NoSpace`; `Other` if something is deleted from a source that should stand still. What is copied so far is the caller's to delete then, too.
     pub fn gather(
         &self,
         source: &Path,
+        source_is_live: bool,
         paths: &[ProjectPath],
         into: &Path,
         go_on: &mut dyn FnMut(CopyProgress) -> ControlFlow<()>,
     ) -> Result<CopyReceipt, VolumeError> {
-        let style =
-            CopyStyle { ownership: Ownership::Kept, recursive: true, dereference: true, timestamps: true };
+        let style = CopyStyle {
+            ownership: Ownership::Kept,
+            recursive: true,
+            dereference: true,
+            timestamps: true,
+            source_is_live,
+        };
         let failed = |errno: Errno| VolumeError::io("gather files in", into)(errno);
         let target = rustix::fs::open(into, DIRECTORY, Mode::empty()).map_err(failed)?;
         let mut copy = TreeCopy::new(source, style, go_on)?;

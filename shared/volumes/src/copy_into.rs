@@ -75,6 +75,9 @@ pub struct CopyEntry {
 pub struct CopyRequest {
     /// The directory that stands for the files of the source project: live, a snapshot, or a tree that was downloaded.
     pub source: PathBuf,
+    /// Whether others change the source meanwhile. What they delete is then left out of the copy; in a source that should
+    /// stand still (a snapshot, or a tree that was downloaded), something that is gone is an error.
+    pub source_is_live: bool,
     /// What of it, no two to the same place.
     pub entries: Vec<CopyEntry>,
     /// How.
@@ -97,6 +100,9 @@ pub struct CopyReceipt {
     pub kept: u64,
     /// Devices and sockets, which are not copied.
     pub skipped_special: u64,
+    /// Files and directories that were deleted from a live source after they had been listed, and are not copied.
+    #[serde(default)]
+    pub vanished: u64,
     /// Whether all data is shared with the source (reflinks), none copied.
     pub cloned: bool,
 }
@@ -123,7 +129,7 @@ impl HostRoot {
     /// `NotFound` if the project has no files on this host, or the source lacks an entry; `AlreadyExists` under
     /// [`Overwrite::Refuse`]; `InvalidPath` for a directory without `recursive`, a link that may not be
     /// followed, a directory where a file is or the reverse, another volume; `Canceled`; `InUse` if an earlier attempt is
-    /// still at work. Nothing is changed then. `NoSpace` and whatever else may be worth another attempt can also come with
+    /// still at work; `Other` if something is deleted from a source that should stand still. Nothing is changed then. `NoSpace` and whatever else may be worth another attempt can also come with
     /// content in place in part; that attempt, or [`HostRoot::recover`], finishes it.
     pub fn copy_into(
         &self,
@@ -222,6 +228,7 @@ impl HostRoot {
             recursive: request.options.recursive,
             dereference: request.options.dereference,
             timestamps: request.options.preserve_timestamps,
+            source_is_live: request.source_is_live,
         };
         let mut copy = TreeCopy::new(&request.source, style, go_on)?;
         for (index, entry) in request.entries.iter().enumerate() {

@@ -73,6 +73,12 @@ pub enum VolumeError {
         /// What was asked for, relative to the source.
         path: PathBuf,
     },
+    /// Something in a source that should stand still was deleted or changed while it was copied.
+    #[error("{} was deleted or changed while it was copied, from a source that should stand still", path.display())]
+    SourceChanged {
+        /// What it is, relative to the source.
+        path: PathBuf,
+    },
     /// A directory is to be copied, and the caller did not say that directories are.
     #[error("{} is a directory; set 'recursive' to copy directories", path.display())]
     DirectoryNotRecursive {
@@ -187,7 +193,7 @@ impl VolumeError {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => VolumeErrorKind::NoSpace,
                 _ => VolumeErrorKind::Other,
             },
-            Self::Btrfs { .. } => VolumeErrorKind::Other,
+            Self::Btrfs { .. } | Self::SourceChanged { .. } => VolumeErrorKind::Other,
             Self::ProjectNotFound { .. } | Self::NotStaged { .. } | Self::SourceMissing { .. } => {
                 VolumeErrorKind::NotFound
             }

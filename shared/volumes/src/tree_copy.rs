@@ -19,7 +19,7 @@ use crate::VolumeError;
 use crate::btrfs::handle_path;
 use crate::copy_into::{CopyProgress, CopyReceipt};
 use crate::file_data::{DataCopy, copy_data};
-use crate::pair_walk::{DIRECTORY, Pair, PairWalk};
+use crate::pair_walk::{DIRECTORY, Left, Pair, PairWalk};
 
 /// A handle to whatever has a name, a link included.
 const BARE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -42,6 +42,8 @@ pub(crate) struct CopyStyle {
     pub(crate) recursive: bool,
     pub(crate) dereference: bool,
     pub(crate) timestamps: bool,
+    /// Whether others may change the source meanwhile.
+    pub(crate) source_is_live: bool,
 }
 
 /// Copies out of one source, and counts.
@@ -134,6 +136,12 @@ impl<'a> TreeCopy<'a> {
                 None => {
                     let failed = |errno: Errno| VolumeError::io("copy", &self.source.join(path))(errno);
                     if let Some(left) = walk.leave().map_err(failed)? {
+                        let left_path = if walk.is_over() {
+                            path.to_owned()
+                        } else {
+                            path.join(walk.path_of(&left.name))
+                        };
+                        self.check_unchanged(&left, &left_path)?;
                         self.take_after(left.pair.second.as_fd(), &left.about.stat).map_err(failed)?;
                         self.receipt.directories += 1;
                     }
@@ -157,11 +165,13 @@ impl<'a> TreeCopy<'a> {
         let path = from.as_path().join(walk.path_of(&name));
         let failed = |errno: Errno| VolumeError::io("copy", &self.source.join(&path))(errno);
         let handle = match rustix::fs::openat(walk.first().map_err(failed)?, &name, BARE, Mode::empty()) {
-            // Deleted since it was listed.
-            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOENT) => return self.vanished(path),
             other => other.map_err(failed)?,
         };
-        let found = self.followed(handle, &path)?;
+        let found = match self.followed(handle, &path) {
+            Err(VolumeError::SourceMissing { path }) => return self.vanished(path),
+            other => other?,
+        };
         if !found.file_type().is_dir() {
             self.copy_leaf(&found, walk.second().map_err(failed)?, &name, &path)?;
             return Ok(());
@@ -173,6 +183,30 @@ impl<'a> TreeCopy<'a> {
         let second = self.make_directory(walk.second().map_err(failed)?, &name).map_err(failed)?;
         let first = open_directory(&found).map_err(failed)?;
         walk.enter(name, Pair { first, second }, found.through_link, around).map_err(failed)
+    }
+
+    /// Deals with something that was deleted since it was listed.
+    fn vanished(&mut self, path: PathBuf) -> Result<(), VolumeError> {
+        if !self.style.source_is_live {
+            return Err(VolumeError::SourceChanged { path });
+        }
+        self.receipt.vanished += 1;
+        Ok(())
+    }
+
+    /// Refuses a directory of a source that should stand still if something was added to it or deleted from it since it
+    /// was looked at. What was deleted before it was listed is not missed otherwise.
+    fn check_unchanged(&self, left: &Left<Around>, path: &Path) -> Result<(), VolumeError> {
+        if self.style.source_is_live {
+            return Ok(());
+        }
+        let (before, shown) = (&left.about.stat, self.source.join(path));
+        let now = rustix::fs::fstat(&left.pair.first).map_err(VolumeError::io("look at", &shown))?;
+        let changed = |stat: &Stat| (stat.st_mtime, stat.st_mtime_nsec);
+        if now.st_nlink == 0 || changed(&now) != changed(before) {
+            return Err(VolumeError::SourceChanged { path: path.to_owned() });
+        }
+        Ok(())
     }
 
     /// Opens what is at `from`. Links on the way are refused unless links are to be followed.
@@ -239,7 +273,10 @@ impl<'a> TreeCopy<'a> {
                 Err(Errno::NOENT | Errno::NOTDIR) => {
                     return match rustix::fs::openat2(&self.root, path, BARE, Mode::empty(), beneath) {
                         Ok(_link) => refused("leads to nothing"),
-                        Err(_) => Err(VolumeError::SourceMissing { path: path.to_owned() }),
+                        Err(Errno::NOENT | Errno::NOTDIR) => {
+                            Err(VolumeError::SourceMissing { path: path.to_owned() })
+                        }
+                        Err(errno) => Err(VolumeError::io("open", &self.source.join(path))(errno)),
                     };
                 }
                 Err(errno) => return Err(VolumeError::io("open", &self.source.join(path))(errno)),

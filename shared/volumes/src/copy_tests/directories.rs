@@ -9,7 +9,7 @@ use crate::test_support::{is_empty, on_each_filesystem};
 
 fn gather(projects: &Projects, paths: &[&str], into: &Path) -> Result<CopyReceipt, VolumeError> {
     let paths: Vec<_> = paths.iter().map(|path| path.parse().unwrap()).collect();
-    projects.root.gather(&projects.source(), &paths, into, &mut |_| ControlFlow::Continue(()))
+    projects.root.gather(&projects.source(), true, &paths, into, &mut |_| ControlFlow::Continue(()))
 }
 
 #[test]
@@ -76,9 +76,10 @@ fn files_are_gathered_with_their_links_followed_and_as_they_are() {
         let error = gather(&projects, &["data"], other.path()).unwrap_err();
         assert_eq!(error.kind(), VolumeErrorKind::InvalidPath);
         assert_eq!(error.to_string(), "the symbolic link data/out leads out of the project");
-        let canceled = projects
-            .root
-            .gather(&source, &["work".parse().unwrap()], other.path(), &mut |_| ControlFlow::Break(()));
+        let canceled =
+            projects.root.gather(&source, true, &["work".parse().unwrap()], other.path(), &mut |_| {
+                ControlFlow::Break(())
+            });
         assert_eq!(canceled.unwrap_err().kind(), VolumeErrorKind::Canceled);
     });
 }
@@ -205,5 +206,88 @@ fn a_journal_of_a_copy_that_was_written_once_is_read_for_ever() {
         assert_eq!(read(projects.target().join("a/b")), "new");
         let receipt = projects.copy_as(op_id, &projects.request(&[])).unwrap();
         assert_eq!((receipt.files, receipt.bytes), (1, 3));
+    });
+}
+
+/// Copies `tree`, with five files, out of `projects`, and deletes it once `after` of them are copied.
+fn copy_while_deleting(
+    projects: &Projects,
+    source_is_live: bool,
+    after: u64,
+    dereference: bool,
+) -> Result<CopyReceipt, VolumeError> {
+    let tree = projects.source().join("tree");
+    (0..5).for_each(|number| write(tree.join(number.to_string()), "text"));
+    let mut request = projects.request(&[("tree", "copied")]);
+    request.source_is_live = source_is_live;
+    request.options.dereference = dereference;
+    let op_id = Uuid::now_v7();
+    let outcome = projects.root.copy_into(projects.target, op_id, &request, &mut |progress| {
+        if progress.files == after && tree.exists() {
+            std::fs::remove_dir_all(&tree).unwrap();
+        }
+        ControlFlow::Continue(())
+    });
+    projects.root.forget_copy(projects.target, op_id).unwrap();
+    outcome
+}
+
+#[test]
+fn what_is_deleted_meanwhile_is_left_out_of_a_copy_of_a_live_source_only() {
+    on_each_filesystem(|new_root| {
+        for dereference in [false, true] {
+            // The last time everything has been copied by then, but not everything had to be.
+            for after in [2, 5] {
+                let projects = Projects::new(new_root());
+                let error = copy_while_deleting(&projects, false, after, dereference).unwrap_err();
+                assert_eq!(error.kind(), VolumeErrorKind::Other);
+                assert!(error.to_string().starts_with("tree"), "{error}");
+                assert_eq!(names(&projects.target()), Vec::<String>::new());
+                projects.assert_nothing_staged();
+
+                let receipt = copy_while_deleting(&projects, true, after, dereference).unwrap();
+                assert_eq!((receipt.files, receipt.vanished), (after, 5 - after));
+                assert_eq!(names(&projects.target().join("copied")).len() as u64, after);
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_gathered_from_a_source_that_should_stand_still_is_all_there_or_an_error() {
+    on_each_filesystem(|new_root| {
+        let projects = Projects::new(new_root());
+        let tree = projects.source().join("tree");
+        for (source_is_live, is_error) in [(false, true), (true, false)] {
+            (0..5).for_each(|number| write(tree.join(number.to_string()), "text"));
+            let directory = projects.root.copy_directory(Uuid::now_v7()).unwrap();
+            let paths = ["tree".parse().unwrap()];
+            let source = projects.source();
+            let outcome =
+                projects.root.gather(&source, source_is_live, &paths, directory.path(), &mut |progress| {
+                    if progress.files == 2 && tree.exists() {
+                        std::fs::remove_dir_all(&tree).unwrap();
+                    }
+                    ControlFlow::Continue(())
+                });
+            assert_eq!(outcome.is_err(), is_error, "{outcome:?}");
+        }
+    });
+}
+
+#[test]
+fn a_source_that_stands_still_is_copied_as_a_live_one_is() {
+    on_each_filesystem(|new_root| {
+        let projects = Projects::new(new_root());
+        write(projects.source().join("tree/sub/file"), "text");
+        symlink("sub", projects.source().join("tree/link")).unwrap();
+        for dereference in [false, true] {
+            let mut request = projects.request(&[("tree", "copied"), ("tree/sub/file", "file")]);
+            request.source_is_live = false;
+            request.options.dereference = dereference;
+            assert_eq!(projects.copy(&request).unwrap().vanished, 0);
+            assert_eq!(read(projects.target().join("copied/link/file")), "text");
+            std::fs::remove_dir_all(projects.target().join("copied")).unwrap();
+        }
     });
 }

@@ -77,7 +77,7 @@ fn request(source: &Path, entries: &[(&str, &str)]) -> CopyRequest {
         dereference: false,
         preserve_timestamps: false,
     };
-    CopyRequest { source: source.to_owned(), entries, options }
+    CopyRequest { source: source.to_owned(), source_is_live: true, entries, options }
 }
 
 /// Writes a file, with its parents.
