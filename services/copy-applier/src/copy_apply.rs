@@ -130,6 +130,7 @@ impl CopyApply {
 
         let request = CopyRequest {
             source: source.project_dir().to_owned(),
+            source_is_live: source.is_live(),
             entries: input
                 .entries
                 .iter()

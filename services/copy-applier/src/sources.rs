@@ -42,6 +42,11 @@ impl Source {
     pub(crate) fn project_dir(&self) -> &Path {
         &self.project_dir
     }
+
+    /// Whether it may change while it is read.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(&self.made, Made::Frozen(frozen) if frozen.kind == SourceKind::Live)
+    }
 }
 
 /// One copy's source: nothing until somebody has made it.

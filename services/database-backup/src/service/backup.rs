@@ -169,7 +169,6 @@ impl DatabaseBackup {
                 parallel: PARTS_AT_ONCE,
                 resume: pending.state.clone(),
                 progress: Some(self.upload_progress(&pending, progress)),
-                ..FileUpload::default()
             };
             match parts.store.objects().upload_file(&key, &path, &upload).await {
                 Ok(_) => break,

@@ -4,7 +4,7 @@
 //! goes at the next start.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Instant, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -156,7 +156,7 @@ impl CopySnapshot {
         // There is no persist store in a copy.
         let persist = make(directory, "persist")?;
         let (project, state) = if input.dereference {
-            let gathered = self.gather(operation, input, &source.project_dir, directory).await?;
+            let gathered = self.gather(operation, input, source, directory).await?;
             (gathered, SourceState::Live)
         } else {
             let state = match source.kind {
@@ -197,17 +197,18 @@ impl CopySnapshot {
         &self,
         operation: &OperationContext,
         input: &CopySnapshotInput,
-        source: &Path,
+        source: &BackupSource,
         directory: &CopyDirectory,
     ) -> Result<PathBuf, OperationFailure> {
         let into = make(directory, "project")?;
-        let (source, paths, gathered) = (source.to_owned(), input.paths.clone(), into.clone());
+        let (files, is_live) = (source.project_dir.clone(), source.kind == volumes::SourceKind::Live);
+        let (paths, gathered) = (input.paths.clone(), into.clone());
         let cancellation = operation.cancellation();
         operation.progress("snapshot", "following links", None);
         let outcome = self
             .host
             .volumes(move |root| {
-                root.gather(&source, &paths, &gathered, &mut |_| {
+                root.gather(&files, is_live, &paths, &gathered, &mut |_| {
                     if cancellation.is_cancelled() {
                         ControlFlow::Break(())
                     } else {
