@@ -5,7 +5,8 @@
 //! inside the project's volume, which nobody but the host can enter, as `entry-<n>/<its path in the project>`,
 //! missing parents included. Then each is put in place by renames ([`crate::merge`]). The journal tells after a
 //! crash whether that had begun; what has been put in place is not staged any more, so the rest can simply be put in
-//! place. The journal of a copy that is done stays, with its receipt, until the caller has recorded the end.
+//! place. That is right only as long as nobody has written there since: by the next attempt, or soon after a crash. A
+//! copy that nobody goes on with is dropped half in place, and recorded so. The journal of a copy that is done stays, with its receipt, until the caller has recorded the end.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -28,10 +29,14 @@ use crate::merge::Merge;
 use crate::operation_directory::OperationDirectory;
 use crate::pair_walk::DIRECTORY;
 use crate::path_restore::{staging_name, staging_name_text};
+use crate::recovery::operations_in;
 use crate::tree_copy::{CopyStyle, Ownership, TreeCopy, c_name, make_parents};
 
 /// How long the receipt of a copy is kept for a caller that never says that it has recorded it.
 const RECEIPT_KEPT: Duration = Duration::from_secs(14 * 24 * 3600);
+/// So long after it has begun to be put in place a copy is still finished by recovery. Later, that could undo what
+/// people have written since.
+const ROLLED_FORWARD: Duration = Duration::from_secs(3600);
 
 /// What of a copy's content meets something at its place. Directories are merged in any case; a file over a directory
 /// and a directory over a file are refused in any case.
@@ -122,15 +127,24 @@ impl HostRoot {
     /// earlier attempt of the same `op_id` has begun to put content in place, that is finished and its receipt returned,
     /// without a look at the source; so nothing is applied twice. End with [`HostRoot::forget_copy`].
     ///
+    /// The caller must have the project to itself. Other copies into it that nobody works on are ended first: what they
+    /// have staged is deleted, even where part of it is in place, so that it never comes over what is copied now.
+    /// Another attempt of one that was in place in part fails (`CopyDropped`).
+    ///
+    /// After an error in the middle of putting content in place, the next attempt of the same `op_id` finishes it,
+    /// and so does [`HostRoot::recover`] within an hour. So a caller that makes no further attempt must call
+    /// [`HostRoot::forget_copy`] before it reports that the copy has failed or was canceled.
+    ///
     /// `go_on` is called now and then while content is staged; `Break` ends the copy, and nothing is left of it.
     ///
     /// # Errors
     ///
-    /// `NotFound` if the project has no files on this host, or the source lacks an entry; `AlreadyExists` under
+    /// `NotFound` if the project has no files on this host, if the source lacks an entry, or if an earlier attempt was
+    /// dropped when it was in place in part; `AlreadyExists` under
     /// [`Overwrite::Refuse`]; `InvalidPath` for a directory without `recursive`, a link that may not be
     /// followed, a directory where a file is or the reverse, another volume; `Canceled`; `InUse` if an earlier attempt is
     /// still at work; `Other` if something is deleted from a source that should stand still. Nothing is changed then. `NoSpace` and whatever else may be worth another attempt can also come with
-    /// content in place in part; that attempt, or [`HostRoot::recover`], finishes it.
+    /// content in place in part.
     pub fn copy_into(
         &self,
         project: Uuid,
@@ -143,10 +157,14 @@ impl HostRoot {
             return Err(VolumeError::ProjectNotFound { project, path: project_dir });
         };
         refuse_same_targets(&request.entries)?;
+        self.end_other_copies(project, op_id)?;
         if let Some(directory) = OperationDirectory::claim_existing(&self.staging(), op_id)? {
             if let Some(mut journal) = Journal::read(&directory)? {
                 journal.check_project(project, &directory)?;
                 if let Some(receipt) = self.finish_copy(&directory, &mut journal)? {
+                    if let Work::Copy { dropped: true, .. } = journal.work {
+                        return Err(VolumeError::CopyDropped { op_id });
+                    }
                     return Ok(receipt);
                 }
             }
@@ -158,6 +176,7 @@ impl HostRoot {
             options: request.options,
             staging_inode: None,
             receipt: None,
+            dropped: false,
         };
         let mut journal = Journal::new(project, work);
         journal.write(&directory)?;
@@ -178,12 +197,14 @@ impl HostRoot {
         self.finish_copy(&directory, &mut journal)?.ok_or_else(gone)
     }
 
-    /// Forgets the copy `op_id` into `project`, once its end is recorded elsewhere; none there is fine. If it is staged
-    /// only, that is deleted; if it is in place in part, it is finished first.
+    /// Forgets the copy `op_id` into `project`; none there is fine. What it has staged is deleted and nothing more is put in
+    /// place: a copy that is in place in part stays so, and no recovery finishes it. Another attempt would begin anew. To
+    /// be called once the success of a copy is recorded elsewhere, and before a failure without further attempts, or a
+    /// cancel, is reported.
     ///
     /// # Errors
     ///
-    /// `InUse` if an attempt is still at work.
+    /// `InUse` if an attempt is still at work. After any other error the record may still be there; call it again.
     pub fn forget_copy(&self, project: Uuid, op_id: Uuid) -> Result<(), VolumeError> {
         let Some(directory) = OperationDirectory::claim_existing(&self.staging(), op_id)? else {
             return Ok(());
@@ -193,9 +214,55 @@ impl HostRoot {
             if !matches!(journal.work, Work::Copy { .. }) {
                 return self.settle(directory).map(drop);
             }
-            self.settle_copy(&directory, &mut journal)?;
+            self.drop_copy(&directory, &mut journal)?;
         }
         self.remove_operation(directory)
+    }
+
+    /// Ends every copy into `project` that nobody works on, but for `op_id`. Records of what is in place stay.
+    fn end_other_copies(&self, project: Uuid, op_id: Uuid) -> Result<(), VolumeError> {
+        let staging = self.staging();
+        // Without a lock at first, which would be in the way of whoever is about to work on another project.
+        let is_to_be_ended = |journal: &Journal| {
+            let is_copy = matches!(journal.work, Work::Copy { .. });
+            is_copy && journal.project == project && journal.phase != Phase::Exchanged
+        };
+        for other in operations_in(&staging, &mut Vec::new())? {
+            match Journal::read_in(&staging.join(other.to_string())) {
+                Ok(Some(journal)) if other != op_id && is_to_be_ended(&journal) => {}
+                Ok(_) => continue,
+                // Of whichever project: recovery does not put it in place either.
+                Err(VolumeError::UnreadableJournal { .. }) => continue,
+                Err(error) => return Err(error),
+            }
+            let directory = match OperationDirectory::claim_existing(&staging, other) {
+                Ok(Some(directory)) => directory,
+                Ok(None) | Err(VolumeError::InUse { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let Some(mut journal) = Journal::read(&directory)?.filter(is_to_be_ended) else { continue };
+            tracing::info!(op.id = %other, phase = ?journal.phase, "dropping what an earlier copy has staged");
+            self.drop_copy(&directory, &mut journal)?;
+            if journal.phase == Phase::Staged {
+                self.remove_operation(directory)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what a copy has staged. If it may be in place in part, that is recorded first, so that no later attempt
+    /// does it again.
+    fn drop_copy(&self, directory: &OperationDirectory, journal: &mut Journal) -> Result<(), VolumeError> {
+        if journal.phase == Phase::Exchanging
+            && let Work::Copy { dropped, .. } = &mut journal.work
+        {
+            *dropped = true;
+            journal.phase = Phase::Exchanged;
+            journal.write(directory)?;
+            self.steps.done("the drop of a copy is in the journal")?;
+        }
+        let volume = self.open_project(journal.project)?;
+        self.delete_staged(directory.op_id(), volume.as_ref(), &self.project_dir(journal.project))
     }
 
     /// Takes a copy from its journal to the phase `Exchanging`.
@@ -263,6 +330,7 @@ impl HostRoot {
             options: request.options,
             staging_inode: Some(opened.st_ino),
             receipt: Some(receipt),
+            dropped: false,
         };
         journal.phase = Phase::Exchanging;
         journal.write(directory)?;
@@ -277,7 +345,8 @@ impl HostRoot {
         journal: &mut Journal,
     ) -> Result<Option<CopyReceipt>, VolumeError> {
         let phase = journal.phase;
-        let Work::Copy { entries, options, staging_inode, receipt: Some(receipt) } = &mut journal.work else {
+        let Work::Copy { entries, options, staging_inode, receipt: Some(receipt), .. } = &mut journal.work
+        else {
             return Ok(None);
         };
         let volume = self.open_project(journal.project)?;
@@ -311,13 +380,19 @@ impl HostRoot {
         Ok(Some(receipt))
     }
 
-    /// Ends the copy that `journal` describes. The record of a finished one is the caller's to remove.
+    /// Ends the copy that `journal` describes: finished or dropped, by its age, if it may be in place in part. The record of a finished one is the caller's to remove.
     pub(crate) fn settle_copy(
         &self,
         directory: &OperationDirectory,
         journal: &mut Journal,
     ) -> Result<Settled, VolumeError> {
         let was_in_place = journal.phase == Phase::Exchanged;
+        if journal.phase == Phase::Exchanging
+            && Journal::age(directory)?.is_none_or(|age| age >= ROLLED_FORWARD)
+        {
+            self.drop_copy(directory, journal)?;
+            return Ok(Settled::Dropped);
+        }
         if self.finish_copy(directory, journal)?.is_none() {
             let volume = self.open_project(journal.project)?;
             self.delete_staged(directory.op_id(), volume.as_ref(), &self.project_dir(journal.project))?;

@@ -45,6 +45,13 @@ pub enum VolumeError {
         /// What is missing.
         path: PathBuf,
     },
+    /// A copy was put in place in part, and the rest was given up. Doing all of it again could undo what people have written
+    /// since, so that is for a copy of its own.
+    #[error("copy {op_id} was interrupted and is in place in part only; the rest was given up, copy again")]
+    CopyDropped {
+        /// The operation.
+        op_id: Uuid,
+    },
     /// Another holder of the same operation (an earlier attempt, or another process) is still at work.
     #[error("operation {op_id} is in use by another holder of {}", path.display())]
     InUse {
@@ -160,7 +167,7 @@ pub enum VolumeError {
 /// What a caller branches on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VolumeErrorKind {
-    /// The project, or what should be staged, does not exist.
+    /// The project, what is to be copied, or what should be staged, does not exist.
     NotFound,
     /// The target exists already.
     AlreadyExists,
@@ -194,9 +201,10 @@ impl VolumeError {
                 _ => VolumeErrorKind::Other,
             },
             Self::Btrfs { .. } | Self::SourceChanged { .. } => VolumeErrorKind::Other,
-            Self::ProjectNotFound { .. } | Self::NotStaged { .. } | Self::SourceMissing { .. } => {
-                VolumeErrorKind::NotFound
-            }
+            Self::ProjectNotFound { .. }
+            | Self::NotStaged { .. }
+            | Self::CopyDropped { .. }
+            | Self::SourceMissing { .. } => VolumeErrorKind::NotFound,
             Self::Canceled { .. } => VolumeErrorKind::Canceled,
             Self::InUse { .. } => VolumeErrorKind::InUse,
             Self::TargetExists { .. } => VolumeErrorKind::AlreadyExists,

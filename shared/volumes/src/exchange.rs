@@ -24,6 +24,8 @@ pub(crate) enum Settled {
     Finished,
     /// The old content is in place, as if the restore or copy had never begun.
     RolledBack,
+    /// A copy that was in place in part: the rest is deleted, and a record stays.
+    Dropped,
     /// A copy that had been in place before; its record stays.
     Recorded,
     /// A copy that had been in place before, so long ago that its record goes.
@@ -120,7 +122,7 @@ impl HostRoot {
     }
 
     /// Ends whatever a staging directory holds, by its journal: rolled back if no live tree can have been touched, else
-    /// finished. Afterwards the directory is gone, but for the record of a copy that is in place.
+    /// finished. Afterwards the directory is gone, but for the record of a copy that is in place, in part at least.
     pub(crate) fn settle(&self, directory: OperationDirectory) -> Result<Settled, VolumeError> {
         let settled = match Journal::read(&directory)? {
             None => Settled::RolledBack,
@@ -133,7 +135,9 @@ impl HostRoot {
                     self.settle_path(&directory, &journal, &target, content_inode)?
                 }
                 Work::Copy { .. } => match self.settle_copy(&directory, &mut journal)? {
-                    settled @ (Settled::Finished | Settled::Recorded) => return Ok(settled),
+                    settled @ (Settled::Finished | Settled::Dropped | Settled::Recorded) => {
+                        return Ok(settled);
+                    }
                     settled => settled,
                 },
             },

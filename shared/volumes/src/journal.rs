@@ -44,7 +44,8 @@ enum Version {
 pub(crate) enum Phase {
     /// The live trees are untouched; a crash rolls back.
     Staged,
-    /// The staged content is complete and may be in place in part; a crash is rolled forward.
+    /// The staged content is complete and may be in place in part; a crash is rolled forward. A copy that nobody goes on
+    /// with is dropped instead, by [`crate::HostRoot::recover`] once it is old, or by the next copy into the project.
     Exchanging,
     /// The new content is in place; what is staged is the old one, or what a copy has not put in place; to be deleted.
     Exchanged,
@@ -64,6 +65,9 @@ pub(crate) enum Work {
         options: CopyOptions,
         staging_inode: Option<u64>,
         receipt: Option<CopyReceipt>,
+        /// Whether it was given up while it was being put in place, and what was staged yet was deleted.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        dropped: bool,
     },
 }
 
@@ -96,7 +100,12 @@ impl Journal {
 
     /// Reads the journal in `directory`; `None` if there is none.
     pub(crate) fn read(directory: &OperationDirectory) -> Result<Option<Self>, VolumeError> {
-        let path = directory.path().join(FILE_NAME);
+        Self::read_in(directory.path())
+    }
+
+    /// The same without a lock; what it says may not be so any more.
+    pub(crate) fn read_in(directory: &Path) -> Result<Option<Self>, VolumeError> {
+        let path = directory.join(FILE_NAME);
         match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)

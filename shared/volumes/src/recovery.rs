@@ -17,6 +17,8 @@ pub struct RecoveryReport {
     pub finished: Vec<Uuid>,
     /// Restores and copies whose exchange had not begun: the old content is in place.
     pub rolled_back: Vec<Uuid>,
+    /// Copies that had begun to be put in place more than an hour ago: what was not in place yet is deleted.
+    pub dropped: Vec<Uuid>,
     /// Operations whose snapshots were deleted.
     pub snapshots_deleted: Vec<Uuid>,
     /// What directories of copies ([`HostRoot::copy_directory`]) were deleted.
@@ -34,6 +36,7 @@ impl RecoveryReport {
     pub fn is_empty(&self) -> bool {
         self.finished.is_empty()
             && self.rolled_back.is_empty()
+            && self.dropped.is_empty()
             && self.snapshots_deleted.is_empty()
             && self.copy_directories_deleted.is_empty()
             && self.in_use.is_empty()
@@ -44,7 +47,12 @@ impl RecoveryReport {
 
 impl HostRoot {
     /// Ends every restore and copy that a crash has interrupted, and deletes snapshots and directories of copies that
-    /// nobody holds. The record of a finished copy stays for two weeks. To be called at start, before any other operation. One failure does not keep the others from being ended.
+    /// nobody holds. To be called at start, before any other operation. One failure does not keep the others from being
+    /// ended.
+    ///
+    /// A copy that had begun to be put in place is finished only if that was less than an hour ago. Of an older one, what
+    /// is not in place yet is deleted: people and later copies may have written there since. Another attempt of it
+    /// fails. The record of a copy that is in place, in part at least, stays for two weeks.
     ///
     /// # Errors
     ///
@@ -57,6 +65,7 @@ impl HostRoot {
             match settled {
                 Ok(None | Some(Settled::Recorded | Settled::Expired)) => {}
                 Ok(Some(Settled::Finished)) => report.finished.push(op_id),
+                Ok(Some(Settled::Dropped)) => report.dropped.push(op_id),
                 Ok(Some(Settled::RolledBack)) => report.rolled_back.push(op_id),
                 Err(error) if error.kind() == VolumeErrorKind::InUse => report.in_use.push(op_id),
                 Err(error) => report.failed.push((op_id, error)),
@@ -87,7 +96,7 @@ impl HostRoot {
 }
 
 /// The operations that the entries of `directory` are named by, in order.
-fn operations_in(directory: &Path, unknown: &mut Vec<PathBuf>) -> Result<Vec<Uuid>, VolumeError> {
+pub(crate) fn operations_in(directory: &Path, unknown: &mut Vec<PathBuf>) -> Result<Vec<Uuid>, VolumeError> {
     let mut operations = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(VolumeError::io("list", directory))? {
         let entry = entry.map_err(VolumeError::io("list", directory))?;

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use super::*;
+use crate::VolumeErrorKind;
 use crate::test_support::{Crash, on_each_filesystem};
 
 /// A crash after every step of a copy, then one after every step of its recovery, then another attempt.
@@ -72,33 +74,198 @@ fn each_file_is_old_or_new_after_a_crash_at_any_step_and_edited_if_it_was_edited
     });
 }
 
+/// Copies `tree`, of three older files, into `projects`, and stops after `steps`; tells whether it had ended, and whether
+/// it was left to be put in place, in part at least.
+fn stop_in_the_middle(projects: &Projects, op_id: Uuid, steps: usize) -> (bool, bool) {
+    for name in ["a", "b", "sub/c"] {
+        write(projects.source().join("tree").join(name), "older");
+    }
+    write(projects.target().join("tree/a"), "old");
+    let request = projects.request(&[("tree", "tree"), ("tree/a", "made/up/file")]);
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let crashing = Crash::after(&projects.root, steps);
+    let ended = !Crash::happened(&crashing.copy_into(projects.target, op_id, &request, go_on));
+    let journal = projects.root.staging().join(op_id.to_string()).join("journal.json");
+    (ended, std::fs::read_to_string(journal).is_ok_and(|text| text.contains(r#""phase":"exchanging""#)))
+}
+
+/// All files that are in place.
+fn in_place(projects: &Projects) -> Tree {
+    let mut tree = read_tree(&projects.target());
+    tree.retain(|path, _| !path.to_string_lossy().starts_with(".longhaul"));
+    tree
+}
+
+/// Makes the journal of `op_id`, if there is one, look as if it had been written so long ago.
+fn age(projects: &Projects, op_id: Uuid, minutes: u64) {
+    let journal = projects.root.staging().join(op_id.to_string()).join("journal.json");
+    if let Ok(file) = std::fs::File::options().write(true).open(journal) {
+        let written = file.metadata().unwrap().modified().unwrap();
+        file.set_modified(written - Duration::from_secs(60 * minutes)).unwrap();
+    }
+}
+
+fn assert_dropped(outcome: Result<CopyReceipt, VolumeError>) {
+    let error = outcome.unwrap_err();
+    assert!(matches!(error, VolumeError::CopyDropped { .. }), "{error:?}");
+    assert_eq!(error.kind(), VolumeErrorKind::NotFound);
+}
+
+/// An older copy that stops after every step, a newer one that stops after every step, and edits.
 #[test]
-fn forgetting_after_a_crash_at_any_step_leaves_all_or_nothing() {
+fn a_copy_that_was_left_in_the_middle_never_comes_over_a_later_one() {
     on_each_filesystem(|new_root| {
+        let mut dropped = 0;
         for steps in 1.. {
-            let projects = Projects::new(new_root());
-            write(projects.source().join("tree/a"), "new");
-            write(projects.source().join("tree/b"), "new");
-            write(projects.target().join("tree/a"), "old");
-            let op_id = Uuid::now_v7();
-            let request = projects.request(&[("tree", "tree"), ("tree", "again")]);
-            let go_on = &mut |_| ControlFlow::Continue(());
-            let crashing = Crash::after(&projects.root, steps);
-            let ended = !Crash::happened(&crashing.copy_into(projects.target, op_id, &request, go_on));
-            projects.root.forget_copy(projects.target, op_id).unwrap();
-            projects.assert_nothing_staged();
-            if read(projects.target().join("tree/a")) == "old" {
-                assert_eq!(names(&projects.target()), ["tree"]);
-                assert_eq!(names(&projects.target().join("tree")), ["a"]);
-            } else {
-                assert_eq!(names(&projects.target()), ["again", "tree"]);
-                assert_eq!(names(&projects.target().join("tree")), ["a", "b"]);
-                assert_eq!(names(&projects.target().join("again")), ["a", "b"]);
+            let mut older_ended = false;
+            for newer_steps in 1.. {
+                let projects = Projects::new(new_root());
+                let (older, newer, elsewhere) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+                let (ended, in_the_middle) = stop_in_the_middle(&projects, older, steps);
+                older_ended = ended;
+                // What another project has in the middle is none of this.
+                let other = Projects::new(projects.root.clone());
+                let others = stop_in_the_middle(&other, elsewhere, steps);
+                assert_eq!(others.1, in_the_middle);
+
+                for name in ["a", "b", "sub/c"] {
+                    write(projects.source().join("new").join(name), "newer");
+                }
+                let request = projects.request(&[("new", "tree")]);
+                let go_on = &mut |_| ControlFlow::Continue(());
+                let crashing = Crash::after(&projects.root, newer_steps);
+                let newer_ended =
+                    !Crash::happened(&crashing.copy_into(projects.target, newer, &request, go_on));
+                projects.copy_as(newer, &request).unwrap();
+                write(projects.target().join("tree/a"), "edited");
+                let expected = in_place(&projects);
+                for path in ["b", "sub/c"] {
+                    assert_eq!(read(projects.target().join("tree").join(path)), "newer");
+                }
+
+                let report = projects.root.recover().unwrap();
+                assert_eq!(report.finished.contains(&elsewhere), others.1);
+                assert!(!report.finished.contains(&older) && report.failed.is_empty(), "{report:?}");
+                assert_eq!(read_tree(&projects.target()), expected);
+                // Another attempt of the older one does not apply it twice.
+                let older_request = projects.request(&[("tree", "tree"), ("tree/a", "made/up/file")]);
+                let outcome = projects.copy_as(older, &older_request);
+                if in_the_middle {
+                    dropped += 1;
+                    assert_dropped(outcome);
+                    assert_eq!(read_tree(&projects.target()), expected);
+                } else {
+                    outcome.unwrap();
+                }
+                for op_id in [older, newer] {
+                    projects.root.forget_copy(projects.target, op_id).unwrap();
+                }
+                other.root.forget_copy(other.target, elsewhere).unwrap();
+                projects.assert_nothing_staged();
+                if newer_ended {
+                    break;
+                }
+            }
+            if older_ended {
+                break;
+            }
+        }
+        assert!(dropped > 5);
+    });
+}
+
+#[test]
+fn recovery_finishes_a_copy_that_was_left_in_the_middle_only_within_an_hour() {
+    on_each_filesystem(|new_root| {
+        let mut dropped = 0;
+        for steps in 1.. {
+            let mut ended = false;
+            for minutes in [59, 61] {
+                for recovery_steps in 1.. {
+                    let projects = Projects::new(new_root());
+                    let op_id = Uuid::now_v7();
+                    let in_the_middle;
+                    (ended, in_the_middle) = stop_in_the_middle(&projects, op_id, steps);
+                    age(&projects, op_id, minutes);
+                    let before = in_place(&projects);
+                    let crashed = Crash::after(&projects.root, recovery_steps).recover().unwrap();
+                    let report = projects.root.recover().unwrap();
+                    assert!(report.failed.is_empty(), "{report:?}");
+                    assert!(names(&projects.target()).iter().all(|name| !name.starts_with(".longhaul")));
+                    assert!(projects.root.recover().unwrap().is_empty());
+                    let request = projects.request(&[("tree", "tree"), ("tree/a", "made/up/file")]);
+                    if in_the_middle && minutes > 60 {
+                        dropped += 1;
+                        assert_eq!(read_tree(&projects.target()), before);
+                        assert!(crashed.dropped == [op_id] || !crashed.failed.is_empty());
+                        assert_dropped(projects.copy_as(op_id, &request));
+                        assert_eq!(read_tree(&projects.target()), before);
+                    } else {
+                        projects.copy_as(op_id, &request).unwrap();
+                        assert_eq!(read(projects.target().join("tree/sub/c")), "older");
+                    }
+                    if crashed.failed.is_empty() {
+                        break;
+                    }
+                }
             }
             if ended {
                 break;
             }
         }
+        assert!(dropped > 5);
+    });
+}
+
+#[test]
+fn the_next_attempt_finishes_a_copy_that_was_left_in_the_middle_however_old() {
+    on_each_filesystem(|new_root| {
+        for steps in 1.. {
+            let projects = Projects::new(new_root());
+            let op_id = Uuid::now_v7();
+            let (ended, _) = stop_in_the_middle(&projects, op_id, steps);
+            age(&projects, op_id, 24 * 60);
+            let request = projects.request(&[("tree", "tree"), ("tree/a", "made/up/file")]);
+            assert_eq!(projects.copy_as(op_id, &request).unwrap().files, 4);
+            for path in ["tree/a", "tree/b", "tree/sub/c", "made/up/file"] {
+                assert_eq!(read(projects.target().join(path)), "older");
+            }
+            if ended {
+                break;
+            }
+        }
+    });
+}
+
+#[test]
+fn forgetting_after_a_crash_at_any_step_puts_nothing_more_in_place() {
+    on_each_filesystem(|new_root| {
+        let mut left_in_the_middle = 0;
+        for steps in 1.. {
+            let mut ended = false;
+            for forget_steps in 1.. {
+                let projects = Projects::new(new_root());
+                let op_id = Uuid::now_v7();
+                let in_the_middle;
+                (ended, in_the_middle) = stop_in_the_middle(&projects, op_id, steps);
+                left_in_the_middle += usize::from(in_the_middle);
+                let before = in_place(&projects);
+                let crashing = Crash::after(&projects.root, forget_steps);
+                let forgotten = !Crash::happened(&crashing.forget_copy(projects.target, op_id));
+                assert!(projects.root.recover().unwrap().finished.is_empty());
+                assert_eq!(read_tree(&projects.target()), before);
+                projects.root.forget_copy(projects.target, op_id).unwrap();
+                assert_eq!(read_tree(&projects.target()), before);
+                projects.assert_nothing_staged();
+                if forgotten {
+                    break;
+                }
+            }
+            if ended {
+                break;
+            }
+        }
+        assert!(left_in_the_middle > 5);
     });
 }
 
