@@ -42,7 +42,7 @@ pub use openapi::openapi;
 pub use operations::{
     FailureAnswer, Operation, OperationHandle, OperationKind, OperationState, Operations, Outcome, PhaseTime,
 };
-pub use service::{Clock, DatabaseBackup};
+pub use service::{Clock, DatabaseBackup, PART_BYTES};
 pub use settings::{DEFAULT_SETTINGS, Settings, SettingsMistake, VARIABLES};
 pub use store::{Backup, BackupFacts, BackupStore, LATEST_RESTORED, Manifest};
 

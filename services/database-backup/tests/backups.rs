@@ -496,7 +496,7 @@ async fn a_torn_upload_is_not_listed_and_is_gone_on_with() {
     succeeded(later.begin_maintenance().unwrap()).await;
     let listed = later.list().await.unwrap();
     assert_eq!((listed.len(), listed[0].kind.as_str(), later.pending_uploads()), (1, "shutdown", 0));
-    let parts = listed[0].stored_bytes.div_ceil(8 * 1024 * 1024);
+    let parts = listed[0].stored_bytes.div_ceil(database_backup::PART_BYTES);
     let sent = later.requests().upload_part;
     assert!(sent >= 1 && sent < parts, "{sent} of {parts}");
     let other = fixture.service_of("other.duckdb", &[]);

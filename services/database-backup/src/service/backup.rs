@@ -18,8 +18,8 @@ use crate::work_directory::PendingUpload;
 
 /// Parts of an upload under way at once; each is in memory.
 const PARTS_AT_ONCE: usize = 3;
-/// The least that S3 takes: three of them under way cost less memory than two of the usual size, and leave no gap.
-const PART_BYTES: u64 = 5 * 1024 * 1024;
+/// Bytes of a part, the least that S3 takes: three of them under way cost less memory than two of the usual size, and leave no gap.
+pub const PART_BYTES: u64 = 5 * 1024 * 1024;
 
 /// How many backups of one second get names.
 const MOST_OF_ONE_SECOND: u32 = 100;

@@ -3,6 +3,8 @@
 mod backup;
 mod restore;
 
+pub use backup::PART_BYTES;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
