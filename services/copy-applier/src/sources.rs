@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use backup_repository::{JobResult, JobTask, RestoreRequest, RestoreTarget};
+use backup_repository::RestoreTarget;
 use bus_messages::kinds::{CopiedFrom, CopyApplyInput};
 use bus_messages::{EventLevel, RepositoryGrant};
 use domain_model::OperationId;
-use host_operations::{JobRunner, volume_work};
+use host_operations::{JobRunner, freeze, volume_work};
 use operation_engine::{OperationContext, OperationFailure};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -107,14 +107,7 @@ impl Sources {
         input: &CopyApplyInput,
     ) -> Result<Source, OperationFailure> {
         operation.progress("download", "freezing the files of the source", None);
-        let (project, copy) = (input.source_project_id.as_uuid(), input.copy_op_id.as_uuid());
-        let frozen = volume_work(&self.root, move |root| {
-            if root.project_dir(project).is_dir() {
-                root.ensure_volume(project)?;
-            }
-            root.snapshot(project, copy)
-        })
-        .await?;
+        let frozen = freeze(&self.root, input.source_project_id, input.copy_op_id.as_uuid()).await?;
         if frozen.kind == SourceKind::Live {
             let message = "the files of the source cannot be frozen: what changes now may be copied in part";
             operation.event(EventLevel::Warn, "download", message, None);
@@ -132,23 +125,17 @@ impl Sources {
         let snapshot = repository.backup.as_ref().ok_or_else(|| {
             OperationFailure::retryable("no_snapshot", "the registry knows of no snapshot of this copy")
         })?;
-        let snapshot = snapshot.as_str().parse().map_err(|error| {
-            OperationFailure::permanent("invalid_argument", format!("{snapshot}: {error}"))
-        })?;
         let path = FILES.parse().map_err(|error| OperationFailure::permanent("invalid_argument", error))?;
         let directory = volume_work(&self.root, move |root| root.copy_directory(copy)).await?;
         operation.progress("download", "reading the snapshot", None);
         let target = RestoreTarget::Path { path, into: directory.path().to_owned() };
-        let task = JobTask::Restore(RestoreRequest { snapshot, target });
-        match self.runner.run(operation, repository, task, "download").await {
-            Ok(JobResult::Restore(_)) => {
+        match self.runner.restore(operation, repository, snapshot, target).await {
+            Ok(_) => {
                 Ok(Source { project_dir: directory.path().join(FILES), made: Made::Downloaded(directory) })
             }
-            other => {
+            Err(failure) => {
                 self.delete(Made::Downloaded(directory), input.copy_op_id).await;
-                Err(other.err().unwrap_or_else(|| {
-                    OperationFailure::permanent("job", "the job answered with something else")
-                }))
+                Err(failure)
             }
         }
     }

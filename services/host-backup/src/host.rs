@@ -1,10 +1,12 @@
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use backup_repository::SourceState;
+use bus_messages::kinds;
 use domain_model::{ProjectId, Timestamp};
 use host_operations::{JobRecords, JobRunner, Record, volume_work};
 use operation_engine::{OperationContext, OperationFailure};
-use volumes::{HostRoot, VolumeError};
+use volumes::{BackupSource, HostRoot, VolumeError};
 
 /// What the kinds share.
 #[derive(Debug, Clone)]
@@ -33,6 +35,24 @@ impl Host {
 /// A moment of the host's clock: dates of snapshots, never of a lease.
 pub(crate) fn timestamp(moment: SystemTime) -> Timestamp {
     Timestamp::from_date_time(moment.into())
+}
+
+/// What was frozen, as results say it.
+pub(crate) fn source_kind(source: &BackupSource) -> kinds::SourceKind {
+    match source.kind {
+        volumes::SourceKind::BtrfsSnapshot => kinds::SourceKind::BtrfsSnapshot,
+        volumes::SourceKind::Live => kinds::SourceKind::Live,
+    }
+}
+
+/// The same for the job that reads it.
+pub(crate) fn source_state(source: &BackupSource) -> SourceState {
+    match source.kind {
+        volumes::SourceKind::BtrfsSnapshot => SourceState::ReadOnly {
+            taken_at: source.taken_at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
+        },
+        volumes::SourceKind::Live => SourceState::Live,
+    }
 }
 
 /// Shared by the kinds of this host.

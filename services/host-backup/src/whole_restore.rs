@@ -1,7 +1,7 @@
 //! Restoring the whole of a backup in place of a project's files: for `project-restore`, and for `project-start` where
 //! there are none.
 
-use backup_repository::{JobResult, JobTask, RestoreReceipt, RestoreRequest, RestoreTarget};
+use backup_repository::{RestoreReceipt, RestoreTarget};
 use bus_messages::RepositoryGrant;
 use domain_model::{BackupId, ProjectId};
 use operation_engine::{OperationContext, OperationFailure};
@@ -70,21 +70,9 @@ impl Host {
         backup: &BackupId,
         target: RestoreTarget,
     ) -> Result<RestoreReceipt, OperationFailure> {
-        let snapshot = backup
-            .as_str()
-            .parse()
-            .map_err(|error| OperationFailure::permanent("invalid_argument", format!("{backup}: {error}")))?;
         operation.progress("download", "reading the backup", None);
-        let task = JobTask::Restore(RestoreRequest { snapshot, target });
-        match self.runner.run(operation, grant, task, "download").await? {
-            JobResult::Restore(receipt) => {
-                operation.progress("verify", format!("{} files are as they were", receipt.files), None);
-                Ok(receipt)
-            }
-            other => Err(OperationFailure::permanent(
-                "job",
-                format!("the job answered with something else: {other:?}"),
-            )),
-        }
+        let receipt = self.runner.restore(operation, grant, backup, target).await?;
+        operation.progress("verify", format!("{} files are as they were", receipt.files), None);
+        Ok(receipt)
     }
 }

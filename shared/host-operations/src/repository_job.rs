@@ -2,11 +2,12 @@
 //! a pipe, its progress passed on to the operation.
 
 use backup_repository::{
-    BackupRepositoryErrorKind, CacheSettings, JobEvent, JobFailure, JobFailureKind, JobProcesses,
-    JobProgress, JobResult, JobTask, RequestCounts,
+    BackupReceipt, BackupRepositoryErrorKind, BackupRequest, CacheSettings, JobEvent, JobFailure,
+    JobFailureKind, JobProcesses, JobProgress, JobResult, JobTask, RequestCounts, RestoreReceipt,
+    RestoreRequest, RestoreTarget,
 };
 use bus_messages::RepositoryGrant;
-use domain_model::Progress;
+use domain_model::{BackupId, Progress};
 use operation_engine::{OperationContext, OperationFailure};
 use service_runtime::{Counter, Family, Labels, Metrics};
 
@@ -93,6 +94,50 @@ impl JobRunner {
             }
         }
     }
+}
+
+impl JobRunner {
+    /// Has a job make a backup.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn back_up(
+        &self,
+        operation: &OperationContext,
+        grant: &RepositoryGrant,
+        request: BackupRequest,
+    ) -> Result<BackupReceipt, OperationFailure> {
+        match self.run(operation, grant, JobTask::Backup(request), "upload").await? {
+            JobResult::Backup(receipt) => Ok(receipt),
+            other => Err(something_else(&other)),
+        }
+    }
+
+    /// Has a job restore a backup, and compare what it has written with what it has read.
+    ///
+    /// # Errors
+    /// As [`Self::run`]; a permanent failure where the backup's id does not read.
+    pub async fn restore(
+        &self,
+        operation: &OperationContext,
+        grant: &RepositoryGrant,
+        backup: &BackupId,
+        target: RestoreTarget,
+    ) -> Result<RestoreReceipt, OperationFailure> {
+        let snapshot = backup
+            .as_str()
+            .parse()
+            .map_err(|error| OperationFailure::permanent("invalid_argument", format!("{backup}: {error}")))?;
+        let task = JobTask::Restore(RestoreRequest { snapshot, target });
+        match self.run(operation, grant, task, "download").await? {
+            JobResult::Restore(receipt) => Ok(receipt),
+            other => Err(something_else(&other)),
+        }
+    }
+}
+
+fn something_else(result: &JobResult) -> OperationFailure {
+    OperationFailure::permanent("job", format!("the job answered with something else: {result:?}"))
 }
 
 fn failure_of(operation: &OperationContext, failure: &JobFailure) -> OperationFailure {

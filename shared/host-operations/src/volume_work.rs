@@ -1,5 +1,7 @@
+use domain_model::ProjectId;
 use operation_engine::OperationFailure;
-use volumes::{HostRoot, VolumeError, VolumeErrorKind};
+use uuid::Uuid;
+use volumes::{BackupSource, HostRoot, VolumeError, VolumeErrorKind};
 
 /// Runs blocking work on the volumes of a host.
 ///
@@ -17,6 +19,22 @@ where
             Err(OperationFailure::retryable("volume", format!("work on the volume ended early: {error}")))
         }
     }
+}
+
+/// Fixes what is read of a project, under the name `id`; see [`HostRoot::snapshot`].
+///
+/// # Errors
+/// As [`volume_work`]. A project without files is no empty project: its host may have lost a disk. Only the persist store
+/// may be missing, where a project never had one.
+pub async fn freeze(root: &HostRoot, project: ProjectId, id: Uuid) -> Result<BackupSource, OperationFailure> {
+    let project = project.as_uuid();
+    volume_work(root, move |root| {
+        if root.project_dir(project).is_dir() {
+            root.ensure_volume(project)?;
+        }
+        root.snapshot(project, id)
+    })
+    .await
 }
 
 fn volume_failure(error: &VolumeError) -> OperationFailure {

@@ -5,22 +5,20 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::Instant;
 
 use async_trait::async_trait;
-use backup_repository::{
-    BackupReceipt, BackupRequest, JobResult, JobTask, MAX_USER_TAGS, Purpose, SourceState, validate_tags,
-};
-use bus_messages::kinds::{self, CopySnapshotInput, CopySnapshotResult, KindDefinition, SourceKind};
+use backup_repository::{BackupReceipt, BackupRequest, MAX_USER_TAGS, Purpose, SourceState, validate_tags};
+use bus_messages::kinds::{self, CopySnapshotInput, CopySnapshotResult, KindDefinition};
 use bus_messages::{ChildOperation, EventLevel, RepositoryGrant};
 use domain_model::ProjectId;
-use host_operations::{Record, project_of, result_value};
+use host_operations::{Record, freeze, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use volumes::{BackupSource, CopyDirectory};
 
-use crate::host::SharedHost;
+use crate::host::{SharedHost, source_kind, source_state};
 
 /// Does `copy-snapshot`.
 pub(crate) struct CopySnapshot {
@@ -68,24 +66,13 @@ impl CopySnapshot {
         record.started(&grant.bucket);
 
         operation.progress("snapshot", "freezing the files", None);
-        let (project_uuid, op_uuid) = (project.as_uuid(), operation.op_id().as_uuid());
-        let source = self
-            .host
-            .volumes(move |root| {
-                if root.project_dir(project_uuid).is_dir() {
-                    root.ensure_volume(project_uuid)?;
-                }
-                root.snapshot(project_uuid, op_uuid)
-            })
-            .await?;
+        let op_uuid = operation.op_id().as_uuid();
+        let source = freeze(&self.host.root, project, op_uuid).await?;
         if source.kind == volumes::SourceKind::Live && is_running {
             self.stop_first(operation, &input)?;
         }
         let outcome = self.copy_out(operation, &grant, &input, &source).await;
-        let kind = match source.kind {
-            volumes::SourceKind::BtrfsSnapshot => SourceKind::BtrfsSnapshot,
-            volumes::SourceKind::Live => SourceKind::Live,
-        };
+        let kind = source_kind(&source);
         operation.progress("clean-up", "dropping the snapshot", None);
         drop(source);
         if let Err(error) = self.host.volumes(move |root| root.drop_snapshot(op_uuid)).await {
@@ -159,16 +146,7 @@ impl CopySnapshot {
             let gathered = self.gather(operation, input, source, directory).await?;
             (gathered, SourceState::Live)
         } else {
-            let state = match source.kind {
-                volumes::SourceKind::BtrfsSnapshot => SourceState::ReadOnly {
-                    taken_at: source
-                        .taken_at
-                        .duration_since(UNIX_EPOCH)
-                        .map_or(0.0, |since| since.as_secs_f64()),
-                },
-                volumes::SourceKind::Live => SourceState::Live,
-            };
-            (source.project_dir.clone(), state)
+            (source.project_dir.clone(), source_state(source))
         };
         let request = BackupRequest {
             project,
@@ -183,13 +161,7 @@ impl CopySnapshot {
             tags: path_tags(input),
         };
         operation.progress("upload", "reading the files", None);
-        match self.host.runner.run(operation, grant, JobTask::Backup(request), "upload").await? {
-            JobResult::Backup(receipt) => Ok(receipt),
-            other => Err(OperationFailure::permanent(
-                "job",
-                format!("the job answered with something else: {other:?}"),
-            )),
-        }
+        self.host.runner.back_up(operation, grant, request).await
     }
 
     /// The paths with what their links lead to in place of the links.

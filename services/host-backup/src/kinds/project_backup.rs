@@ -5,19 +5,19 @@
 //! the repository that the hub does not know (found by its operation's id in the next attempt). Nothing is a
 //! backup before the hub has recorded the success.
 
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::Instant;
 
 use async_trait::async_trait;
-use backup_repository::{BackupRequest, JobResult, JobTask, Purpose, SourceState};
-use bus_messages::kinds::{self, KindDefinition, ProjectBackupInput, ProjectBackupResult, SourceKind};
+use backup_repository::{BackupRequest, Purpose};
+use bus_messages::kinds::{self, KindDefinition, ProjectBackupInput, ProjectBackupResult};
 use bus_messages::{EventLevel, RepositoryGrant};
 use domain_model::ProjectId;
-use host_operations::{Record, project_of, result_value};
+use host_operations::{Record, freeze, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 use volumes::BackupSource;
 
-use crate::host::{SharedHost, timestamp};
+use crate::host::{SharedHost, source_kind, source_state, timestamp};
 
 /// Does `project-backup`.
 pub(crate) struct ProjectBackup {
@@ -54,18 +54,8 @@ impl ProjectBackup {
         record.started(&grant.bucket);
 
         operation.progress("snapshot", "freezing the files", None);
-        let (project_uuid, op_uuid) = (project.as_uuid(), operation.op_id().as_uuid());
-        let source = self
-            .host
-            .volumes(move |root| {
-                // A project without files is no empty project: its host may have lost a disk. Only the persist
-                // store may be missing, where a project never had one.
-                if root.project_dir(project_uuid).is_dir() {
-                    root.ensure_volume(project_uuid)?;
-                }
-                root.snapshot(project_uuid, op_uuid)
-            })
-            .await?;
+        let op_uuid = operation.op_id().as_uuid();
+        let source = freeze(&self.host.root, project, op_uuid).await?;
         if !source.nested_subvolumes.is_empty() {
             let nested: Vec<String> =
                 source.nested_subvolumes.iter().map(|path| path.display().to_string()).collect();
@@ -119,17 +109,11 @@ impl ProjectBackup {
         input: ProjectBackupInput,
         source: &BackupSource,
     ) -> Result<backup_repository::BackupReceipt, OperationFailure> {
-        let state = match source.kind {
-            volumes::SourceKind::BtrfsSnapshot => SourceState::ReadOnly {
-                taken_at: source.taken_at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
-            },
-            volumes::SourceKind::Live => SourceState::Live,
-        };
         let request = BackupRequest {
             project: source.project_dir.clone(),
             persist: source.persist_dir.clone(),
             only: Vec::new(),
-            source: state,
+            source: source_state(source),
             // A parent that does not read is none: the whole is read then, and the receipt says so.
             parent: grant.backup.as_ref().and_then(|id| id.as_str().parse().ok()),
             purpose: Purpose::Backup,
@@ -138,19 +122,6 @@ impl ProjectBackup {
             tags: input.tags.iter().map(ToString::to_string).collect(),
         };
         operation.progress("upload", "reading the files", None);
-        match self.host.runner.run(operation, grant, JobTask::Backup(request), "upload").await? {
-            JobResult::Backup(receipt) => Ok(receipt),
-            other => Err(OperationFailure::permanent(
-                "job",
-                format!("the job answered with something else: {other:?}"),
-            )),
-        }
-    }
-}
-
-fn source_kind(source: &BackupSource) -> SourceKind {
-    match source.kind {
-        volumes::SourceKind::BtrfsSnapshot => SourceKind::BtrfsSnapshot,
-        volumes::SourceKind::Live => SourceKind::Live,
+        self.host.runner.back_up(operation, grant, request).await
     }
 }

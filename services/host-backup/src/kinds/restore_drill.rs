@@ -8,10 +8,10 @@
 use std::time::Instant;
 
 use async_trait::async_trait;
-use backup_repository::{JobResult, JobTask, RestoreReceipt, RestoreRequest, RestoreTarget};
+use backup_repository::RestoreTarget;
+use bus_messages::EventLevel;
 use bus_messages::kinds::{self, KindDefinition, Proof, RestoreDrillInput, RestoreDrillResult};
-use bus_messages::{EventLevel, RepositoryGrant};
-use domain_model::{BackupId, ProjectId};
+use domain_model::ProjectId;
 use host_operations::{Record, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
@@ -61,7 +61,8 @@ impl RestoreDrill {
         let staged = self.host.volumes(move |root| root.stage(project, op_id)).await?;
         let target =
             RestoreTarget::Whole { project: staged.project_dir.clone(), persist: staged.persist_dir.clone() };
-        let restored = self.restore(operation, &grant, &backup, target).await;
+        operation.progress("download", "reading the backup", None);
+        let restored = self.host.runner.restore(operation, &grant, &backup, target).await;
         operation.progress("clean-up", "deleting what was restored", None);
         self.host.volumes(move |root| root.discard(staged)).await?;
         let (reason, files, bytes) = match restored {
@@ -92,27 +93,5 @@ impl RestoreDrill {
             bytes,
             duration_s: began.elapsed().as_secs_f64(),
         })
-    }
-
-    async fn restore(
-        &self,
-        operation: &OperationContext,
-        grant: &RepositoryGrant,
-        backup: &BackupId,
-        target: RestoreTarget,
-    ) -> Result<RestoreReceipt, OperationFailure> {
-        let snapshot = backup
-            .as_str()
-            .parse()
-            .map_err(|error| OperationFailure::permanent("invalid_argument", format!("{backup}: {error}")))?;
-        operation.progress("download", "reading the backup", None);
-        let task = JobTask::Restore(RestoreRequest { snapshot, target });
-        match self.host.runner.run(operation, grant, task, "download").await? {
-            JobResult::Restore(receipt) => Ok(receipt),
-            other => Err(OperationFailure::permanent(
-                "job",
-                format!("the job answered with something else: {other:?}"),
-            )),
-        }
     }
 }
