@@ -11,16 +11,16 @@ use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::stream::{self, StreamExt, TryStreamExt};
-use md5::digest::Output;
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::reliable::ReliableObjects;
-use crate::requests::{CompletedParts, PartPlace, Result};
+use crate::requests::{CompletedParts, PartDigests, PartPlace, Result};
 use crate::{
     Attributes, ObjectDescription, ObjectKey, ObjectStorageError, ObjectStorageErrorKind, ObjectStore,
     PutCondition,
@@ -148,23 +148,27 @@ impl Uploading<'_> {
         let missing: Vec<u32> = (1..=count).filter(|number| !state.parts.contains_key(number)).collect();
         let (upload_id, part_bytes) = (state.upload_id.clone(), state.part_bytes);
         let shared = Mutex::new(state);
+        // Used again: memory that is given back and asked for anew by many threads is held several times over.
+        let buffers = Mutex::new(Vec::new());
         let store = |number: u32| {
-            let (upload_id, shared) = (upload_id.as_str(), &shared);
+            let (upload_id, shared, buffers) = (upload_id.as_str(), &shared, &buffers);
             async move {
                 let offset = u64::from(number - 1) * part_bytes;
-                let (body, md5) = self.read_part(file, offset, part_bytes.min(size - offset)).await?;
-                let length = body.len() as u64;
+                let length = part_bytes.min(size - offset);
+                let buffer = lock(buffers).pop().unwrap_or_default();
+                let (body, digests) = self.read_part(file, offset, length, buffer).await?;
                 let tag = self
                     .objects
                     .attempts
                     .run(OPERATION, length, |_| {
-                        let place = PartPlace { upload_id, number, offset, md5: &md5 };
+                        let place = PartPlace { upload_id, number, offset, digests: &digests };
                         let request = self.objects.requests.upload_part(self.key, place, body.clone());
                         self.objects.attempts.timed(OPERATION, self.key.as_str(), length, request)
                     })
                     .await?;
-                let mut state = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                state.parts.insert(number, (tag, hexadecimal(&md5)));
+                lock(buffers).extend(body.try_into_mut());
+                let mut state = lock(shared);
+                state.parts.insert(number, (tag, hexadecimal(&digests.md5)));
                 if let Some(progress) = &self.upload.progress {
                     let stored = state.parts.len() as u64 * part_bytes;
                     progress(&state, stored.min(size));
@@ -250,16 +254,23 @@ impl Uploading<'_> {
     }
 
     async fn read(&self, file: &Arc<File>, offset: u64, length: u64) -> Result<Bytes> {
-        self.read_with(file, offset, length, |body| body).await
+        self.read_with(file, offset, length, BytesMut::new(), |body| body).await
     }
 
-    /// With its MD5, which is computed where it is read: the parts that are under way share one thread for all else.
-    async fn read_part(&self, file: &Arc<File>, offset: u64, length: u64) -> Result<(Bytes, Output<Md5>)> {
-        let with_digest = |body: Bytes| {
-            let md5 = Md5::digest(&body);
-            (body, md5)
+    /// With its digests, which are computed where it is read: the parts that are under way share one thread for all else.
+    async fn read_part(
+        &self,
+        file: &Arc<File>,
+        offset: u64,
+        length: u64,
+        buffer: BytesMut,
+    ) -> Result<(Bytes, PartDigests)> {
+        let with_digests = |body: Bytes| {
+            let digests =
+                PartDigests { md5: Md5::digest(&body).into(), sha256: Sha256::digest(&body).into() };
+            (body, digests)
         };
-        self.read_with(file, offset, length, with_digest).await
+        self.read_with(file, offset, length, buffer, with_digests).await
     }
 
     async fn read_with<T: Send + 'static>(
@@ -267,12 +278,13 @@ impl Uploading<'_> {
         file: &Arc<File>,
         offset: u64,
         length: u64,
+        mut buffer: BytesMut,
         then: impl FnOnce(Bytes) -> T + Send + 'static,
     ) -> Result<T> {
         let file = Arc::clone(file);
         let read = tokio::task::spawn_blocking(move || {
-            let mut body = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-            file.read_exact_at(&mut body, offset).map(|()| then(Bytes::from(body)))
+            buffer.resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
+            file.read_exact_at(&mut buffer, offset).map(|()| then(buffer.freeze()))
         });
         match read.await {
             Ok(body) => body.map_err(|error| self.unreadable(error)),
@@ -287,6 +299,10 @@ impl Uploading<'_> {
     fn error(&self, message: &str) -> ObjectStorageError {
         ObjectStorageError::new(ObjectStorageErrorKind::Permanent, OPERATION, self.key, message)
     }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) fn hexadecimal(bytes: &[u8]) -> String {

@@ -118,8 +118,16 @@ pub(crate) struct PartPlace<'a> {
     pub(crate) number: u32,
     /// Where in the object it begins.
     pub(crate) offset: u64,
-    /// MD5 of its content.
-    pub(crate) md5: &'a [u8],
+    pub(crate) digests: &'a PartDigests,
+}
+
+/// Digests of the content of a part.
+#[derive(Debug)]
+pub(crate) struct PartDigests {
+    /// The provider compares it, and makes its tags of it.
+    pub(crate) md5: [u8; 16],
+    /// The request is signed with it.
+    pub(crate) sha256: [u8; 32],
 }
 
 /// An upload whose parts are all stored.

@@ -38,6 +38,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use md5::{Digest, Md5};
 
+use crate::file_upload::hexadecimal;
 use crate::provider::S3Settings;
 use crate::requests::{
     BucketRequests, CompletedParts, DeletionFailure, ListingPage, ObjectBody, ObjectRequests, PartPlace,
@@ -201,7 +202,7 @@ impl BucketRequests for S3Provider {
     }
 }
 
-/// The SHA-256 of a body that need not be computed for the signature, because the object's name has it.
+/// The SHA-256 of a body, where it is known and need not be computed for the signature.
 #[derive(Debug)]
 struct ExpectedHash(Option<String>);
 
@@ -404,8 +405,10 @@ impl ObjectRequests for S3Bucket {
             .key(key.as_str())
             .upload_id(place.upload_id)
             .part_number(i32::try_from(place.number).unwrap_or(i32::MAX))
-            .content_md5(BASE64.encode(place.md5))
+            .content_md5(BASE64.encode(place.digests.md5))
             .body(body.into())
+            .customize()
+            .interceptor(ExpectedHash(Some(hexadecimal(&place.digests.sha256))))
             .send()
             .await
             .map_err(|error| translate(OPERATION, key.as_str(), error))?;
