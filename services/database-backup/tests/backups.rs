@@ -399,6 +399,20 @@ async fn an_encrypted_backup_is_restored_by_who_has_the_key_and_by_nobody_else()
         let attributes = fixture.objects().describe(&object).await.unwrap().attributes;
         assert!(!format!("{attributes:?}").contains("events"), "{attributes:?}");
 
+        // Without any of this software: the `age` command line and, where it is compressed, zstd.
+        if test_harness::age_is_available() {
+            let (sealed, opened) = (fixture.path("sealed.age"), fixture.path("opened"));
+            std::fs::write(&sealed, &body).unwrap();
+            let mut command = Command::new("age");
+            command.args(["--decrypt", "--identity"]).arg(fixture.path("right.txt"));
+            let output = command.arg("--output").arg(&opened).arg(&sealed).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let opened = std::fs::read(opened).unwrap();
+            let opened =
+                if encoding == "zstd" { zstd::decode_all(opened.as_slice()).unwrap() } else { opened };
+            assert!(opened == std::fs::read(fixture.path("hesocial.duckdb")).unwrap(), "other bytes");
+        }
+
         for (setting, hint) in [(None, "set encryption.identity_file"), (Some(&wrong), "somebody else")] {
             let tables: Vec<(&str, &str)> =
                 setting.iter().map(|setting| ("encryption", setting.as_str())).collect();

@@ -27,7 +27,7 @@ pub use ready_file::{ReadyFile, ReadyHost, ReadyIdentity, ReadyObjectStore};
 pub use server_processes::Signal;
 pub use shared_system::{InUse, SharedSystem};
 pub use system::{HostIdentity, ObjectStoreKind, Server, SystemOptions, TestSystem};
-pub use tools::{btrfs_is_available, nats_command_line, restic, skip};
+pub use tools::{age_is_available, btrfs_is_available, nats_command_line, restic, skip};
 pub use trees::{add_bytes, change_a_little, make_tree};
 pub use waiting::wait_for;
 pub use watching::{Seen, watch_to_the_end};

@@ -35,6 +35,15 @@ pub fn restic() -> Option<PathBuf> {
     program
 }
 
+/// Whether the command line of age is installed; a no is said aloud.
+pub fn age_is_available() -> bool {
+    let is_available = Command::new("age").arg("--version").output().is_ok();
+    if !is_available {
+        skip("there is no age (Debian's package age)");
+    }
+    is_available
+}
+
 /// Whether this process may mount a btrfs of its own; a no is said aloud.
 pub fn btrfs_is_available() -> bool {
     if !rustix::process::geteuid().is_root() {
