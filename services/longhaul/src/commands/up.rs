@@ -114,7 +114,8 @@ async fn print_what_to_try(system: &System, output: Output) -> anyhow::Result<()
     let list = |page: ProjectList| (page.projects, None);
     let newest = system.api()?.list(Scope::Hub, "project", Some(1), list).await?;
     let project = newest.first().map_or_else(|| "PROJECT".to_owned(), |project| project.id.to_string());
-    let command = |rest: &str| format!("  longhaul {rest} --data-dir {}", quoted(&ready.data_directory));
+    let (program, data) = (this_program(), quoted(&ready.data_directory));
+    let command = |rest: &str| format!("  {program} {rest} --data-dir {data}");
     let nats = format!("nats --context {}", quoted(&ready.nats_context_dir.join("ops.json")));
     let mut lines = vec![
         format!("Ready. Data: {}   NATS: {}", ready.data_directory.display(), ready.nats_url),
@@ -150,6 +151,15 @@ async fn print_what_to_try(system: &System, output: Output) -> anyhow::Result<()
         "Ctrl-C stops everything.".to_owned(),
     ]);
     lines.iter().try_for_each(|line| output.line(line))
+}
+
+/// What to type to run this program: its path, unless its name was enough.
+fn this_program() -> String {
+    let by_name = std::env::args_os().next().is_some_and(|name| !name.to_string_lossy().contains('/'));
+    match std::env::current_exe() {
+        Ok(path) if !by_name => quoted(&path),
+        _ => "longhaul".to_owned(),
+    }
 }
 
 /// A path for a shell.
