@@ -4,8 +4,8 @@
 //! |---|---|---|
 //! | staging | a directory in the volume | begins anew |
 //! | the first rename | a journal that says so | puts the rest in place, and nothing a second time |
-//! | the last rename | a journal with the receipt | takes the receipt |
-//! | the checkpoint | the receipt in the catalog | ends with it |
+//! | the last rename | a journal with the receipt | ends with the receipt |
+//! | the end | that journal | there is none; the journal goes by its age |
 //!
 //! So what people change after it was put in place stays changed, however often the end has to be told.
 
@@ -39,9 +39,6 @@ struct Checkpoint {
     /// The destination was asked to be restored.
     #[serde(default)]
     asked_to_restore: bool,
-    /// Everything is in place.
-    #[serde(default)]
-    applied: Option<CopyReceipt>,
 }
 
 #[async_trait]
@@ -58,6 +55,11 @@ impl OperationHandler for CopyApply {
         record.ended(&outcome, files, bytes);
         outcome.and_then(result_value)
     }
+
+    async fn recorded(&self, operation: &OperationContext) {
+        let Ok(project) = project_of(operation) else { return };
+        self.forget(project.as_uuid(), operation.op_id().as_uuid()).await;
+    }
 }
 
 impl CopyApply {
@@ -70,21 +72,14 @@ impl CopyApply {
         let began = Instant::now();
         let checkpoint: Checkpoint = operation.checkpoint()?.unwrap_or_default();
         let (project_uuid, op_uuid) = (project.as_uuid(), operation.op_id().as_uuid());
-        let receipt = match checkpoint.applied {
+        let earlier = volume_work(&self.root, move |root| root.copy_receipt(project_uuid, op_uuid)).await?;
+        let receipt = match earlier {
             Some(receipt) => receipt,
-            None => {
-                let applied = self.apply(operation, project, record, checkpoint.asked_to_restore).await;
-                let receipt = match applied {
-                    Ok(receipt) => receipt,
-                    Err(failure) => return Err(self.given_up(project_uuid, op_uuid, failure).await),
-                };
-                let applied = Checkpoint { applied: Some(receipt.clone()), ..Checkpoint::default() };
-                operation.save_checkpoint(&applied).await?;
-                receipt
-            }
+            None => match self.apply(operation, project, record, checkpoint.asked_to_restore).await {
+                Ok(receipt) => receipt,
+                Err(failure) => return Err(self.given_up(project_uuid, op_uuid, failure).await),
+            },
         };
-        operation.progress("clean-up", "forgetting what was staged", None);
-        volume_work(&self.root, move |root| root.forget_copy(project_uuid, op_uuid)).await?;
         Ok(CopyApplyResult {
             files: receipt.files,
             directories: receipt.directories,
@@ -101,12 +96,16 @@ impl CopyApply {
     async fn given_up(&self, project: Uuid, op_id: Uuid, failure: OperationFailure) -> OperationFailure {
         let is_over =
             matches!(failure, OperationFailure::Failed { retryable: false, .. } | OperationFailure::Canceled);
-        if is_over
-            && let Err(error) = volume_work(&self.root, move |root| root.forget_copy(project, op_id)).await
-        {
-            tracing::warn!(op.id = %op_id, ?error, "what was staged for a copy is left for the next start");
+        if is_over {
+            self.forget(project, op_id).await;
         }
         failure
+    }
+
+    async fn forget(&self, project: Uuid, op_id: Uuid) {
+        if let Err(error) = volume_work(&self.root, move |root| root.forget_copy(project, op_id)).await {
+            tracing::warn!(op.id = %op_id, ?error, "what was staged for a copy is left for the next start");
+        }
     }
 
     async fn apply(
@@ -181,7 +180,7 @@ fn restore_first(operation: &OperationContext, asked: bool) -> OperationFailure 
             // Somebody may have started the project, and so restored it, before this has its turn.
             input: json!({ "backup_id": "latest", "conflict": "keep" }),
         }],
-        checkpoint: Some(json!(Checkpoint { asked_to_restore: true, applied: None })),
+        checkpoint: Some(json!(Checkpoint { asked_to_restore: true })),
     }
 }
 

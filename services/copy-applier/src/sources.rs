@@ -13,11 +13,11 @@ use backup_repository::RestoreTarget;
 use bus_messages::kinds::{CopiedFrom, CopyApplyInput};
 use bus_messages::{EventLevel, RepositoryGrant};
 use domain_model::OperationId;
-use host_operations::{JobRunner, freeze, volume_work};
+use host_operations::{JobRunner, freeze_files, volume_work};
 use operation_engine::{OperationContext, OperationFailure};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-use volumes::{BackupSource, CopyDirectory, HostRoot, SourceKind};
+use volumes::{CopyDirectory, FrozenFiles, HostRoot, SourceKind};
 
 /// How long somebody waits for files that another one is having brought here, before it makes way.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -35,7 +35,7 @@ pub(crate) struct Source {
 #[derive(Debug)]
 enum Made {
     Downloaded(CopyDirectory),
-    Frozen(BackupSource),
+    Frozen(FrozenFiles),
 }
 
 impl Source {
@@ -78,12 +78,15 @@ impl Sources {
         repository: Option<&RepositoryGrant>,
     ) -> Result<Arc<Source>, OperationFailure> {
         let place = Arc::clone(self.places.lock().await.entry(input.copy_op_id).or_default());
-        operation.progress("download", "waiting for the files", None);
-        let Ok(place) = tokio::time::timeout(PATIENCE, operation.unless_stopped(place.lock())).await else {
-            // Meanwhile others may work on this project, and here on copies whose files are there.
-            return Err(OperationFailure::HandedBack);
+        let mut place = match place.try_lock() {
+            Ok(place) => place,
+            Err(_) => {
+                operation.progress("download", "waiting for the files", None);
+                let locked = tokio::time::timeout(PATIENCE, operation.unless_stopped(place.lock())).await;
+                // Meanwhile others may work on this project, and here on copies whose files are there.
+                locked.map_err(|_| OperationFailure::HandedBack)??
+            }
         };
-        let mut place = place?;
         place.last_used = Some(Instant::now());
         if let Some(source) = &place.source {
             return Ok(Arc::clone(source));
@@ -107,7 +110,14 @@ impl Sources {
         input: &CopyApplyInput,
     ) -> Result<Source, OperationFailure> {
         operation.progress("download", "freezing the files of the source", None);
-        let frozen = freeze(&self.root, input.source_project_id, input.copy_op_id.as_uuid()).await?;
+        // Where links are followed, they may lead to any place.
+        let paths = if input.options.dereference {
+            vec![PathBuf::new()]
+        } else {
+            input.entries.iter().map(|entry| entry.from.as_path().to_owned()).collect()
+        };
+        let copy = input.copy_op_id.as_uuid();
+        let frozen = freeze_files(&self.root, input.source_project_id, copy, paths).await?;
         if frozen.kind == SourceKind::Live {
             let message = "the files of the source cannot be frozen: what changes now may be copied in part";
             operation.event(EventLevel::Warn, "download", message, None);

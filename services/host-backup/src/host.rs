@@ -6,7 +6,7 @@ use bus_messages::kinds;
 use domain_model::{ProjectId, Timestamp};
 use host_operations::{JobRecords, JobRunner, Record, volume_work};
 use operation_engine::{OperationContext, OperationFailure};
-use volumes::{BackupSource, HostRoot, VolumeError};
+use volumes::{HostRoot, VolumeError};
 
 /// What the kinds share.
 #[derive(Debug, Clone)]
@@ -38,18 +38,18 @@ pub(crate) fn timestamp(moment: SystemTime) -> Timestamp {
 }
 
 /// What was frozen, as results say it.
-pub(crate) fn source_kind(source: &BackupSource) -> kinds::SourceKind {
-    match source.kind {
+pub(crate) fn source_kind(kind: volumes::SourceKind) -> kinds::SourceKind {
+    match kind {
         volumes::SourceKind::BtrfsSnapshot => kinds::SourceKind::BtrfsSnapshot,
         volumes::SourceKind::Live => kinds::SourceKind::Live,
     }
 }
 
 /// The same for the job that reads it.
-pub(crate) fn source_state(source: &BackupSource) -> SourceState {
-    match source.kind {
+pub(crate) fn source_state(kind: volumes::SourceKind, taken_at: SystemTime) -> SourceState {
+    match kind {
         volumes::SourceKind::BtrfsSnapshot => SourceState::ReadOnly {
-            taken_at: source.taken_at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
+            taken_at: taken_at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
         },
         volumes::SourceKind::Live => SourceState::Live,
     }

@@ -7,7 +7,7 @@ mod volume_work;
 
 pub use job_records::{JobRecord, JobRecords, JobState, Record};
 pub use repository_job::{JOB_ARGUMENT, JobRunner, ObjectStoreRequests};
-pub use volume_work::{freeze, volume_work};
+pub use volume_work::{freeze, freeze_files, volume_work};
 
 use domain_model::{ProjectId, Scope};
 use operation_engine::{OperationContext, OperationFailure};

@@ -1,7 +1,9 @@
+use std::path::{Path, PathBuf};
+
 use domain_model::ProjectId;
 use operation_engine::OperationFailure;
 use uuid::Uuid;
-use volumes::{BackupSource, HostRoot, VolumeError, VolumeErrorKind};
+use volumes::{BackupSource, FrozenFiles, HostRoot, VolumeError, VolumeErrorKind};
 
 /// Runs blocking work on the volumes of a host.
 ///
@@ -33,6 +35,23 @@ pub async fn freeze(root: &HostRoot, project: ProjectId, id: Uuid) -> Result<Bac
             root.ensure_volume(project)?;
         }
         root.snapshot(project, id)
+    })
+    .await
+}
+
+/// Fixes what is read of the files of a project at some paths, under the name `id`; see [`HostRoot::snapshot_files`].
+///
+/// # Errors
+/// As [`volume_work`].
+pub async fn freeze_files(
+    root: &HostRoot,
+    project: ProjectId,
+    id: Uuid,
+    paths: Vec<PathBuf>,
+) -> Result<FrozenFiles, OperationFailure> {
+    volume_work(root, move |root| {
+        let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+        root.snapshot_files(project.as_uuid(), id, &paths)
     })
     .await
 }

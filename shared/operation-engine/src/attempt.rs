@@ -146,12 +146,15 @@ impl Attempt {
 
     pub(crate) fn push(&self, event: NewEvent, summary: Option<ProgressSummary>) {
         let mut state = self.state();
-        state.events.push(event, Instant::now());
+        let is_news = state.events.push(event, Instant::now());
         if let Some(summary) = summary {
             state.summary = Some(summary);
         }
         drop(state);
-        self.news.notify_one();
+        // Not for each: a handler may tell of every file that it copies.
+        if is_news {
+            self.news.notify_one();
+        }
     }
 
     /// Stores a checkpoint; the receiver is told once the registry has confirmed it.

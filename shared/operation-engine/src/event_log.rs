@@ -72,8 +72,10 @@ impl EventLog {
         }
     }
 
-    pub(crate) fn push(&mut self, mut event: NewEvent, now: Instant) {
+    /// Tells whether nothing waited before, so that something is due at another time than before.
+    pub(crate) fn push(&mut self, mut event: NewEvent, now: Instant) -> bool {
         shorten(&mut event);
+        let is_first = self.first_waiting_since.is_none();
         self.first_waiting_since.get_or_insert(now);
         match self.waiting.back_mut() {
             Some(last) if last.replaceable && event.replaceable && last.phase == event.phase => *last = event,
@@ -83,6 +85,7 @@ impl EventLog {
             self.waiting.pop_front();
             self.dropped += 1;
         }
+        is_first
     }
 
     /// From now on numbers are given out as fast as asked for: the operation is about to be finished.

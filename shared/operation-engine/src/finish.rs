@@ -61,24 +61,24 @@ pub(crate) fn finish_request(
 }
 
 /// Tells the registry until it has recorded it, the operation is lost, or the lease is over. The same request
-/// again does no harm. A result that the registry refuses becomes a failure that says so.
+/// again does no harm. A result that the registry refuses becomes a failure that says so. Returns what it has recorded.
 pub(crate) async fn finish(
     bus: &Bus,
     caller: Routing,
     mut request: FinishRequest,
     deadline: Instant,
     timeout: Duration,
-) {
+) -> Option<Outcome> {
     let subject = WorkSubject::new(caller, "finish").to_string();
     let mut failures = 0;
     loop {
         let reply: Result<FinishReply, RequestError> =
             bus.request(subject.clone(), &request, Encoding::MessagePack, timeout).await;
         match reply {
-            Ok(FinishReply { ok: true, .. }) => return,
+            Ok(FinishReply { ok: true, .. }) => return Some(request.outcome),
             Ok(_) => {
                 tracing::warn!(op.id = %request.op_id, outcome = ?request.outcome, "the operation was lost before its end was recorded");
-                return;
+                return None;
             }
             Err(error) if error.is_retryable() => {
                 tracing::warn!(op.id = %request.op_id, error = %error, "the end of the operation is not recorded; trying again");
@@ -86,7 +86,7 @@ pub(crate) async fn finish(
             Err(error) => {
                 tracing::error!(op.id = %request.op_id, outcome = ?request.outcome, error = %error, "the registry refuses the end of the operation");
                 if request.outcome == Outcome::Failed && request.result.is_none() {
-                    return;
+                    return None;
                 }
                 request.outcome = Outcome::Failed;
                 request.result = None;
@@ -104,7 +104,7 @@ pub(crate) async fn finish(
         let again = Instant::now() + BACK_OFF.wait(failures, rand::random());
         if again >= deadline {
             tracing::error!(op.id = %request.op_id, "the lease is over before the end of the operation was recorded");
-            return;
+            return None;
         }
         tokio::time::sleep_until(again).await;
     }

@@ -15,6 +15,10 @@ pub trait OperationHandler: Send + Sync + 'static {
     /// It watches [`OperationContext::cancellation`] and then returns soon, with [`OperationFailure::Canceled`]
     /// (or [`OperationFailure::HandedBack`]); ten seconds after its lease is lost it is aborted.
     async fn run(&self, operation: &OperationContext) -> Result<Value, OperationFailure>;
+
+    /// The registry has recorded the success of this attempt: what another attempt would have needed to know what this one
+    /// has done can go. After a crash it is never called, so something else has to delete that in time.
+    async fn recorded(&self, _operation: &OperationContext) {}
 }
 
 /// Why an attempt ended without a result.

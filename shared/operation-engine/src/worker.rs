@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bus_client::{Bus, Subscription};
-use bus_messages::{ClaimReply, ClaimRequest, Encoding, Lease};
+use bus_messages::{ClaimReply, ClaimRequest, Encoding, Lease, Outcome};
 use bus_subjects::{WorkSubject, wake};
 use domain_model::{BackOff, OperationKind, Routing};
 use futures::StreamExt;
@@ -271,7 +271,7 @@ async fn supervise(
         Err(OperationFailure::HandedBack)
     } else {
         shared.reporter.add(Arc::clone(&attempt));
-        let outcome = run_handler(&shared, handler, &attempt).await;
+        let outcome = run_handler(&shared, Arc::clone(&handler), &attempt).await;
         if !attempt.lost().is_cancelled()
             && tokio::time::timeout(FLUSH_TIMEOUT, attempt.flush()).await.is_err()
         {
@@ -292,7 +292,10 @@ async fn supervise(
     let request = finish_request(&attempt.lease, outcome, attempt.is_canceled(), attempt.is_stopping());
     if let Some(request) = request {
         let timeout = shared.timing.request_timeout;
-        finish(&shared.bus, shared.caller, request, attempt.deadline(), timeout).await;
+        let recorded = finish(&shared.bus, shared.caller, request, attempt.deadline(), timeout).await;
+        if recorded == Some(Outcome::Succeeded) {
+            handler.recorded(&OperationContext::new(attempt, shared.bus.clone(), shared.caller)).await;
+        }
     }
 }
 

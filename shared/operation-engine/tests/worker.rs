@@ -192,7 +192,8 @@ impl Registry {
 type Work =
     Box<dyn Fn(OperationContext) -> BoxFuture<'static, Result<Value, OperationFailure>> + Send + Sync>;
 
-struct TestHandler(Work);
+/// The work, and the operations whose success is recorded.
+struct TestHandler(Work, Arc<Mutex<Vec<OperationId>>>);
 
 #[async_trait]
 impl OperationHandler for TestHandler {
@@ -203,6 +204,10 @@ impl OperationHandler for TestHandler {
     async fn run(&self, operation: &OperationContext) -> Result<Value, OperationFailure> {
         (self.0)(operation.clone()).await
     }
+
+    async fn recorded(&self, operation: &OperationContext) {
+        self.1.lock().unwrap().push(operation.op_id());
+    }
 }
 
 /// A server, a stand-in registry and a worker with two slots.
@@ -210,6 +215,7 @@ struct Setting {
     _server: NatsServer,
     bus: Bus,
     registry: Arc<Registry>,
+    recorded: Arc<Mutex<Vec<OperationId>>>,
     _service: RunningService,
     draining: CancellationToken,
     stopping: CancellationToken,
@@ -227,13 +233,14 @@ impl Setting {
         let registry = Arc::new(Registry::default());
         let service = registry.serve(&bus).await;
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
+        let recorded = Arc::default();
         let work: Work = Box::new(move |context| Box::pin(work(context)));
         let worker = Worker::new(server.connect("hub").await, Routing::Hub, "test".to_owned())
-            .handler(Arc::new(TestHandler(work)), 2)
+            .handler(Arc::new(TestHandler(work, Arc::clone(&recorded))), 2)
             .timing(timing)
             .run(draining.clone(), stopping.clone());
         let worker = tokio::spawn(worker);
-        Some(Self { _server: server, bus, registry, _service: service, draining, stopping, worker })
+        Some(Self { _server: server, bus, registry, recorded, _service: service, draining, stopping, worker })
     }
 
     /// Adds an operation and nudges the worker.
@@ -295,7 +302,7 @@ async fn operations_are_claimed_run_and_finished_with_their_events() {
     for _ in 0..5 {
         operations.push(setting.add().await);
     }
-    for op_id in operations {
+    for op_id in operations.iter().copied() {
         let finish = setting.registry.finished(op_id).await;
         assert_eq!((finish.outcome, finish.result), (Outcome::Succeeded, Some(json!({ "steps": 1000 }))));
         let known = setting.registry.of(op_id);
@@ -308,7 +315,10 @@ async fn operations_are_claimed_run_and_finished_with_their_events() {
     }
     assert!(started.elapsed() < Duration::from_secs(4), "by wake-ups and freed slots, not by polling");
     setting.draining.cancel();
+    let recorded = Arc::clone(&setting.recorded);
     setting.ended().await;
+    recorded.lock().unwrap().sort_unstable();
+    assert_eq!(*recorded.lock().unwrap(), operations);
 }
 
 #[tokio::test]
@@ -546,4 +556,8 @@ async fn what_the_registry_refuses_is_a_failure_with_its_cause() {
     let op_id = setting.add().await;
     let finish = setting.registry.finished(op_id).await;
     assert_eq!((finish.outcome, finish.error.unwrap().code.as_str()), (Outcome::Failed, "outcome_refused"));
+    setting.draining.cancel();
+    let recorded = Arc::clone(&setting.recorded);
+    setting.ended().await;
+    assert_eq!(*recorded.lock().unwrap(), [], "none of them has succeeded");
 }

@@ -88,17 +88,28 @@ pub(crate) fn is_subvolume_handle(directory: impl AsFd) -> bool {
     root && rustix::fs::fstatfs(&directory).is_ok_and(|answer| is_magic(answer.f_type as u64))
 }
 
-/// Where nested subvolumes were when the read-only `snapshot` was made: a snapshot shows an empty directory for
-/// each, so without this look their files would be missing in the backup without a word. Paths are relative to
-/// `snapshot`. A directory that cannot be read is passed over; the backup itself reports it.
-pub(crate) fn missing_subvolumes(snapshot: &Path) -> Vec<PathBuf> {
-    walkdir::WalkDir::new(snapshot)
+/// Where nested subvolumes were at `path`, beneath it or above it, when the read-only `snapshot` was made: a snapshot shows
+/// an empty directory for each, so without this look their files would be missing in what is read, without a word. Paths
+/// are relative to `snapshot`. A directory that cannot be read is passed over; who reads it reports it.
+pub(crate) fn missing_subvolumes(snapshot: &Path, path: &Path) -> Vec<PathBuf> {
+    // Where a link leads is not known here: all of it is looked at then.
+    let through_link = path.ancestors().any(|path| snapshot.join(path).is_symlink());
+    let path = if through_link { Path::new("") } else { path };
+    let is_missing = |path: &Path| {
+        let metadata = path.symlink_metadata();
+        metadata.is_ok_and(|metadata| metadata.is_dir() && metadata.ino() == MISSING_SUBVOLUME_INODE)
+    };
+    let below = walkdir::WalkDir::new(snapshot.join(path))
         .min_depth(1)
         .into_iter()
         .filter_map(Result::ok)
         .filter(|entry| entry.file_type().is_dir())
-        .filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.ino() == MISSING_SUBVOLUME_INODE))
-        .filter_map(|entry| entry.path().strip_prefix(snapshot).map(Path::to_owned).ok())
+        .map(walkdir::DirEntry::into_path);
+    let above = path.ancestors().map(|path| snapshot.join(path));
+    above
+        .chain(below)
+        .filter(|path| is_missing(path))
+        .filter_map(|path| path.strip_prefix(snapshot).map(Path::to_owned).ok())
         .collect()
 }
 

@@ -179,7 +179,7 @@ impl HostRoot {
             dropped: false,
         };
         let mut journal = Journal::new(project, work);
-        journal.write(&directory)?;
+        journal.begin(&directory)?;
         self.steps.done("the journal of a copy is begun")?;
         if let Err(error) = self.stage_copy(&directory, &mut journal, &volume, request, go_on) {
             self.steps.done("the staging of a copy has failed")?;
@@ -195,6 +195,24 @@ impl HostRoot {
             VolumeError::io("find what was staged in", &staged)(Errno::STALE)
         };
         self.finish_copy(&directory, &mut journal)?.ok_or_else(gone)
+    }
+
+    /// The receipt of the copy `op_id` into `project`, if all of it is in place and it is not forgotten.
+    ///
+    /// # Errors
+    ///
+    /// `Damaged` if its journal cannot be read; `Other` if it is a copy into another project.
+    pub fn copy_receipt(&self, project: Uuid, op_id: Uuid) -> Result<Option<CopyReceipt>, VolumeError> {
+        let Some(journal) = Journal::read_in(&self.staging().join(op_id.to_string()))? else {
+            return Ok(None);
+        };
+        if journal.project != project {
+            return Err(VolumeError::OtherProject { op_id, of: journal.project, asked: project });
+        }
+        Ok(match journal.work {
+            Work::Copy { receipt, dropped: false, .. } if journal.phase == Phase::Exchanged => receipt,
+            _ => None,
+        })
     }
 
     /// Forgets the copy `op_id` into `project`; none there is fine. What it has staged is deleted and nothing more is put in
@@ -323,8 +341,6 @@ impl HostRoot {
         for index in 0..request.entries.len() {
             receipt.replaced += merge.check(&wrapper(index))?;
         }
-        rustix::fs::syncfs(&staging).map_err(failed)?;
-        self.steps.done("what is staged is durable")?;
         journal.work = Work::Copy {
             entries: request.entries.clone(),
             options: request.options,
@@ -333,7 +349,10 @@ impl HostRoot {
             dropped: false,
         };
         journal.phase = Phase::Exchanging;
-        journal.write(directory)?;
+        let prepared = journal.prepare(directory)?;
+        rustix::fs::syncfs(&staging).map_err(failed)?;
+        self.steps.done("what is staged is durable")?;
+        prepared.replace(directory)?;
         self.steps.done("the beginning of a copy is in the journal")
     }
 
@@ -368,10 +387,11 @@ impl HostRoot {
             for index in 0..entries.len() {
                 receipt.kept += merge.put_in_place(&wrapper(index), &self.steps)?;
             }
+            journal.phase = Phase::Exchanged;
+            let prepared = journal.prepare(directory)?;
             rustix::fs::syncfs(volume).map_err(VolumeError::io("sync", &project_dir))?;
             self.steps.done("a copy is durable in its place")?;
-            journal.phase = Phase::Exchanged;
-            journal.write(directory)?;
+            prepared.replace(directory)?;
             self.steps.done("the end of a copy is in the journal")?;
         }
         let Work::Copy { receipt: Some(receipt), .. } = &journal.work else { return Ok(None) };

@@ -117,16 +117,25 @@ impl Journal {
 
     /// Replaces the journal in `directory`. On return it will outlast a crash of the machine.
     pub(crate) fn write(&self, directory: &OperationDirectory) -> Result<(), VolumeError> {
-        let path = directory.path().join(FILE_NAME);
-        let being_written = directory.path().join(FILE_NAME_BEING_WRITTEN);
-        let write = || {
-            let mut file = File::create(&being_written)?;
+        self.prepare(directory)?.replace(directory)
+    }
+
+    /// Writes the first journal in `directory`. It will outlast a crash of the machine that anything outlasts which is made
+    /// after it on the same filesystem: names become durable in the order in which they were made.
+    pub(crate) fn begin(&self, directory: &OperationDirectory) -> Result<(), VolumeError> {
+        self.prepare(directory)?.put_in_place(directory)
+    }
+
+    /// Writes the journal beside the one in `directory`, which it does not replace yet. If the caller syncs the
+    /// filesystem before it does, that is not done once more for the journal.
+    pub(crate) fn prepare(&self, directory: &OperationDirectory) -> Result<PreparedJournal, VolumeError> {
+        let path = directory.path().join(FILE_NAME_BEING_WRITTEN);
+        let write = || -> std::io::Result<PreparedJournal> {
+            let mut file = File::create(&path)?;
             file.write_all(&serde_json::to_vec(self)?)?;
-            file.sync_all()?;
-            std::fs::rename(&being_written, &path)
+            Ok(PreparedJournal(file))
         };
-        write().map_err(VolumeError::io("write the journal", &path))?;
-        sync_directory(directory.path())
+        write().map_err(VolumeError::io("write the journal", &path))
     }
 
     /// Refuses a journal of another project.
@@ -164,6 +173,29 @@ impl Journal {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// A journal that is written, and not yet the one of its directory.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct PreparedJournal(File);
+
+impl PreparedJournal {
+    /// Makes it that. Its name is not durable yet on return, its content is.
+    fn put_in_place(self, directory: &OperationDirectory) -> Result<(), VolumeError> {
+        let path = directory.path().join(FILE_NAME);
+        let replace = || {
+            self.0.sync_all()?;
+            std::fs::rename(directory.path().join(FILE_NAME_BEING_WRITTEN), &path)
+        };
+        replace().map_err(VolumeError::io("write the journal", &path))
+    }
+
+    /// Makes it that. On return it will outlast a crash of the machine.
+    pub(crate) fn replace(self, directory: &OperationDirectory) -> Result<(), VolumeError> {
+        self.put_in_place(directory)?;
+        sync_directory(directory.path())
     }
 }
 

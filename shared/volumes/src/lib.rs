@@ -68,5 +68,5 @@ pub use generation::Generations;
 pub use host_root::{Filesystem, HostRoot, Volume, VolumeOptions};
 pub use path_restore::{Conflict, PathOutcome, StagedPath};
 pub use recovery::RecoveryReport;
-pub use snapshot::{BackupSource, SourceKind};
+pub use snapshot::{BackupSource, FrozenFiles, SourceKind};
 pub use whole_restore::Staged;

@@ -45,6 +45,32 @@ pub struct BackupSource {
     _in_use: Option<OperationDirectory>,
 }
 
+/// The files of a project that a copy reads.
+#[derive(Debug)]
+pub struct FrozenFiles {
+    /// The project's files.
+    pub project_dir: PathBuf,
+    /// Whether this is a snapshot.
+    pub kind: SourceKind,
+    /// A time just before the first byte of the source was fixed: what was written until then is in the source.
+    pub taken_at: SystemTime,
+    /// Tells recovery in other processes that the snapshot is in use.
+    _in_use: Option<OperationDirectory>,
+}
+
+/// Snapshots that were made for an operation.
+struct Snapshots {
+    directory: OperationDirectory,
+    taken_at: SystemTime,
+}
+
+/// What is frozen: a live tree, its name in the directory of the operation, and the paths in it that will be read.
+struct ToFreeze<'a> {
+    live: &'a Path,
+    name: &'static str,
+    paths: &'a [&'a Path],
+}
+
 impl HostRoot {
     /// Fixes what the backup `op_id` of `project` reads. A snapshot that an earlier attempt has left is deleted first. End
     /// with [`HostRoot::drop_snapshot`].
@@ -54,49 +80,26 @@ impl HostRoot {
     /// `NotFound` if the project lacks one of its trees on this host; `InUse` if an earlier attempt still holds its
     /// snapshot.
     pub fn snapshot(&self, project: Uuid, op_id: Uuid) -> Result<BackupSource, VolumeError> {
-        let trees = [self.project_dir(project), self.persist_dir(project)];
-        for tree in &trees {
-            if !directory_exists(tree)? {
-                return Err(VolumeError::ProjectNotFound { project, path: tree.clone() });
+        let (project_dir, persist_dir) = (self.project_dir(project), self.persist_dir(project));
+        let all: &[&Path] = &[Path::new("")];
+        let trees = [
+            ToFreeze { live: &persist_dir, name: "persist", paths: all },
+            ToFreeze { live: &project_dir, name: "project", paths: all },
+        ];
+        let nested_subvolumes = match self.freeze(project, op_id, &trees)? {
+            Ok(Snapshots { directory, taken_at }) => {
+                return Ok(BackupSource {
+                    project_dir: directory.path().join("project"),
+                    persist_dir: directory.path().join("persist"),
+                    kind: SourceKind::BtrfsSnapshot,
+                    taken_at,
+                    generation: self.generation_of_snapshots(op_id),
+                    nested_subvolumes: Vec::new(),
+                    _in_use: Some(directory),
+                });
             }
-        }
-        if OperationDirectory::claim_existing(&self.snapshots(), op_id)?.is_some() {
-            self.drop_snapshot(op_id)?;
-        }
-        let [project_dir, persist_dir] = trees;
-        let mut nested_subvolumes = Vec::new();
-        if self.filesystem() == Filesystem::Btrfs
-            && is_subvolume(&project_dir)?
-            && is_subvolume(&persist_dir)?
-        {
-            let taken_at = now();
-            let directory = OperationDirectory::claim(&self.snapshots(), op_id)?;
-            nested_subvolumes = match self.fill_snapshot(&directory, &project_dir, &persist_dir) {
-                Ok(nested) if nested.is_empty() => {
-                    return Ok(BackupSource {
-                        project_dir: directory.path().join("project"),
-                        persist_dir: directory.path().join("persist"),
-                        kind: SourceKind::BtrfsSnapshot,
-                        taken_at,
-                        generation: self.generation_of_snapshots(op_id),
-                        nested_subvolumes: Vec::new(),
-                        _in_use: Some(directory),
-                    });
-                }
-                Ok(nested) => nested,
-                Err(error) => {
-                    if let Err(error) = self.drop_snapshot(op_id) {
-                        tracing::warn!(op.id = %op_id, %error, "a half-made snapshot is left for recovery");
-                    }
-                    return Err(error);
-                }
-            };
-            self.drop_snapshot(op_id)?;
-            tracing::warn!(
-                op.id = %op_id, project.id = %project, nested = ?nested_subvolumes,
-                "the project holds subvolumes of its own, which a snapshot would lack; it is backed up live"
-            );
-        }
+            Err(nested) => nested,
+        };
         let generation = self.generation_before_reading(project);
         Ok(BackupSource {
             project_dir,
@@ -109,19 +112,88 @@ impl HostRoot {
         })
     }
 
-    /// Makes both snapshots; returns the nested subvolumes that they lack.
+    /// Fixes what the copy `op_id` reads of the files of `project`, of which it reads `paths` alone. A snapshot that an earlier
+    /// attempt has left is deleted first. End with [`HostRoot::drop_snapshot`].
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if the project has no files on this host; `InUse` if an earlier attempt still holds its snapshot.
+    pub fn snapshot_files(
+        &self,
+        project: Uuid,
+        op_id: Uuid,
+        paths: &[&Path],
+    ) -> Result<FrozenFiles, VolumeError> {
+        let project_dir = self.project_dir(project);
+        let tree = ToFreeze { live: &project_dir, name: "project", paths };
+        Ok(match self.freeze(project, op_id, &[tree])? {
+            Ok(Snapshots { directory, taken_at }) => FrozenFiles {
+                project_dir: directory.path().join("project"),
+                kind: SourceKind::BtrfsSnapshot,
+                taken_at,
+                _in_use: Some(directory),
+            },
+            Err(_) => FrozenFiles { project_dir, kind: SourceKind::Live, taken_at: now(), _in_use: None },
+        })
+    }
+
+    /// Makes a snapshot of each tree, in this order. Where that cannot be, there is none, and the nested subvolumes, if these
+    /// are the reason, are named.
+    fn freeze(
+        &self,
+        project: Uuid,
+        op_id: Uuid,
+        trees: &[ToFreeze<'_>],
+    ) -> Result<Result<Snapshots, Vec<PathBuf>>, VolumeError> {
+        for tree in trees {
+            if !directory_exists(tree.live)? {
+                return Err(VolumeError::ProjectNotFound { project, path: tree.live.to_owned() });
+            }
+        }
+        if OperationDirectory::claim_existing(&self.snapshots(), op_id)?.is_some() {
+            self.drop_snapshot(op_id)?;
+        }
+        if self.filesystem() != Filesystem::Btrfs {
+            return Ok(Err(Vec::new()));
+        }
+        for tree in trees {
+            if !is_subvolume(tree.live)? {
+                return Ok(Err(Vec::new()));
+            }
+        }
+        let taken_at = now();
+        let directory = OperationDirectory::claim(&self.snapshots(), op_id)?;
+        let nested = match self.fill_snapshot(&directory, trees) {
+            Ok(nested) if nested.is_empty() => return Ok(Ok(Snapshots { directory, taken_at })),
+            Ok(nested) => nested,
+            Err(error) => {
+                if let Err(error) = self.drop_snapshot(op_id) {
+                    tracing::warn!(op.id = %op_id, %error, "a half-made snapshot is left for recovery");
+                }
+                return Err(error);
+            }
+        };
+        self.drop_snapshot(op_id)?;
+        tracing::warn!(
+            op.id = %op_id, project.id = %project, ?nested,
+            "the project holds subvolumes of its own, which a snapshot would lack; it is read live"
+        );
+        Ok(Err(nested))
+    }
+
+    /// Makes the snapshots; returns the nested subvolumes that they lack.
     fn fill_snapshot(
         &self,
         directory: &OperationDirectory,
-        project_dir: &Path,
-        persist_dir: &Path,
+        trees: &[ToFreeze<'_>],
     ) -> Result<Vec<PathBuf>, VolumeError> {
         let mut nested = Vec::new();
-        for (live, name) in [(persist_dir, "persist"), (project_dir, "project")] {
-            let snapshot = directory.path().join(name);
-            self.btrfs.snapshot_read_only(live, &snapshot)?;
+        for tree in trees {
+            let snapshot = directory.path().join(tree.name);
+            self.btrfs.snapshot_read_only(tree.live, &snapshot)?;
             self.steps.done("a snapshot is made")?;
-            nested.extend(missing_subvolumes(&snapshot).into_iter().map(|path| Path::new(name).join(path)));
+            let missing = tree.paths.iter().flat_map(|path| missing_subvolumes(&snapshot, path));
+            nested.extend(missing.map(|path| Path::new(tree.name).join(path)));
         }
         Ok(nested)
     }
@@ -230,6 +302,41 @@ mod tests {
         assert_eq!(source.nested_subvolumes, [Path::new("project/sub/nested")]);
         assert!(source.project_dir.join("sub/nested/precious").exists());
         assert!(is_empty(&root.snapshots()));
+    }
+
+    #[test]
+    fn a_copy_reads_a_snapshot_of_the_files_unless_what_it_reads_lies_in_or_around_a_nested_subvolume() {
+        let Some(mount) = BtrfsMount::new() else { return };
+        let root = HostRoot::open(mount.path()).unwrap();
+        let project = filled_project(&root);
+        let files = root.project_dir(project);
+        root.btrfs.create_subvolume(&files.join("nested")).unwrap();
+        std::fs::write(files.join("nested/precious"), "data").unwrap();
+        std::os::unix::fs::symlink("nested", files.join("link")).unwrap();
+        for (path, kind) in [
+            ("sub", SourceKind::BtrfsSnapshot),
+            ("mark", SourceKind::BtrfsSnapshot),
+            ("missing", SourceKind::BtrfsSnapshot),
+            ("nested", SourceKind::Live),
+            ("nested/precious", SourceKind::Live),
+            ("link/precious", SourceKind::Live),
+            ("", SourceKind::Live),
+        ] {
+            let op_id = Uuid::now_v7();
+            let frozen = root.snapshot_files(project, op_id, &[Path::new("sub"), Path::new(path)]).unwrap();
+            assert_eq!(frozen.kind, kind, "{path}");
+            assert_eq!(std::fs::read_to_string(frozen.project_dir.join("mark")).unwrap(), "before");
+            drop(frozen);
+            root.drop_snapshot(op_id).unwrap();
+            assert!(is_empty(&root.snapshots()), "{path}");
+        }
+        // It lacks nothing that a copy has no need of.
+        delete_tree(&root.btrfs, &root.persist_dir(project)).unwrap();
+        let op_id = Uuid::now_v7();
+        assert!(root.snapshot_files(project, op_id, &[Path::new("sub")]).is_ok());
+        root.drop_snapshot(op_id).unwrap();
+        let error = root.snapshot_files(Uuid::new_v4(), op_id, &[Path::new("sub")]).unwrap_err();
+        assert_eq!(error.kind(), VolumeErrorKind::NotFound);
     }
 
     #[test]

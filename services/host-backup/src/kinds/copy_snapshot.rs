@@ -12,11 +12,11 @@ use backup_repository::{BackupReceipt, BackupRequest, MAX_USER_TAGS, Purpose, So
 use bus_messages::kinds::{self, CopySnapshotInput, CopySnapshotResult, KindDefinition};
 use bus_messages::{ChildOperation, EventLevel, RepositoryGrant};
 use domain_model::ProjectId;
-use host_operations::{Record, freeze, project_of, result_value};
+use host_operations::{Record, freeze_files, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use volumes::{BackupSource, CopyDirectory};
+use volumes::{CopyDirectory, FrozenFiles};
 
 use crate::host::{SharedHost, source_kind, source_state};
 
@@ -67,12 +67,18 @@ impl CopySnapshot {
 
         operation.progress("snapshot", "freezing the files", None);
         let op_uuid = operation.op_id().as_uuid();
-        let source = freeze(&self.host.root, project, op_uuid).await?;
+        // Where links are followed, they may lead to any place.
+        let paths = if input.dereference {
+            vec![PathBuf::new()]
+        } else {
+            input.paths.iter().map(|path| path.as_path().to_owned()).collect()
+        };
+        let source = freeze_files(&self.host.root, project, op_uuid, paths).await?;
         if source.kind == volumes::SourceKind::Live && is_running {
             self.stop_first(operation, &input)?;
         }
         let outcome = self.copy_out(operation, &grant, &input, &source).await;
-        let kind = source_kind(&source);
+        let kind = source_kind(source.kind);
         operation.progress("clean-up", "dropping the snapshot", None);
         drop(source);
         if let Err(error) = self.host.volumes(move |root| root.drop_snapshot(op_uuid)).await {
@@ -121,7 +127,7 @@ impl CopySnapshot {
         operation: &OperationContext,
         grant: &RepositoryGrant,
         input: &CopySnapshotInput,
-        source: &BackupSource,
+        source: &FrozenFiles,
     ) -> Result<BackupReceipt, OperationFailure> {
         let op_uuid = operation.op_id().as_uuid();
         let directory = self.host.volumes(move |root| root.copy_directory(op_uuid)).await?;
@@ -137,7 +143,7 @@ impl CopySnapshot {
         operation: &OperationContext,
         grant: &RepositoryGrant,
         input: &CopySnapshotInput,
-        source: &BackupSource,
+        source: &FrozenFiles,
         directory: &CopyDirectory,
     ) -> Result<BackupReceipt, OperationFailure> {
         // There is no persist store in a copy.
@@ -146,7 +152,7 @@ impl CopySnapshot {
             let gathered = self.gather(operation, input, source, directory).await?;
             (gathered, SourceState::Live)
         } else {
-            (source.project_dir.clone(), source_state(source))
+            (source.project_dir.clone(), source_state(source.kind, source.taken_at))
         };
         let request = BackupRequest {
             project,
@@ -169,7 +175,7 @@ impl CopySnapshot {
         &self,
         operation: &OperationContext,
         input: &CopySnapshotInput,
-        source: &BackupSource,
+        source: &FrozenFiles,
         directory: &CopyDirectory,
     ) -> Result<PathBuf, OperationFailure> {
         let into = make(directory, "project")?;

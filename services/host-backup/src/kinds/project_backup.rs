@@ -65,7 +65,7 @@ impl ProjectBackup {
         }
         let outcome = self.upload(operation, &grant, input, &source).await;
         let frozen = timestamp(source.taken_at);
-        let (kind, generation) = (source_kind(&source), source.generation);
+        let (kind, generation) = (source_kind(source.kind), source.generation);
         operation.progress("clean-up", "dropping the snapshot", None);
         drop(source);
         let dropped = self.host.volumes(move |root| root.drop_snapshot(op_uuid)).await;
@@ -113,7 +113,7 @@ impl ProjectBackup {
             project: source.project_dir.clone(),
             persist: source.persist_dir.clone(),
             only: Vec::new(),
-            source: source_state(source),
+            source: source_state(source.kind, source.taken_at),
             // A parent that does not read is none: the whole is read then, and the receipt says so.
             parent: grant.backup.as_ref().and_then(|id| id.as_str().parse().ok()),
             purpose: Purpose::Backup,

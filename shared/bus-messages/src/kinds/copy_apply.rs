@@ -58,11 +58,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     description: "Part of project-copy: puts the copied files in place in one project, staged first",
     scope: ScopeType::Project,
     routing: RoutingRule::ProjectHost,
-    phases: &[
-        Phase { name: "download", weight: 60 },
-        Phase { name: "copy", weight: 38 },
-        Phase { name: "clean-up", weight: 2 },
-    ],
+    phases: &[Phase { name: "download", weight: 60 }, Phase { name: "copy", weight: 40 }],
     max_attempts: 5,
     time_to_live_s: 7 * 24 * 3600,
     exclusive: true,
