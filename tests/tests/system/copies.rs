@@ -54,7 +54,7 @@ async fn copies(client: &Client, project: &str, request: Value) -> Vec<Value> {
 }
 
 /// What there is in the object store of copies.
-fn copy_objects(system: &TestSystem, op_id: &str) -> usize {
+pub(crate) fn copy_objects(system: &TestSystem, op_id: &str) -> usize {
     fn count(directory: &Path, name: &str) -> usize {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
         entries

@@ -11,6 +11,7 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 use test_harness::{Client, Server, SystemOptions, TestSystem, add_bytes, btrfs_is_available, wait_for};
 
+use crate::copies::copy_objects;
 use crate::scope;
 
 const HOSTS: usize = 4;
@@ -90,6 +91,7 @@ async fn a_hundred_destinations_each_come_to_their_own_end() {
         if pending == waiting { Ok(()) } else { Err(format!("{pending} are pending")) }
     })
     .await;
+    assert!(copy_objects(&system, &whole) > 0, "the snapshot stays for those who are away");
     let told = client.operation(scope(&source), &whole).await;
     assert!(told["message"].as_str().unwrap().contains("waiting"), "{told:#}");
 
@@ -103,6 +105,18 @@ async fn a_hundred_destinations_each_come_to_their_own_end() {
             client.call(scope(&source), "copy.cancel", request).await;
         }
     }
+    // What nobody comes for in time expires.
+    let mut brief = input("handout", &late);
+    for dest in brief["dests"].as_array_mut().unwrap() {
+        dest["path"] = json!("for a moment");
+    }
+    let request = json!({ "kind": "project-copy", "input": brief, "ttl_s": 1 });
+    let brief = client.call(scope(&source), "lro.create", request).await["op"]["op_id"].take();
+    let brief = brief.as_str().unwrap();
+    client.ended(scope(&source), brief).await;
+    let ends = statuses(&client, &source, brief).await;
+    assert!(ends.len() == late.len() && ends.values().all(|status| status == "expired"), "{ends:?}");
+
     fs::write(handout.join("edition"), "second").unwrap();
     let second = client.create(scope(&source), "project-copy", input("handout", &superseded)).await;
 
@@ -124,6 +138,7 @@ async fn a_hundred_destinations_each_come_to_their_own_end() {
         let target = system.project_files(to.host, &to.project).join("handout");
         assert_eq!(target.exists(), expected == "done" || expected == "superseded", "{expected}");
         assert_eq!(target.join("edition").exists(), expected == "superseded");
+        assert!(!target.with_file_name("for a moment").exists());
         if target.exists() {
             assert_eq!(
                 fs::read(target.join("week 4/19")).unwrap(),
@@ -134,6 +149,8 @@ async fn a_hundred_destinations_each_come_to_their_own_end() {
     let result = &ended["result"];
     assert_eq!(result["dests"].as_array().unwrap().len(), PROJECTS);
     assert_eq!(result["snapshot_deleted"], full.is_none(), "one that has failed keeps the snapshot");
+    assert_eq!(copy_objects(&system, &whole) == 0, full.is_none());
+    assert_eq!(copy_objects(&system, &second), 0, "all have that one");
     system.stop().await.unwrap();
 }
 

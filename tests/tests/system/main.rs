@@ -12,6 +12,7 @@ mod clients;
 mod cluster;
 mod copies;
 mod copies_at_scale;
+mod copies_under_way;
 mod database_operations;
 mod documents;
 mod faults;
