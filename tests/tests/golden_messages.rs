@@ -214,6 +214,7 @@ fn every_message_reads_and_writes_as_its_fixture() {
     f.check::<CreateHost>("host-create-request", r#"{"id":"<id>","name":"host-0","region":"weur"}"#);
     f.check::<HostReply>("host-get-reply", &format!(r#"{{"host":{host}}}"#));
     f.check::<HostList>("host-list-reply", &format!(r#"{{"hosts":[{host}]}}"#));
+    f.check::<CreateBucket>("bucket-create-request", r#"{"region":"weur"}"#);
     f.check::<GetBucket>("bucket-get-request", r#"{"bucket_id":"<id>"}"#);
     f.check::<BucketReply>("bucket-get-reply", &format!(r#"{{"bucket":{bucket}}}"#));
     f.check::<BucketList>("bucket-list-reply", &format!(r#"{{"buckets":[{bucket}]}}"#));

@@ -12,6 +12,7 @@
 //! | the secrets are kept | a password without a repository | initialises with that password |
 //! | the repository is initialised | a repository without a key here | finds it whole, keeps its key |
 
+mod buckets;
 mod copies;
 
 use std::sync::Arc;
@@ -21,22 +22,18 @@ use bus_messages::kinds::{BackupChoice, ProjectRestoreInput, ProjectStartInput, 
 use bus_messages::{
     ApiError, Bucket, ErrorCode, Grant, ObjectStoreGrant, Operation, RepositoryGrant, SecretText,
 };
-use catalog_database::{BackupPlace, BucketPlacement, Database, NewBucket, ProjectSecret};
+use catalog_database::{BackupPlace, Database, ProjectSecret};
 use domain_model::{BackupId, BucketId, ProjectId, RepositoryId, Scope, Timestamp};
-use object_storage::{BucketControl, BucketLocation, ProviderSettings};
+use object_storage::{BucketControl, ProviderSettings};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::errors::{chain, from_database, from_object_storage, from_repository};
+use crate::errors::{chain, from_database, from_repository};
 use crate::secrets::MasterKey;
 use crate::settings::ObjectStoreSettings;
 
 /// Who looks into a backup asks for each look.
 const TIME_TO_LOOK: time::Duration = time::Duration::minutes(1);
-
-const PURPOSE: &str = "backups";
-/// So many buckets of a region may turn out to be elsewhere before somebody has to look.
-const MOST_MISMATCHES: i64 = 3;
 
 /// Makes repositories ready and hands them over.
 pub(crate) struct Repositories {
@@ -115,80 +112,6 @@ impl Repositories {
         Ok(newest.is_none())
     }
 
-    /// The bucket in use for the backups of a region, made where there is none.
-    async fn bucket_for(&self, region: &str) -> Result<Bucket, ApiError> {
-        loop {
-            let known = self.database.find_bucket_in_use(PURPOSE, region).await.map_err(from_database)?;
-            let bucket = match known {
-                Some(bucket) if bucket.status == "active" => return Ok(bucket),
-                Some(bucket) => bucket,
-                None => {
-                    self.refuse_after_mismatches(region).await?;
-                    self.database.bucket_in_use(&self.new_bucket(region)).await.map_err(from_database)?
-                }
-            };
-            let placed = self.place(&bucket).await?;
-            if placed.status == "active" {
-                return Ok(placed);
-            }
-            tracing::warn!(
-                bucket.name = placed.name,
-                bucket.region = region,
-                bucket.location = placed.location,
-                "a bucket is not where it should be, and is not used"
-            );
-        }
-    }
-
-    /// An error where so many buckets of a region turned out to be elsewhere that somebody has to look.
-    async fn refuse_after_mismatches(&self, region: &str) -> Result<(), ApiError> {
-        let mismatches = self.database.mismatched_buckets(PURPOSE, region).await.map_err(from_database)?;
-        if mismatches < MOST_MISMATCHES {
-            return Ok(());
-        }
-        Err(ApiError::new(
-            ErrorCode::FailedPrecondition,
-            format!(
-                "{mismatches} buckets for the region {region} turned out to be elsewhere; \
-                 look at api.v1.hub.bucket.list and the provider's locations"
-            ),
-        ))
-    }
-
-    /// Makes a bucket that is written down, reads its location back and records it.
-    async fn place(&self, bucket: &Bucket) -> Result<Bucket, ApiError> {
-        let failed = |error| from_object_storage(&bucket.name, &error);
-        let hint = self.settings.location_hints.get(&bucket.region);
-        self.buckets.create_bucket(&bucket.name, hint.map(String::as_str)).await.map_err(failed)?;
-        let placement = match (self.buckets.bucket_location(&bucket.name).await.map_err(failed)?, hint) {
-            (BucketLocation::NotReported, _) => BucketPlacement::Active(None),
-            (BucketLocation::Reported(location), Some(hint)) if !location.eq_ignore_ascii_case(hint) => {
-                BucketPlacement::Mismatch(location)
-            }
-            (BucketLocation::Reported(location), _) => BucketPlacement::Active(Some(location)),
-        };
-        self.database.bucket_placed(bucket.id, &placement).await.map_err(from_database)
-    }
-
-    fn new_bucket(&self, region: &str) -> NewBucket {
-        let id = Uuid::now_v7();
-        // A provider may remember where a name was, so each bucket has a name that was never used.
-        let unique = &Uuid::new_v4().simple().to_string()[..10];
-        let endpoint = match &self.settings.connection {
-            ProviderSettings::S3(settings) => settings.endpoint.clone(),
-            ProviderSettings::Local(settings) => Some(settings.root.display().to_string()),
-        };
-        NewBucket {
-            id: id.into(),
-            purpose: PURPOSE,
-            provider: self.settings.provider.clone(),
-            account_id: self.settings.account_id.clone(),
-            region: region.to_owned(),
-            name: format!("{}-{PURPOSE}-{region}-{unique}", self.settings.bucket_prefix),
-            endpoint,
-        }
-    }
-
     /// The secrets of a project whose repository is initialised. The caller holds the project's lock.
     async fn initialised(&self, project: ProjectId, bucket: BucketId) -> Result<ProjectSecret, ApiError> {
         let owner = project.to_string();
@@ -246,10 +169,14 @@ impl Repositories {
         tree: Option<String>,
     ) -> Result<RepositoryGrant, ApiError> {
         let bucket = self.known_bucket(bucket).await?;
-        if bucket.status == "mismatch" || bucket.status == "disabled" {
+        // One that is disabled is still that of the projects that have it.
+        if bucket.status == "mismatch" {
             return Err(ApiError::new(
                 ErrorCode::FailedPrecondition,
-                format!("the bucket {} is {}; see api.v1.hub.bucket.list", bucket.name, bucket.status),
+                format!(
+                    "the bucket {} is not where it should be; bucket.verify asks the provider again",
+                    bucket.name
+                ),
             ));
         }
         let wrapped = secret.wrapped_repository_key.as_deref().unwrap_or_default();

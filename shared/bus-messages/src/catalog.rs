@@ -205,6 +205,14 @@ pub struct BucketList {
     pub buckets: Vec<Bucket>,
 }
 
+/// `bucket.create`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateBucket {
+    /// The region whose projects have their backups in it.
+    pub region: String,
+}
+
 /// `bucket.get`, `bucket.verify`, `bucket.disable`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -110,7 +110,8 @@ impl Database {
         Ok(row.map(Bucket::from))
     }
 
-    /// Records where a bucket turned out to be.
+    /// Records where a bucket turned out to be. One that is disabled stays so, and so does a mismatch whose place another
+    /// bucket has taken.
     pub async fn bucket_placed(
         &self,
         id: BucketId,
@@ -120,11 +121,16 @@ impl Database {
             BucketPlacement::Active(location) => ("active", location.as_deref()),
             BucketPlacement::Mismatch(location) => ("mismatch", Some(location.as_str())),
         };
-        // Only what was unknown becomes active: a bucket that was disabled meanwhile stays so.
         let row = sqlx::query_as!(
             Row,
             "UPDATE buckets SET location = $3, updated_at = now(),
-                status = CASE WHEN status = 'disabled' THEN status ELSE $2 END
+                status = CASE
+                    WHEN status = 'disabled' OR status = 'mismatch' AND EXISTS (
+                        SELECT 1 FROM buckets AS other WHERE other.purpose = buckets.purpose
+                            AND other.region = buckets.region AND other.status IN ('active', 'unknown')
+                    ) THEN status
+                    ELSE $2
+                END
              WHERE id = $1 RETURNING *",
             id.as_uuid(),
             status,
@@ -134,6 +140,21 @@ impl Database {
         .await
         .during("record where a bucket is")?;
         Ok(row.into())
+    }
+
+    /// Takes a bucket out of use: no further project gets it. `None` if there is no such bucket.
+    pub async fn disable_bucket(&self, id: BucketId) -> Result<Option<Bucket>, DatabaseError> {
+        let row = sqlx::query_as!(
+            Row,
+            "UPDATE buckets SET updated_at = CASE WHEN status = 'disabled' THEN updated_at ELSE now() END,
+                status = 'disabled'
+             WHERE id = $1 RETURNING *",
+            id.as_uuid()
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .during("disable a bucket")?;
+        Ok(row.map(Bucket::from))
     }
 
     /// How many buckets of this purpose and region turned out to be elsewhere.
