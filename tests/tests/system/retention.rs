@@ -127,6 +127,7 @@ async fn what_is_pinned_or_being_restored_cannot_be_deleted() {
     ]}));
     let restore = json!({ "backup_id": first, "host_id": system.host(1) });
     let op_id = client.create(scope(&project), "project-restore", restore).await;
+    client.until(scope(&project), &op_id, "status", &["running"]).await;
     let refusal = client.refused(scope(&project), "backup.delete", json!({ "backup_id": first })).await;
     assert_eq!((refusal.status, refusal.code), (409, ErrorCode::Conflict), "{refusal:?}");
     assert_eq!(refusal.details["op_id"], json!(op_id));
