@@ -208,6 +208,15 @@ impl RepositoryBackend {
             .unwrap_or_else(|| BackupRepositoryError::from_rustic(operation, subject, error))
     }
 
+    /// As [`Self::error`] while it is not yet known whether the key is the right one.
+    pub(crate) fn error_of_opening(
+        &self,
+        subject: impl fmt::Display,
+        error: &RusticError,
+    ) -> BackupRepositoryError {
+        self.take_failure("open").unwrap_or_else(|| BackupRepositoryError::of_opening(subject, error))
+    }
+
     /// The first failed request since the last call, if any failed.
     pub(crate) fn take_failure(&self, operation: &'static str) -> Option<BackupRepositoryError> {
         lock(&self.failure).take().map(|failure| {
@@ -225,6 +234,11 @@ impl RepositoryBackend {
             self.runtime.block_on(async { tokio::join!(self.store.get(&key), self.store.get(&config_key)) });
         *lock(&self.config) = absent_as_none(config)?;
         absent_as_none(beside)
+    }
+
+    /// Whether there is a config: asked for, not listed.
+    pub(crate) fn find_config(&self) -> Result<bool> {
+        Ok(self.get_with_config("config").map(|config| config.is_some())?)
     }
 
     /// Shows only this one of the keys to rustic, or all.
@@ -336,7 +350,7 @@ impl RepositoryBackend {
             message.push_str(&format!(": {inner}"));
             cause = inner.source();
         }
-        let kind = kind_of_storage_error(error.kind());
+        let kind = kind_of_storage_error(&error);
         lock(&self.failure).get_or_insert_with(|| Failure { kind, subject: subject.to_owned(), message });
         RusticError::with_source(ErrorKind::Backend, "the object store failed", error)
     }
@@ -346,7 +360,7 @@ impl RepositoryBackend {
         lock(&self.failure).get_or_insert_with(|| Failure {
             kind: BackupRepositoryErrorKind::Damaged,
             subject: subject.clone(),
-            message: "its content does not match its name (SHA-256)".to_owned(),
+            message: "its content is not what was stored".to_owned(),
         });
         RusticError::new(ErrorKind::Verification, format!("{subject} does not match its hash"))
     }
@@ -358,18 +372,35 @@ impl RepositoryBackend {
             .runtime
             .block_on(self.store.get(&key))
             .map_err(|error| self.failed("read", key.as_str(), error))?;
-        // The name of every file but the config is the hash of its content.
-        if file_type != FileType::Config && hash(&bytes) != *id {
-            return Err(self.damaged(file_type, id));
-        }
         Ok(bytes)
+    }
+
+    /// A file whose name is the hash of its content: every one but the config. It is read again before it is called
+    /// damaged: bytes are spoilt on their way more often than where they lie.
+    fn get_verified(&self, file_type: FileType, id: &Id) -> RusticResult<Bytes> {
+        for _ in 0..2 {
+            let bytes = self.get(file_type, id)?;
+            if hash(&bytes) == *id {
+                return Ok(bytes);
+            }
+            tracing::warn!(object.key = file_name(file_type, id), "what was read does not match its name");
+        }
+        Err(self.damaged(file_type, id))
+    }
+
+    /// A pack, whatever has become of it; `None` where it is not there.
+    pub(crate) fn get_as_it_is(&self, pack: &Id) -> Result<Option<Bytes>> {
+        let key =
+            self.file_key(FileType::Pack, pack).map_err(|error| self.error("read", &self.root, &error))?;
+        self.counters.get.fetch_add(1, Ordering::Relaxed);
+        absent_as_none(self.runtime.block_on(self.store.get(&key)))
     }
 
     fn get_cached(&self, file_type: FileType, id: &Id) -> RusticResult<Bytes> {
         if let Some(bytes) = self.cache.get(id) {
             return Ok(bytes);
         }
-        let bytes = self.get(file_type, id)?;
+        let bytes = self.get_verified(file_type, id)?;
         self.cache.put(id, &bytes);
         Ok(bytes)
     }
@@ -377,9 +408,14 @@ impl RepositoryBackend {
     fn get_range(&self, file_type: FileType, id: &Id, offset: u32, length: u32) -> RusticResult<Bytes> {
         let key = self.file_key(file_type, id)?;
         self.counters.get.fetch_add(1, Ordering::Relaxed);
-        self.runtime
-            .block_on(self.store.get_range(&key, offset.into(), length.into()))
-            .map_err(|error| self.failed("read", key.as_str(), error))
+        self.runtime.block_on(self.store.get_range(&key, offset.into(), length.into())).map_err(|error| {
+            let is_cut = error.kind() == ObjectStorageErrorKind::Permanent
+                && self
+                    .runtime
+                    .block_on(self.store.head(&key))
+                    .is_ok_and(|object| object.size_bytes < u64::from(offset) + u64::from(length));
+            if is_cut { self.damaged(file_type, id) } else { self.failed("read", key.as_str(), error) }
+        })
     }
 
     fn check_may_write(&self, subject: &str) -> RusticResult<()> {
@@ -492,7 +528,7 @@ impl ReadBackend for RepositoryBackend {
                 self.get(file_type, id)
             }
             FileType::Snapshot | FileType::Index => self.get_cached(file_type, id),
-            FileType::Key | FileType::Pack => self.get(file_type, id),
+            FileType::Key | FileType::Pack => self.get_verified(file_type, id),
         }
     }
 

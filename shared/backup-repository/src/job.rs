@@ -18,6 +18,7 @@ use crate::browse::{Browser, CheckReport};
 use crate::browse_page::{FindPage, FindQuery, ListPage, ListQuery};
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind, Result};
 use crate::initialise::RepositoryIdentity;
+use crate::mend::MendReceipt;
 use crate::metadata_cache::CacheSettings;
 use crate::prune::{PruneReceipt, PruneRequest};
 use crate::repository::{Progress, Repository, RepositoryLocation};
@@ -63,6 +64,11 @@ pub enum JobTask {
         #[serde(default)]
         share: Option<(u32, u32)>,
     },
+    /// Make the index say what is there.
+    Mend {
+        /// Of which share the content is read, and of how many, as in a check.
+        share: Option<(u32, u32)>,
+    },
     /// Forget backups and free their space.
     Prune(PruneRequest),
     /// List a directory of a backup.
@@ -101,6 +107,8 @@ pub enum JobResult {
     Restore(RestoreReceipt),
     /// Of a check.
     Check(CheckReport),
+    /// Of mending.
+    Mend(MendReceipt),
     /// Of a prune.
     Prune(PruneReceipt),
     /// Of a listing.
@@ -183,6 +191,10 @@ pub fn run_job(
         JobTask::Check { read_data, share } => Repository::open_for_reading(location, runtime)?
             .check_share(*read_data, *share)
             .map(JobResult::Check),
+        JobTask::Mend { share } => {
+            let repository = Repository::open_for_writing(location, runtime)?;
+            repository.mend(*share, progress.as_ref()).map(JobResult::Mend)
+        }
         JobTask::Prune(request) => {
             let repository = Repository::open_for_writing(location, runtime)?;
             repository.prune(request, progress.as_ref()).map(JobResult::Prune)
@@ -199,7 +211,11 @@ pub(crate) fn browse(task: &JobTask, browser: &Browser) -> Result<JobResult> {
     match task {
         JobTask::List(query) => browser.list_page(query).map(JobResult::Listed),
         JobTask::Find(query) => browser.find_page(query).map(JobResult::Found),
-        JobTask::Backup(_) | JobTask::Restore(_) | JobTask::Check { .. } | JobTask::Prune(_) => {
+        JobTask::Backup(_)
+        | JobTask::Restore(_)
+        | JobTask::Check { .. }
+        | JobTask::Mend { .. }
+        | JobTask::Prune(_) => {
             let message = "it does more than look";
             Err(BackupRepositoryError::new(
                 BackupRepositoryErrorKind::InvalidArgument,

@@ -17,6 +17,7 @@ mod initialise;
 mod job;
 mod job_child;
 mod job_process;
+mod mend;
 mod metadata_cache;
 mod node_metadata;
 mod prune;
@@ -42,6 +43,7 @@ pub use initialise::{MARKER_NAME, RepositoryIdentity, initialise, repository_roo
 pub use job::{JobEvent, JobFailure, JobFailureKind, JobProgress, JobRequest, JobResult, JobTask, run_job};
 pub use job_child::run_job_child;
 pub use job_process::{JobProcess, JobProcesses};
+pub use mend::MendReceipt;
 pub use metadata_cache::CacheSettings;
 pub use prune::{PruneReceipt, PruneRequest};
 pub use repository::{NoProgress, Progress, Repository, RepositoryLocation};

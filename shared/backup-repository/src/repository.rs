@@ -10,7 +10,7 @@ use rustic_core::{
 use tokio::runtime::Handle;
 
 use crate::backend::{Access, RepositoryBackend, RequestCounts};
-use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
+use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result, does_not_decrypt};
 use crate::initialise::{MARKER_NAME, RepositoryIdentity, check_marker};
 use crate::metadata_cache::CacheSettings;
 use crate::repository_key::RepositoryKey;
@@ -64,6 +64,7 @@ pub struct Repository {
     pub(crate) rustic: Rustic,
     pub(crate) backend: Arc<RepositoryBackend>,
     pub(crate) identity: RepositoryIdentity,
+    pub(crate) key: RepositoryKey,
     pub(crate) relay: ProgressRelay,
 }
 
@@ -98,19 +99,14 @@ impl Repository {
                 return Err(BackupRepositoryError::new(Kind::NotFound, "open", &root, message));
             }
         }
-        // rustic's own cache writes in place and verifies nothing: ours sits in the backend.
-        let mut options = RepositoryOptions::default();
-        options.no_cache = true;
-        let for_rustic: Arc<dyn WriteBackend> = backend.clone();
         let relay = ProgressRelay::default();
-        let rustic = rustic_core::Repository::new_with_progress(
-            &options,
-            &RepositoryBackends::new(for_rustic, None),
-            relay.clone(),
-        )
-        .and_then(|repository| repository.open(&Credentials::Masterkey(key.master_key())))
-        .map_err(|error| backend.error("open", &root, &error))?;
-        Ok(Self { rustic, backend, identity, relay })
+        // The config is the one file whose name does not prove its content: it is read again before it is called wrong.
+        let rustic = match open_rustic(&backend, &key, &relay) {
+            Err(error) if does_not_decrypt(&error) => open_rustic(&backend, &key, &relay),
+            opened => opened,
+        };
+        let rustic = rustic.map_err(|error| backend.error_of_opening(&root, &error))?;
+        Ok(Self { rustic, backend, identity, key, relay })
     }
 
     /// Requests to the object store since the opening.
@@ -131,6 +127,23 @@ impl Repository {
     pub(crate) fn snapshot(&self, id: SnapshotId) -> Result<(SnapshotFile, SnapshotTags)> {
         read_snapshot(&self.rustic, &self.backend, &self.identity, id)
     }
+}
+
+fn open_rustic(
+    backend: &Arc<RepositoryBackend>,
+    key: &RepositoryKey,
+    relay: &ProgressRelay,
+) -> rustic_core::RusticResult<Rustic> {
+    // rustic's own cache writes in place and verifies nothing: ours sits in the backend.
+    let mut options = RepositoryOptions::default();
+    options.no_cache = true;
+    let for_rustic: Arc<dyn WriteBackend> = backend.clone();
+    rustic_core::Repository::new_with_progress(
+        &options,
+        &RepositoryBackends::new(for_rustic, None),
+        relay.clone(),
+    )?
+    .open(&Credentials::Masterkey(key.master_key()))
 }
 
 pub(crate) fn read_snapshot<S: rustic_core::Open>(

@@ -32,6 +32,9 @@ use crate::staging::StagingDirectory;
 use crate::tree_digest::{TreeDigest, hard_link_group};
 use crate::verification::verify;
 
+/// How many of the files that cannot be restored an error names.
+const NAMED_FILES: usize = 5;
+
 /// What is to be restored, and where to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -133,7 +136,17 @@ impl Repository {
             prefixes,
             entries: Vec::new(),
         };
-        let expected = job.plan(request, &snapshot)?;
+        let mut planned = job.plan(request, &snapshot);
+        if planned.as_ref().is_err_and(|error| error.kind() == Kind::Damaged) {
+            // A listing may have lacked an index: nothing is called damaged before it was listed again.
+            job.rustic = job
+                .rustic
+                .drop_index()
+                .to_indexed()
+                .map_err(|error| job.backend.error("read index of", &root, &error))?;
+            planned = job.plan(request, &snapshot);
+        }
+        let expected = planned?;
         if let (RestoreTarget::Whole { .. }, Some(recorded)) = (&request.target, &tags.tree)
             && *recorded != expected
         {
@@ -225,7 +238,29 @@ impl RestoreJob {
         let counts = digest.counts();
         self.progress.scanned(counts.files, counts.bytes);
         self.entries = entries;
+        self.require_content()?;
         Ok(digest.finish())
+    }
+
+    /// Finds out which files cannot be restored before any of them is.
+    fn require_content(&self) -> Result<()> {
+        let is_lost = |number: &usize| {
+            let content = self.entries[*number].node.content.as_deref().unwrap_or_default();
+            content.iter().any(|id| self.rustic.get_index_entry(id).is_err())
+        };
+        let lost: Vec<usize> = self.files().filter(is_lost).collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let named: Vec<String> = lost
+            .iter()
+            .take(NAMED_FILES)
+            .map(|number| self.entries[*number].path.display().to_string())
+            .collect();
+        let more = if lost.len() > named.len() { " and others" } else { "" };
+        let message =
+            format!("the repository has not all data of {} files: {}{more}", lost.len(), named.join(", "));
+        Err(BackupRepositoryError::new(Kind::Damaged, "restore", self.backend.root(), message))
     }
 
     fn create_directories(&self) -> Result<()> {

@@ -182,6 +182,23 @@ pub(crate) async fn note_proof(
     .map(drop)
 }
 
+/// Notes that a check has found a project's repository damaged, in the transaction that ends its operation: until the next
+/// backup, which stores again what was lost, the project counts as one with changes that are not saved.
+pub(crate) async fn note_damage(
+    connection: &mut PgConnection,
+    project: ProjectId,
+) -> Result<(), DatabaseError> {
+    sqlx::query!(
+        "UPDATE projects SET touched_at = now(), unsaved_since = coalesce(unsaved_since, now()), updated_at = now()
+         WHERE id = $1",
+        project.as_uuid(),
+    )
+    .execute(connection)
+    .await
+    .during("note that a repository is damaged")
+    .map(drop)
+}
+
 impl Database {
     /// Backups of a project that are not being deleted, newest first, from after `cursor` (time and id of the last one seen).
     pub async fn list_backups(

@@ -41,6 +41,7 @@ impl ObjectStoreRequests {
             JobResult::Restore(receipt) => ("restore", receipt.requests),
             JobResult::Prune(receipt) => ("prune", receipt.requests),
             JobResult::Check(report) => ("check", report.requests),
+            JobResult::Mend(receipt) => ("mend", receipt.requests),
             JobResult::Listed(_) | JobResult::Found(_) => return,
         };
         let RequestCounts { get, put, list, delete } = requests;

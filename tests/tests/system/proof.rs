@@ -60,6 +60,13 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
         }
     }
     assert_eq!(failed, 1);
+    // Until what was lost is stored again, the project is not as safe as it looks.
+    let status = client.call(scope(&project), "project.status", json!({})).await;
+    assert_eq!(
+        (&status["changed_since_backup"], &status["at_risk"]),
+        (&json!(true), &json!(true)),
+        "{status:#}"
+    );
 
     let drilled = client.done(&project, "restore-drill", json!({ "backup_id": second })).await;
     assert_eq!((&drilled["backup_id"], &drilled["proof"]), (&second, &json!("mismatch")), "{drilled:#}");
@@ -93,6 +100,15 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
         &system.persist_store(0, &project),
         &system.project_files(1, &project).join("what-is-left"),
     );
+
+    // The damaged pack is counted on no longer: what it held is stored again, and the bad backup is good with it.
+    add_bytes(&files, "more.bin", 3_000_000, 1);
+    let healing = client.done(&project, "project-backup", json!({})).await;
+    assert!(healing["bytes_added"].as_u64() > Some(100_000), "{healing:#}");
+    let drilled = client.done(&project, "restore-drill", json!({ "backup_id": second })).await;
+    assert_eq!(drilled["proof"], "match", "{drilled:#}");
+    assert!(got(&second).await["bad_since"].is_null());
+    client.done(&project, "repo-check", json!({ "read_data_shares": 1 })).await;
 }
 
 /// What the registry counts.
