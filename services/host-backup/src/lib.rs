@@ -91,6 +91,7 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
             processes: JobProcesses::new(program, [JOB_ARGUMENT]),
             cache,
             memory_bytes: settings.jobs.memory_bytes,
+            stall_s: settings.jobs.stall_s,
             requests: ObjectStoreRequests::register(&runtime.metrics),
         },
     });

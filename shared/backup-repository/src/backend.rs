@@ -27,6 +27,7 @@ use tokio::task::JoinSet;
 
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind, Result, kind_of_storage_error};
 use crate::metadata_cache::{CacheSettings, MetadataCache, hash};
+use crate::write_deadline::WriteDeadline;
 
 /// Packs that go up at the same time. Each holds one pack (16 MiB) in memory.
 const PARALLEL_UPLOADS: usize = 4;
@@ -106,6 +107,7 @@ pub(crate) struct RepositoryBackend {
     access: Access,
     cache: MetadataCache,
     guard: WriteGuard,
+    deadline: Mutex<WriteDeadline>,
     snapshot_writes: Mutex<SnapshotWrites>,
     last_snapshot: Mutex<Option<Id>>,
     index_writes: AtomicU64,
@@ -146,6 +148,7 @@ impl RepositoryBackend {
             access,
             cache: MetadataCache::new(cache),
             guard: WriteGuard::default(),
+            deadline: Mutex::default(),
             snapshot_writes: Mutex::new(SnapshotWrites::Stored),
             last_snapshot: Mutex::default(),
             index_writes: AtomicU64::new(0),
@@ -164,6 +167,10 @@ impl RepositoryBackend {
 
     pub(crate) fn guard(&self) -> &WriteGuard {
         &self.guard
+    }
+
+    pub(crate) fn obey(&self, deadline: WriteDeadline) {
+        *lock(&self.deadline) = deadline;
     }
 
     pub(crate) fn cache(&self) -> &MetadataCache {
@@ -238,7 +245,7 @@ impl RepositoryBackend {
 
     /// Whether there is a config: asked for, not listed.
     pub(crate) fn find_config(&self) -> Result<bool> {
-        Ok(self.get_with_config("config").map(|config| config.is_some())?)
+        self.get_with_config("config").map(|config| config.is_some())
     }
 
     /// Shows only this one of the keys to rustic, or all.
@@ -421,6 +428,15 @@ impl RepositoryBackend {
     fn check_may_write(&self, subject: &str) -> RusticResult<()> {
         let refused = if self.guard.is_closed() {
             "the job was stopped: nothing is written any more"
+        } else if lock(&self.deadline).has_passed() {
+            let message = "its time is over: somebody else may be at work, and nothing is written any more";
+            self.guard.close();
+            lock(&self.failure).get_or_insert_with(|| Failure {
+                kind: BackupRepositoryErrorKind::Retryable,
+                subject: subject.to_owned(),
+                message: message.to_owned(),
+            });
+            message
         } else if self.access != Access::ReadWrite {
             "the repository was opened for reading only"
         } else {

@@ -30,6 +30,8 @@ pub enum BackupRepositoryErrorKind {
     VerificationFailed,
     /// The caller asked to stop.
     Canceled,
+    /// Nothing moved for so long that the job was ended.
+    Stalled,
     /// Worth another attempt later.
     Retryable,
     /// Everything else: repeating the same request gives the same answer.
@@ -39,7 +41,7 @@ pub enum BackupRepositoryErrorKind {
 impl BackupRepositoryErrorKind {
     /// Whether another attempt at the very same request can end better.
     pub fn is_retryable(self) -> bool {
-        matches!(self, Self::Retryable | Self::VerificationFailed)
+        matches!(self, Self::Retryable | Self::Stalled | Self::VerificationFailed)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is said between a service and the child process that does jobs for it, one after another.
 //!
 //! The parent writes one line of JSON, the [`JobRequest`], to the child's standard input, and keeps it open:
-//! a line `cancel` asks for an orderly end, and the end of the input means that the parent is dead, after
+//! a line `cancel` asks for an orderly end, a line `until` with a number moves the time until which it may write, and the end of the input means that the parent is dead, after
 //! which the child ends at once. The child answers on its standard output with lines of JSON, each a
 //! [`JobEvent`], the last one of a job being `finished` or `failed`. After a success the child may add a line `ready`
 //! and wait for the next request; otherwise it ends. The request holds secrets, which is why it goes over a
@@ -24,6 +24,7 @@ use crate::prune::{PruneReceipt, PruneRequest};
 use crate::repository::{Progress, Repository, RepositoryLocation};
 use crate::repository_key::RepositoryKey;
 use crate::restore::{RestoreReceipt, RestoreRequest};
+use crate::write_deadline::WriteUntil;
 
 /// One job, with everything that it needs. `Debug` shows no secret.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,12 @@ pub struct JobRequest {
     /// The most data memory (`RLIMIT_DATA`, in bytes) that the child may take. At the limit it dies, which
     /// is a retryable failure.
     pub memory_limit_bytes: Option<u64>,
+    /// Seconds without a sign of life after which the parent ends the job; no limit where `None`.
+    #[serde(default)]
+    pub stall_limit_s: Option<f64>,
+    /// Until when it may write and delete; for ever where `None`. Can be moved while it works.
+    #[serde(default)]
+    pub write_until: Option<WriteUntil>,
     /// What is to be done.
     pub task: JobTask,
 }
@@ -95,6 +102,9 @@ pub struct JobProgress {
     pub total_files: Option<u64>,
     /// Bytes in all, once known (with a parent: its number).
     pub total_bytes: Option<u64>,
+    /// Grows with every step and every request: a sign of life where nothing else changes.
+    #[serde(default)]
+    pub steps: u64,
 }
 
 /// What a finished job has to show.
@@ -182,6 +192,7 @@ pub fn run_job(
     match task {
         JobTask::Backup(request) => {
             let repository = Repository::open_for_writing(location, runtime)?;
+            repository.obey(progress.write_deadline());
             repository.back_up(request, progress).map(JobResult::Backup)
         }
         JobTask::Restore(request) => {
@@ -193,10 +204,12 @@ pub fn run_job(
             .map(JobResult::Check),
         JobTask::Mend { share } => {
             let repository = Repository::open_for_writing(location, runtime)?;
+            repository.obey(progress.write_deadline());
             repository.mend(*share, progress.as_ref()).map(JobResult::Mend)
         }
         JobTask::Prune(request) => {
             let repository = Repository::open_for_writing(location, runtime)?;
+            repository.obey(progress.write_deadline());
             repository.prune(request, progress.as_ref()).map(JobResult::Prune)
         }
         JobTask::List(_) | JobTask::Find(_) => {
@@ -247,6 +260,8 @@ mod tests {
             key: RepositoryKey::new(MasterKey::new()),
             cache: None,
             memory_limit_bytes: Some(1 << 30),
+            stall_limit_s: Some(300.0),
+            write_until: Some(WriteUntil::after(std::time::Duration::from_secs(60))),
             task: JobTask::Check { read_data: true, share: None },
         };
         let json = serde_json::to_string(&request).unwrap();

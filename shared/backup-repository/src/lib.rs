@@ -32,6 +32,7 @@ mod staging;
 mod tree_digest;
 mod verification;
 mod walk;
+mod write_deadline;
 
 pub use backend::RequestCounts;
 pub use backup::{BackupReceipt, BackupRequest, ParentUse};
@@ -52,3 +53,4 @@ pub use restore::{RestoreReceipt, RestoreRequest, RestoreTarget};
 pub use snapshot::{LAYOUT_VERSION, MAX_TAG_CHARS, MAX_USER_TAGS, Purpose, SnapshotId, validate_tags};
 pub use snapshot_tree::SnapshotPath;
 pub use source::{CountedPaths, PERSIST_ROOT, PROJECT_ROOT, SourceState};
+pub use write_deadline::{WriteDeadline, WriteUntil};

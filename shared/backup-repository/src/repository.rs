@@ -15,6 +15,7 @@ use crate::initialise::{MARKER_NAME, RepositoryIdentity, check_marker};
 use crate::metadata_cache::CacheSettings;
 use crate::repository_key::RepositoryKey;
 use crate::snapshot::{SnapshotId, SnapshotTags};
+use crate::write_deadline::WriteDeadline;
 
 /// Hears how far a job is, and can stop it. Called often and from several threads: must be quick.
 pub trait Progress: Send + Sync {
@@ -25,6 +26,10 @@ pub trait Progress: Send + Sync {
     fn stored(&self, files: u64, bytes: u64);
     /// Whether the job is to stop. It then ends with an error of kind `Canceled` and leaves no snapshot.
     fn is_canceled(&self) -> bool;
+    /// Until when the job may write and delete. By default, for ever.
+    fn write_deadline(&self) -> WriteDeadline {
+        WriteDeadline::default()
+    }
 }
 
 /// Nobody listens.
@@ -107,6 +112,11 @@ impl Repository {
         };
         let rustic = rustic.map_err(|error| backend.error_of_opening(&root, &error))?;
         Ok(Self { rustic, backend, identity, key, relay })
+    }
+
+    /// From now on nothing is written or deleted after this.
+    pub fn obey(&self, deadline: WriteDeadline) {
+        self.backend.obey(deadline);
     }
 
     /// Requests to the object store since the opening.

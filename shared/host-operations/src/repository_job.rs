@@ -4,12 +4,13 @@
 use backup_repository::{
     BackupReceipt, BackupRepositoryErrorKind, BackupRequest, CacheSettings, JobEvent, JobFailure,
     JobFailureKind, JobProcesses, JobProgress, JobResult, JobTask, RequestCounts, RestoreReceipt,
-    RestoreRequest, RestoreTarget,
+    RestoreRequest, RestoreTarget, WriteUntil,
 };
 use bus_messages::RepositoryGrant;
 use domain_model::{BackupId, Progress};
 use operation_engine::{OperationContext, OperationFailure};
 use service_runtime::{Counter, Family, Labels, Metrics};
+use tokio::time::{Duration, Instant};
 
 /// How jobs are run on this host.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct JobRunner {
     pub cache: CacheSettings,
     /// Bytes of memory that one job may use.
     pub memory_bytes: u64,
+    /// Seconds after which a job of which nothing moves is ended.
+    pub stall_s: f64,
     /// What finished jobs have cost.
     pub requests: ObjectStoreRequests,
 }
@@ -55,6 +58,9 @@ impl ObjectStoreRequests {
 /// The hidden argument that makes a service's program a job of itself.
 pub const JOB_ARGUMENT: &str = "job";
 
+/// The pause between two looks whether the lease was renewed.
+const LOOK_AT_LEASE: Duration = Duration::from_millis(500);
+
 impl JobRunner {
     /// Runs a job to its end. `phase` is what its progress is reported as. A job whose operation is canceled
     /// or lost is stopped, and leaves nothing that counts.
@@ -65,17 +71,28 @@ impl JobRunner {
         task: JobTask,
         phase: &str,
     ) -> Result<JobResult, OperationFailure> {
-        let request = backup_browsing::job_request(grant, &self.cache, self.memory_bytes, task)
+        let mut request = backup_browsing::job_request(grant, &self.cache, self.memory_bytes, task)
             .map_err(|error| OperationFailure::permanent("repository_key", error))?;
+        request.stall_limit_s = Some(self.stall_s);
+        request.write_until = Some(end_of_lease(operation));
         let mut job = self
             .processes
             .start(&request)
             .map_err(|error| OperationFailure::retryable("job", error.chain()))?;
         let cancellation = operation.cancellation();
         let mut asked = false;
+        let mut looks_at_lease = tokio::time::interval(LOOK_AT_LEASE);
+        let mut lease = operation.lease_deadline();
         loop {
             let event = tokio::select! {
                 event = job.next_event() => event,
+                _ = looks_at_lease.tick() => {
+                    if lease != operation.lease_deadline() {
+                        lease = operation.lease_deadline();
+                        job.write_until(end_of_lease(operation));
+                    }
+                    continue;
+                }
                 () = cancellation.cancelled(), if !asked => {
                     asked = true;
                     job.cancel();
@@ -137,6 +154,12 @@ impl JobRunner {
     }
 }
 
+/// The end of the lease by the clock of the job. The clock is read first: what passes in between makes it earlier.
+fn end_of_lease(operation: &OperationContext) -> WriteUntil {
+    let now = WriteUntil::now();
+    now.plus(operation.lease_deadline().saturating_duration_since(Instant::now()))
+}
+
 fn something_else(result: &JobResult) -> OperationFailure {
     OperationFailure::permanent("job", format!("the job answered with something else: {result:?}"))
 }
@@ -165,6 +188,7 @@ fn code_of(reason: BackupRepositoryErrorKind) -> &'static str {
         BackupRepositoryErrorKind::Damaged => "repository_damaged",
         BackupRepositoryErrorKind::VerificationFailed => "verification_failed",
         BackupRepositoryErrorKind::Canceled => "canceled",
+        BackupRepositoryErrorKind::Stalled => "stalled",
         BackupRepositoryErrorKind::Retryable => "bucket_unreachable",
         BackupRepositoryErrorKind::Permanent => "job",
     }
