@@ -20,6 +20,7 @@ use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind, Result};
 use crate::initialise::RepositoryIdentity;
 use crate::mend::MendReceipt;
 use crate::metadata_cache::CacheSettings;
+use crate::preview::{Preview, PreviewRequest};
 use crate::prune::{PruneReceipt, PruneRequest};
 use crate::repository::{Progress, Repository, RepositoryLocation};
 use crate::repository_key::RepositoryKey;
@@ -63,6 +64,8 @@ pub enum JobTask {
     Backup(BackupRequest),
     /// Restore one.
     Restore(RestoreRequest),
+    /// Say what a restore would change.
+    Preview(PreviewRequest),
     /// Check the repository.
     Check {
         /// Whether to read all packs.
@@ -115,6 +118,8 @@ pub enum JobResult {
     Backup(BackupReceipt),
     /// Of a restore.
     Restore(RestoreReceipt),
+    /// Of a preview.
+    Preview(Preview),
     /// Of a check.
     Check(CheckReport),
     /// Of mending.
@@ -199,6 +204,9 @@ pub fn run_job(
             let repository = Repository::open_for_reading(location, runtime)?;
             repository.restore(request, progress).map(JobResult::Restore)
         }
+        JobTask::Preview(request) => Repository::open_for_reading(location, runtime)?
+            .preview(request, progress)
+            .map(JobResult::Preview),
         JobTask::Check { read_data, share } => Repository::open_for_reading(location, runtime)?
             .check_share(*read_data, *share)
             .map(JobResult::Check),
@@ -226,6 +234,7 @@ pub(crate) fn browse(task: &JobTask, browser: &Browser) -> Result<JobResult> {
         JobTask::Find(query) => browser.find_page(query).map(JobResult::Found),
         JobTask::Backup(_)
         | JobTask::Restore(_)
+        | JobTask::Preview(_)
         | JobTask::Check { .. }
         | JobTask::Mend { .. }
         | JobTask::Prune(_) => {

@@ -93,7 +93,8 @@ async fn every_request_of_a_restore_can_fail_and_none_gives_a_false_success() {
     fill(&test, 40);
     let backup = test.back_up(test.request(None)).await.unwrap();
     let counting = FaultyStore::new(Arc::clone(&test.store), |_, _, _| false);
-    let request = |name: &str| RestoreRequest { snapshot: backup.snapshot, target: test.whole(name) };
+    let request =
+        |name: &str| RestoreRequest { snapshot: backup.snapshot, target: test.whole(name), sample: None };
     restore(test.location_on(counting.clone()), request("good"), Arc::new(NoProgress)).await.unwrap();
     for failing in 0..counting.requests.load(Ordering::SeqCst) {
         let store = FaultyStore::new(Arc::clone(&test.store), move |_, _, number| number == failing);
@@ -108,7 +109,7 @@ async fn a_canceled_restore_says_so() {
     let test = TestRepository::new().await;
     fill(&test, 30);
     let backup = test.back_up(test.request(None)).await.unwrap();
-    let request = RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored") };
+    let request = RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored"), sample: None };
     let error = restore(test.location(), request, StopAfter::new(5_000_000)).await.unwrap_err();
     assert_eq!(error.kind(), BackupRepositoryErrorKind::Canceled);
 }
@@ -253,7 +254,7 @@ async fn a_restore_spoiled_on_its_way_is_not_called_a_match() {
     let test = TestRepository::new().await;
     fs::write(test.project().join("ledger"), b"owes 100").unwrap();
     let backup = test.back_up(test.request(None)).await.unwrap();
-    let request = RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored") };
+    let request = RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored"), sample: None };
     let progress = Arc::new(Spoiler { file: test.path("restored/project/ledger"), calls: AtomicU64::new(0) });
     let error = restore(test.location(), request, progress).await.unwrap_err();
     assert_eq!(error.kind(), BackupRepositoryErrorKind::VerificationFailed);

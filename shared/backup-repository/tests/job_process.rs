@@ -120,7 +120,11 @@ async fn a_backup_a_check_and_a_restore_run_in_children_and_report_progress() {
         JobEvent::Finished(JobResult::Check(report)) => assert!(report.is_sound(), "{report:?}"),
         event => panic!("{event:?}"),
     }
-    let task = JobTask::Restore(RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored") });
+    let task = JobTask::Restore(RestoreRequest {
+        snapshot: backup.snapshot,
+        target: test.whole("restored"),
+        sample: None,
+    });
     match end(&mut spawn(&request(&test, task))).await {
         JobEvent::Finished(JobResult::Restore(receipt)) => assert_eq!(receipt.tree, backup.tree),
         event => panic!("{event:?}"),
@@ -221,7 +225,8 @@ async fn a_child_that_wants_too_much_memory_dies_alone() {
 async fn errors_come_through_with_their_kind_and_without_the_key() {
     let test = TestRepository::new().await;
     let unknown: SnapshotId = "ab".repeat(32).parse().unwrap();
-    let task = JobTask::Restore(RestoreRequest { snapshot: unknown, target: test.whole("restored") });
+    let task =
+        JobTask::Restore(RestoreRequest { snapshot: unknown, target: test.whole("restored"), sample: None });
     let got = failure(&mut spawn(&request(&test, task.clone()))).await;
     assert_eq!((got.kind, got.reason), (JobFailureKind::Permanent, BackupRepositoryErrorKind::NotFound));
 

@@ -161,12 +161,14 @@ pub(crate) async fn note_proof(
     sqlx::query!(
         "UPDATE backups SET
             verified_at = CASE WHEN $3::text IS NULL THEN now() ELSE verified_at END,
-            bad_since = CASE WHEN $3::text IS NULL THEN NULL ELSE coalesce(bad_since, now()) END,
-            bad_reason = $3
+            -- What is bad may be in another part than a sample.
+            bad_since = CASE WHEN $3::text IS NOT NULL THEN coalesce(bad_since, now()) WHEN $4 THEN bad_since END,
+            bad_reason = CASE WHEN $3::text IS NULL AND $4 THEN bad_reason ELSE $3 END
          WHERE project_id = $1 AND backup_id = $2",
         project.as_uuid(),
         result.backup_id.as_str(),
         reason,
+        result.sample.is_some(),
     )
     .execute(&mut *connection)
     .await

@@ -3,8 +3,8 @@
 
 use backup_repository::{
     BackupReceipt, BackupRepositoryErrorKind, BackupRequest, CacheSettings, JobEvent, JobFailure,
-    JobFailureKind, JobProcesses, JobProgress, JobResult, JobTask, RequestCounts, RestoreReceipt,
-    RestoreRequest, RestoreTarget, WriteUntil,
+    JobFailureKind, JobProcesses, JobProgress, JobResult, JobTask, Preview, PreviewRequest, PreviewTarget,
+    RequestCounts, RestoreReceipt, RestoreRequest, RestoreTarget, Sample, SnapshotId, WriteUntil,
 };
 use bus_messages::RepositoryGrant;
 use domain_model::{BackupId, Progress};
@@ -43,6 +43,7 @@ impl ObjectStoreRequests {
             JobResult::Backup(receipt) => ("backup", receipt.requests),
             JobResult::Restore(receipt) => ("restore", receipt.requests),
             JobResult::Prune(receipt) => ("prune", receipt.requests),
+            JobResult::Preview(preview) => ("preview", preview.requests),
             JobResult::Check(report) => ("check", report.requests),
             JobResult::Mend(receipt) => ("mend", receipt.requests),
             JobResult::Listed(_) | JobResult::Found(_) => return,
@@ -131,7 +132,25 @@ impl JobRunner {
         }
     }
 
-    /// Has a job restore a backup, and compare what it has written with what it has read.
+    /// Has a job say what a restore would change.
+    ///
+    /// # Errors
+    /// As [`Self::restore`].
+    pub async fn preview(
+        &self,
+        operation: &OperationContext,
+        grant: &RepositoryGrant,
+        backup: &BackupId,
+        target: PreviewTarget,
+    ) -> Result<Preview, OperationFailure> {
+        let task = JobTask::Preview(PreviewRequest { snapshot: snapshot_of(backup)?, target });
+        match self.run(operation, grant, task, "download").await? {
+            JobResult::Preview(preview) => Ok(preview),
+            other => Err(something_else(&other)),
+        }
+    }
+
+    /// Has a job restore a backup or a sample of it, and compare what it has written with what it has read.
     ///
     /// # Errors
     /// As [`Self::run`]; a permanent failure where the backup's id does not read.
@@ -141,12 +160,10 @@ impl JobRunner {
         grant: &RepositoryGrant,
         backup: &BackupId,
         target: RestoreTarget,
+        sample: Option<Sample>,
     ) -> Result<RestoreReceipt, OperationFailure> {
-        let snapshot = backup
-            .as_str()
-            .parse()
-            .map_err(|error| OperationFailure::permanent("invalid_argument", format!("{backup}: {error}")))?;
-        let task = JobTask::Restore(RestoreRequest { snapshot, target });
+        let snapshot = snapshot_of(backup)?;
+        let task = JobTask::Restore(RestoreRequest { snapshot, target, sample });
         match self.run(operation, grant, task, "download").await? {
             JobResult::Restore(receipt) => Ok(receipt),
             other => Err(something_else(&other)),
@@ -158,6 +175,11 @@ impl JobRunner {
 fn end_of_lease(operation: &OperationContext) -> WriteUntil {
     let now = WriteUntil::now();
     now.plus(operation.lease_deadline().saturating_duration_since(Instant::now()))
+}
+
+fn snapshot_of(backup: &BackupId) -> Result<SnapshotId, OperationFailure> {
+    let read = backup.as_str().parse();
+    read.map_err(|error| OperationFailure::permanent("invalid_argument", format!("{backup}: {error}")))
 }
 
 fn something_else(result: &JobResult) -> OperationFailure {

@@ -22,6 +22,17 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
     let drilled = client.done(&project, "restore-drill", json!({})).await;
     assert_eq!((&drilled["backup_id"], &drilled["proof"]), (&second, &json!("match")), "{drilled:#}");
     assert!(drilled["files"].as_u64() > Some(300));
+    let some = client.done(&project, "restore-drill", json!({ "share": 0.2, "seed": 7 })).await;
+    assert_eq!((&some["proof"], &some["sample"]["seed"]), (&json!("match"), &json!(7)), "{some:#}");
+    assert_eq!(some["sample"]["of_files"], drilled["files"]);
+    assert!((10..200).contains(&some["files"].as_u64().unwrap()), "{some:#}");
+    for input in [json!({ "share": 0.0 }), json!({ "share": 1.5 }), json!({ "seed": 7 })] {
+        let request = json!({ "kind": "restore-drill", "input": input });
+        assert_eq!(
+            client.refused(scope(&project), "lro.create", request).await.code,
+            ErrorCode::InvalidArgument
+        );
+    }
     let left: Vec<_> = fs::read_dir(system.data_directory().join("hosts/0/staging")).unwrap().collect();
     assert!(left.is_empty(), "the drill has left {left:?}");
     let got = |id: &Value| {
@@ -77,6 +88,12 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
         client.call(scope(&project), "lro.list", json!({ "kind": "restore-drill", "limit": 1 })).await;
     let events = client.events(scope(&project), op_id["ops"][0]["op_id"].as_str().unwrap()).await;
     assert!(events.iter().any(|event| event["level"] == "error"), "{events:#?}");
+    // A sample without the damaged file is no proof of the contrary.
+    for seed in 0..3 {
+        let input = json!({ "backup_id": second, "share": 0.001, "seed": seed });
+        client.done(&project, "restore-drill", input).await;
+    }
+    assert!(got(&second).await["bad_since"].is_string());
     let refusal = client
         .refused(
             scope(&project),
