@@ -82,6 +82,7 @@ impl JobRunner {
             .map_err(|error| OperationFailure::retryable("job", error.chain()))?;
         let cancellation = operation.cancellation();
         let mut asked = false;
+        let mut told = JobProgress::default();
         let mut looks_at_lease = tokio::time::interval(LOOK_AT_LEASE);
         let mut lease = operation.lease_deadline();
         loop {
@@ -102,7 +103,12 @@ impl JobRunner {
             };
             match event {
                 Some(JobEvent::Progress(progress)) => {
-                    operation.progress(phase, message_of(&progress), Some(progress_of(&progress)));
+                    // Steps are signs of life, and no news to people.
+                    let progress = JobProgress { steps: 0, ..progress };
+                    if progress != told {
+                        told = progress;
+                        operation.progress(phase, message_of(&progress), Some(progress_of(&progress)));
+                    }
                 }
                 Some(JobEvent::Finished(result)) => {
                     self.requests.add(&result);

@@ -1,7 +1,7 @@
 //! The part of `fleet` that is about numbers of projects: what it takes to find those that are due among many, and what the
 //! hub's services hold in memory for each.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use bus_client::Credentials;
@@ -9,6 +9,7 @@ use bus_messages::{Encoding, ScheduleReply, ScheduleRequest};
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde_json::json;
 use test_harness::{Client, Server, Signal};
+use tokio::time::Instant;
 
 use crate::figures::{Figures, percentile};
 use crate::lro::resident_megabytes;
@@ -16,8 +17,6 @@ use crate::system::MeasuredSystem;
 
 /// Requests under way at once.
 const AT_ONCE: usize = 32;
-/// Seconds between two backups of those that are made due: the shortest that there is.
-const EVERY_S: u32 = 60;
 /// What the scheduler looks at in a pass.
 const PASS: u32 = 200;
 
@@ -48,7 +47,8 @@ pub(crate) async fn measure(
 
     // From here on nobody else looks.
     measured.system.signal(Server::Scheduler, Signal::STOP);
-    let policy = json!({ "backup_policy": { "every_s": EVERY_S } });
+    let (window, wait) = next_minute();
+    let policy = json!({ "backup_policy": { "every_s": 86_400, "window": window } });
     futures::stream::iter(projects.iter().take(due as usize))
         .map(|project| {
             let (policy, scope) = (policy.clone(), format!("project-{project}"));
@@ -62,7 +62,7 @@ pub(crate) async fn measure(
         .await?;
     // Another policy is another turn, which the next look gives.
     while pass(&hub).await?.1.looked_at > 0 {}
-    tokio::time::sleep(Duration::from_secs(u64::from(EVERY_S) + 1)).await;
+    tokio::time::sleep_until(wait).await;
     let (mut idle, mut busy, mut asked_for) = (Vec::new(), Vec::new(), 0);
     loop {
         let (milliseconds, reply) = pass(&hub).await?;
@@ -80,6 +80,15 @@ pub(crate) async fn measure(
     figures.add("fleet.due.pass.p50", percentile(&busy, 50.0), "ms");
     figures.add("fleet.due.pass.of_nothing.p50", percentile(&idle, 50.0), "ms");
     Ok(())
+}
+
+/// A minute that has not begun, as a window of a policy, and when it is over. There is time enough to say so to everybody.
+fn next_minute() -> (String, Instant) {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let minute = (seconds + 30) / 60 + 1;
+    let clock = |minute: u64| format!("{:02}:{:02}", minute / 60 % 24, minute % 60);
+    let over = Duration::from_secs((minute + 1) * 60 + 1 - seconds);
+    (format!("{}-{}", clock(minute), clock(minute + 1)), Instant::now() + over)
 }
 
 /// Resident memory, in MB, of the services that know of all projects.
