@@ -170,6 +170,14 @@ fn every_message_reads_and_writes_as_its_fixture() {
         "restore-drill-result",
         r#"{"backup_id":"<hex>","proof":"mismatch","reason":"m","files":1,"bytes":2,"duration_s":1.5}"#,
     );
+    f.check::<RestoreDrillInput>(
+        "restore-drill-input-sampled",
+        r#"{"backup_id":"latest","share":0.1,"seed":7}"#,
+    );
+    f.check::<RestoreDrillResult>(
+        "restore-drill-result-sampled",
+        r#"{"backup_id":"<hex>","proof":"match","reason":null,"files":1,"bytes":2,"duration_s":1.5,"sample":{"share":0.1,"seed":7,"of_files":10}}"#,
+    );
     f.check::<DatabaseBackupInput>("database-backup-input", "{}");
     f.check::<DatabaseBackupResult>(
         "database-backup-result",
@@ -206,6 +214,14 @@ fn every_message_reads_and_writes_as_its_fixture() {
     f.check::<FreshnessRequest>(
         "work-freshness-request",
         r#"{"projects":[{"project_id":"<id>","generation":42}],"memory_pressure":0.5,"io_pressure":12.25}"#,
+    );
+    f.check::<FreshnessRequest>(
+        "work-freshness-request-with-cache",
+        r#"{"projects":[],"memory_pressure":null,"io_pressure":null,"cache":{"bytes":10,"limit_bytes":1000}}"#,
+    );
+    f.check::<HostStatus>(
+        "host-status-reply",
+        r#"{"host":{"id":"<id>","name":"host-0","region":"weur","status":"active","trusted":false,"last_seen":null,"created_at":"<moment>"},"memory_pressure":0.5,"io_pressure":null,"load_seen":"<moment>","cache_bytes":10,"cache_limit_bytes":1000,"projects":3,"unsaved_projects":1,"queued_ops":0,"running_ops":[{"op_id":"<id>","kind":"project-backup","scope":"project-<id>","started_at":"<moment>","progress":12.5,"phase":"upload"}]}"#,
     );
     f.check::<ScheduleRequest>("work-schedule-request", r#"{"limit":200}"#);
     f.check::<ScheduleReply>("work-schedule-reply", r#"{"looked_at":3,"scheduled":2,"missed":1}"#);
@@ -254,6 +270,7 @@ fn every_message_reads_and_writes_as_its_fixture() {
     f.check::<ProjectStopResult>("project-stop-result", r#"{"command_run":false,"duration_s":0.5}"#);
     f.check::<ProjectRestoreInput>("project-restore-input", r#"{"backup_id":"latest","path":"project/src","host_id":"<id>","target":"restored/src","conflict":"keep","dry_run":false}"#);
     f.check::<ProjectRestoreResult>("project-restore-result", r#"{"backup_id":"<hex>","files":2,"bytes":3,"tree":"<hex>","receipt":"match","target":"project","duration_s":1.5}"#);
+    f.check::<ProjectRestoreResult>("project-restore-result-dry-run", r#"{"backup_id":"<hex>","files":2,"bytes":3,"tree":"<hex>","receipt":"none","target":"nothing: dry run","duration_s":1.5,"changes":{"created":{"files":1,"bytes":2},"replaced":{"files":0,"bytes":0},"deleted":{"files":1,"bytes":9},"unchanged":{"files":1,"bytes":1}},"estimate":{"seconds":2.5,"basis":"restores_of_host"}}"#);
     f.check::<TestSleepInput>(
         "test-sleep-input",
         r#"{"seconds":2.0,"steps":10,"fail_at_step":3,"children":0}"#,

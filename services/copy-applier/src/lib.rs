@@ -62,6 +62,7 @@ pub async fn run(settings: CopyApplierSettings, shutdown: Shutdown, runtime: Run
         processes: JobProcesses::new(program, [JOB_ARGUMENT]),
         cache: CacheSettings { directory: settings.host.cache, limit_bytes: settings.host.cache_bytes },
         memory_bytes: settings.copies.memory_bytes,
+        stall_s: settings.copies.stall_s,
         requests: ObjectStoreRequests::register(&runtime.metrics),
     };
     let keep = Duration::from_secs_f64(settings.copies.keep_s);

@@ -44,6 +44,8 @@ pub struct CopySettings {
     pub keep_s: f64,
     /// Bytes of memory that one job may use.
     pub memory_bytes: u64,
+    /// Seconds after which a job of which nothing moves is ended, to be tried again.
+    pub stall_s: f64,
 }
 
 impl ServiceSettings for CopyApplierSettings {

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use backup_repository::CacheSettings;
 use bus_client::{Bus, RequestError};
-use bus_messages::{Encoding, FreshnessRequest, Nothing, ProjectGeneration};
+use bus_messages::{CacheUse, Encoding, FreshnessRequest, Nothing, ProjectGeneration};
 use bus_subjects::WorkSubject;
 use domain_model::Routing;
 use tokio::time::Instant;
@@ -26,6 +27,7 @@ pub(crate) async fn run(
     caller: Routing,
     root: HostRoot,
     every: Duration,
+    cache: CacheSettings,
     stopping: CancellationToken,
 ) {
     let mut generations = Generations::new(root);
@@ -33,24 +35,24 @@ pub(crate) async fn run(
     let mut said_at: Option<Instant> = None;
     loop {
         let began = Instant::now();
+        let is_time = said_at.is_none_or(|at| at.elapsed() >= SAY_SOMETHING);
+        // Every file of it is looked at, so not each time.
+        let cache = is_time.then(|| cache.clone());
         let read = tokio::task::spawn_blocking(move || {
             let read = generations.read();
-            (generations, read)
+            (generations, read, cache.map(|cache| use_of(&cache)))
         });
-        let Ok((same, read)) = read.await else {
+        let Ok((same, read, cache)) = read.await else {
             tracing::error!("looking for changed projects has panicked; backups by schedule may be missing");
             return;
         };
         generations = same;
         match read {
-            Ok(now) => {
-                let is_time = said_at.is_none_or(|at| at.elapsed() >= SAY_SOMETHING);
-                match tell(&bus, caller, &mut told, now, is_time).await {
-                    Ok(true) => said_at = Some(Instant::now()),
-                    Ok(false) => {}
-                    Err(error) => tracing::warn!(%error, "changed projects are told later"),
-                }
-            }
+            Ok(now) => match tell(&bus, caller, &mut told, now, cache).await {
+                Ok(true) => said_at = Some(Instant::now()),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "changed projects are told later"),
+            },
             Err(error) => tracing::warn!(%error, "could not look which projects have changed"),
         }
         let rest = every.max(began.elapsed() * REST_FOR_EACH_LOOK);
@@ -66,7 +68,7 @@ async fn tell(
     caller: Routing,
     told: &mut HashMap<Uuid, i64>,
     now: HashMap<Uuid, i64>,
-    is_time: bool,
+    cache: Option<CacheUse>,
 ) -> Result<bool, RequestError> {
     told.retain(|project, _| now.contains_key(project));
     let news: Vec<ProjectGeneration> = now
@@ -74,7 +76,7 @@ async fn tell(
         .filter(|(project, generation)| told.get(project) != Some(generation))
         .map(|(project, generation)| ProjectGeneration { project_id: project.into(), generation })
         .collect();
-    if news.is_empty() && !is_time {
+    if news.is_empty() && cache.is_none() {
         return Ok(false);
     }
     let mut lots: Vec<&[ProjectGeneration]> = news.chunks(MOST_PROJECTS).collect();
@@ -87,11 +89,17 @@ async fn tell(
             projects: lot.to_vec(),
             memory_pressure: pressure("memory"),
             io_pressure: pressure("io"),
+            cache,
         };
         bus.request::<_, Nothing>(subject.clone(), &request, Encoding::MessagePack, TIMEOUT).await?;
         told.extend(lot.iter().map(|project| (project.project_id.as_uuid(), project.generation)));
     }
     Ok(true)
+}
+
+/// What the cache holds.
+fn use_of(cache: &CacheSettings) -> CacheUse {
+    CacheUse { bytes: cache.bytes_held(), limit_bytes: cache.limit_bytes }
 }
 
 /// The share of the last ten seconds, in percent, in which something waited for a resource; `None` where the kernel

@@ -1,6 +1,7 @@
 //! host-backup: on each project-host, does the operations that work on the host's projects. It holds no
 //! credentials of the database and none of a bucket: what an operation needs comes with its lease.
 
+mod estimate;
 mod freshness;
 mod host;
 mod kinds;
@@ -82,6 +83,7 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
         caller,
         root.clone(),
         Duration::from_secs_f64(settings.host.look_for_changes_every_s),
+        cache.clone(),
         shutdown.stopping.clone(),
     ));
     let host = Arc::new(Host {
@@ -91,6 +93,7 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
             processes: JobProcesses::new(program, [JOB_ARGUMENT]),
             cache,
             memory_bytes: settings.jobs.memory_bytes,
+            stall_s: settings.jobs.stall_s,
             requests: ObjectStoreRequests::register(&runtime.metrics),
         },
     });

@@ -56,6 +56,8 @@ pub struct JobSettings {
     pub proofs: u32,
     /// Bytes of memory that one job may use.
     pub memory_bytes: u64,
+    /// Seconds after which a job of which nothing moves is ended, to be tried again.
+    pub stall_s: f64,
 }
 
 /// How projects are started and stopped.

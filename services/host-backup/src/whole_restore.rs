@@ -9,14 +9,13 @@ use operation_engine::{OperationContext, OperationFailure};
 use crate::host::Host;
 
 impl Host {
-    /// Restores, verifies, and puts in place unless it is a `dry_run`. Says where the files went.
+    /// Restores, verifies, and puts in place. Says where the files went.
     pub(crate) async fn restore_whole(
         &self,
         operation: &OperationContext,
         project: ProjectId,
         grant: &RepositoryGrant,
         backup: &BackupId,
-        dry_run: bool,
     ) -> Result<(RestoreReceipt, String), OperationFailure> {
         let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
         let staged = self.volumes(move |root| root.stage(project, op_id)).await?;
@@ -36,30 +35,24 @@ impl Host {
                 _ => Ok(receipt),
             }
         });
-        let restored = match restored {
-            Ok(receipt) if !dry_run => {
-                operation.progress("exchange", "putting the files in place", None);
-                if let Err(stopped) = operation.check() {
-                    Err(stopped)
-                } else {
-                    let exchanged = self.volumes(move |root| root.exchange(&staged).map(|()| staged)).await;
-                    return match exchanged {
-                        Ok(staged) => {
-                            operation.progress("clean-up", "deleting the files that were replaced", None);
-                            if let Err(error) = self.volumes(move |root| root.discard(staged)).await {
-                                tracing::warn!(op.id = %operation.op_id(), ?error, "replaced files could not be deleted");
-                            }
-                            Ok((receipt, "project".to_owned()))
-                        }
-                        Err(failure) => Err(failure),
-                    };
-                }
+        let restored = restored.and_then(|receipt| {
+            operation.progress("exchange", "putting the files in place", None);
+            operation.check().map(|()| receipt)
+        });
+        let receipt = match restored {
+            Ok(receipt) => receipt,
+            Err(failure) => {
+                operation.progress("clean-up", "deleting what was staged", None);
+                self.volumes(move |root| root.discard(staged)).await?;
+                return Err(failure);
             }
-            other => other,
         };
-        operation.progress("clean-up", "deleting what was staged", None);
-        self.volumes(move |root| root.discard(staged)).await?;
-        restored.map(|receipt| (receipt, "nothing: dry run".to_owned()))
+        let staged = self.volumes(move |root| root.exchange(&staged).map(|()| staged)).await?;
+        operation.progress("clean-up", "deleting the files that were replaced", None);
+        if let Err(error) = self.volumes(move |root| root.discard(staged)).await {
+            tracing::warn!(op.id = %operation.op_id(), ?error, "replaced files could not be deleted");
+        }
+        Ok((receipt, "project".to_owned()))
     }
 
     /// Has a job write what it reads, and compare both.
@@ -71,7 +64,7 @@ impl Host {
         target: RestoreTarget,
     ) -> Result<RestoreReceipt, OperationFailure> {
         operation.progress("download", "reading the backup", None);
-        let receipt = self.runner.restore(operation, grant, backup, target).await?;
+        let receipt = self.runner.restore(operation, grant, backup, target, None).await?;
         operation.progress("verify", format!("{} files are as they were", receipt.files), None);
         Ok(receipt)
     }

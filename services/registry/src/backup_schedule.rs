@@ -37,7 +37,11 @@ pub(crate) async fn freshness(registry: Arc<Registry>, request: IncomingRequest)
     if said.projects.len() > MOST_PROJECTS {
         return Err(ApiError::invalid_argument(format!("at most {MOST_PROJECTS} projects in one message")));
     }
-    registry.database.note_load(host, said.memory_pressure, said.io_pressure).await.map_err(from_database)?;
+    registry
+        .database
+        .note_load(host, said.memory_pressure, said.io_pressure, said.cache)
+        .await
+        .map_err(from_database)?;
     if !said.projects.is_empty() {
         registry.database.note_generations(host, &said.projects).await.map_err(from_database)?;
     }

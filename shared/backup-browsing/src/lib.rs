@@ -133,6 +133,8 @@ pub fn job_request(
         key,
         cache: Some(cache.clone()),
         memory_limit_bytes: Some(memory_bytes),
+        stall_limit_s: None,
+        write_until: None,
         task,
     })
 }

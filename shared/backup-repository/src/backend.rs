@@ -12,14 +12,16 @@
 //!
 //! All methods block on the runtime handle that was passed in: never call them from an async task.
 
+mod rustic_interface;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use object_storage::{ObjectKey, ObjectStorageError, ObjectStorageErrorKind, ObjectStore, PutMode};
-use rustic_core::{BytesList, ErrorKind, FileType, Id, ReadBackend, RusticError, RusticResult, WriteBackend};
+use rustic_core::{ErrorKind, FileType, Id, RusticError, RusticResult};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -27,6 +29,8 @@ use tokio::task::JoinSet;
 
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind, Result, kind_of_storage_error};
 use crate::metadata_cache::{CacheSettings, MetadataCache, hash};
+use crate::write_deadline::WriteDeadline;
+use rustic_interface::file_name;
 
 /// Packs that go up at the same time. Each holds one pack (16 MiB) in memory.
 const PARALLEL_UPLOADS: usize = 4;
@@ -106,6 +110,7 @@ pub(crate) struct RepositoryBackend {
     access: Access,
     cache: MetadataCache,
     guard: WriteGuard,
+    deadline: Mutex<WriteDeadline>,
     snapshot_writes: Mutex<SnapshotWrites>,
     last_snapshot: Mutex<Option<Id>>,
     index_writes: AtomicU64,
@@ -146,6 +151,7 @@ impl RepositoryBackend {
             access,
             cache: MetadataCache::new(cache),
             guard: WriteGuard::default(),
+            deadline: Mutex::default(),
             snapshot_writes: Mutex::new(SnapshotWrites::Stored),
             last_snapshot: Mutex::default(),
             index_writes: AtomicU64::new(0),
@@ -164,6 +170,10 @@ impl RepositoryBackend {
 
     pub(crate) fn guard(&self) -> &WriteGuard {
         &self.guard
+    }
+
+    pub(crate) fn obey(&self, deadline: WriteDeadline) {
+        *lock(&self.deadline) = deadline;
     }
 
     pub(crate) fn cache(&self) -> &MetadataCache {
@@ -208,6 +218,15 @@ impl RepositoryBackend {
             .unwrap_or_else(|| BackupRepositoryError::from_rustic(operation, subject, error))
     }
 
+    /// As [`Self::error`] while it is not yet known whether the key is the right one.
+    pub(crate) fn error_of_opening(
+        &self,
+        subject: impl fmt::Display,
+        error: &RusticError,
+    ) -> BackupRepositoryError {
+        self.take_failure("open").unwrap_or_else(|| BackupRepositoryError::of_opening(subject, error))
+    }
+
     /// The first failed request since the last call, if any failed.
     pub(crate) fn take_failure(&self, operation: &'static str) -> Option<BackupRepositoryError> {
         lock(&self.failure).take().map(|failure| {
@@ -225,6 +244,11 @@ impl RepositoryBackend {
             self.runtime.block_on(async { tokio::join!(self.store.get(&key), self.store.get(&config_key)) });
         *lock(&self.config) = absent_as_none(config)?;
         absent_as_none(beside)
+    }
+
+    /// Whether there is a config: asked for, not listed.
+    pub(crate) fn find_config(&self) -> Result<bool> {
+        self.get_with_config("config").map(|config| config.is_some())
     }
 
     /// Shows only this one of the keys to rustic, or all.
@@ -336,7 +360,7 @@ impl RepositoryBackend {
             message.push_str(&format!(": {inner}"));
             cause = inner.source();
         }
-        let kind = kind_of_storage_error(error.kind());
+        let kind = kind_of_storage_error(&error);
         lock(&self.failure).get_or_insert_with(|| Failure { kind, subject: subject.to_owned(), message });
         RusticError::with_source(ErrorKind::Backend, "the object store failed", error)
     }
@@ -346,7 +370,7 @@ impl RepositoryBackend {
         lock(&self.failure).get_or_insert_with(|| Failure {
             kind: BackupRepositoryErrorKind::Damaged,
             subject: subject.clone(),
-            message: "its content does not match its name (SHA-256)".to_owned(),
+            message: "its content is not what was stored".to_owned(),
         });
         RusticError::new(ErrorKind::Verification, format!("{subject} does not match its hash"))
     }
@@ -358,18 +382,35 @@ impl RepositoryBackend {
             .runtime
             .block_on(self.store.get(&key))
             .map_err(|error| self.failed("read", key.as_str(), error))?;
-        // The name of every file but the config is the hash of its content.
-        if file_type != FileType::Config && hash(&bytes) != *id {
-            return Err(self.damaged(file_type, id));
-        }
         Ok(bytes)
+    }
+
+    /// A file whose name is the hash of its content: every one but the config. It is read again before it is called
+    /// damaged: bytes are spoilt on their way more often than where they lie.
+    fn get_verified(&self, file_type: FileType, id: &Id) -> RusticResult<Bytes> {
+        for _ in 0..2 {
+            let bytes = self.get(file_type, id)?;
+            if hash(&bytes) == *id {
+                return Ok(bytes);
+            }
+            tracing::warn!(object.key = file_name(file_type, id), "what was read does not match its name");
+        }
+        Err(self.damaged(file_type, id))
+    }
+
+    /// A pack, whatever has become of it; `None` where it is not there.
+    pub(crate) fn get_as_it_is(&self, pack: &Id) -> Result<Option<Bytes>> {
+        let key =
+            self.file_key(FileType::Pack, pack).map_err(|error| self.error("read", &self.root, &error))?;
+        self.counters.get.fetch_add(1, Ordering::Relaxed);
+        absent_as_none(self.runtime.block_on(self.store.get(&key)))
     }
 
     fn get_cached(&self, file_type: FileType, id: &Id) -> RusticResult<Bytes> {
         if let Some(bytes) = self.cache.get(id) {
             return Ok(bytes);
         }
-        let bytes = self.get(file_type, id)?;
+        let bytes = self.get_verified(file_type, id)?;
         self.cache.put(id, &bytes);
         Ok(bytes)
     }
@@ -377,14 +418,28 @@ impl RepositoryBackend {
     fn get_range(&self, file_type: FileType, id: &Id, offset: u32, length: u32) -> RusticResult<Bytes> {
         let key = self.file_key(file_type, id)?;
         self.counters.get.fetch_add(1, Ordering::Relaxed);
-        self.runtime
-            .block_on(self.store.get_range(&key, offset.into(), length.into()))
-            .map_err(|error| self.failed("read", key.as_str(), error))
+        self.runtime.block_on(self.store.get_range(&key, offset.into(), length.into())).map_err(|error| {
+            let is_cut = error.kind() == ObjectStorageErrorKind::Permanent
+                && self
+                    .runtime
+                    .block_on(self.store.head(&key))
+                    .is_ok_and(|object| object.size_bytes < u64::from(offset) + u64::from(length));
+            if is_cut { self.damaged(file_type, id) } else { self.failed("read", key.as_str(), error) }
+        })
     }
 
     fn check_may_write(&self, subject: &str) -> RusticResult<()> {
         let refused = if self.guard.is_closed() {
             "the job was stopped: nothing is written any more"
+        } else if lock(&self.deadline).has_passed() {
+            let message = "its time is over: somebody else may be at work, and nothing is written any more";
+            self.guard.close();
+            lock(&self.failure).get_or_insert_with(|| Failure {
+                kind: BackupRepositoryErrorKind::Retryable,
+                subject: subject.to_owned(),
+                message: message.to_owned(),
+            });
+            message
         } else if self.access != Access::ReadWrite {
             "the repository was opened for reading only"
         } else {
@@ -426,215 +481,10 @@ impl RepositoryBackend {
     }
 }
 
-impl ReadBackend for RepositoryBackend {
-    fn location(&self) -> String {
-        self.root.clone()
-    }
-
-    fn list_with_size(&self, file_type: FileType) -> RusticResult<Vec<(Id, u32)>> {
-        if file_type == FileType::Config {
-            // One read instead of a listing and a read: rustic asks for the content right afterwards.
-            if let Some(bytes) = &*lock(&self.config) {
-                return Ok(vec![(Id::default(), u32::try_from(bytes.len()).unwrap_or(u32::MAX))]);
-            }
-            let key = self.key("config")?;
-            self.counters.get.fetch_add(1, Ordering::Relaxed);
-            return match self.runtime.block_on(self.store.get(&key)) {
-                Ok(bytes) => {
-                    let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                    *lock(&self.config) = Some(bytes);
-                    Ok(vec![(Id::default(), size)])
-                }
-                Err(error) if error.kind() == ObjectStorageErrorKind::NotFound => Ok(Vec::new()),
-                Err(error) => Err(self.failed("read", key.as_str(), error)),
-            };
-        }
-        let prefix = format!("{}/{}/", self.root, file_type.dirname());
-        self.counters.list.fetch_add(1, Ordering::Relaxed);
-        let objects = self
-            .runtime
-            .block_on(self.store.list(&prefix))
-            .map_err(|error| self.failed("list", &prefix, error))?;
-        let mut files = Vec::with_capacity(objects.len());
-        for object in objects {
-            let name = object.key.as_str().strip_prefix(&prefix).unwrap_or_default();
-            let Some(id) = id_of_name(file_type, name) else {
-                tracing::warn!(object.key = %object.key, "passed over an object that is no repository file");
-                continue;
-            };
-            let size = u32::try_from(object.size_bytes).map_err(|error| {
-                RusticError::with_source(ErrorKind::Backend, format!("{} is over 4 GiB", object.key), error)
-            })?;
-            files.push((id, size));
-        }
-        match file_type {
-            FileType::Key => {
-                if let Some(only) = *lock(&self.only_key) {
-                    files.retain(|(id, _)| *id == only);
-                }
-            }
-            FileType::Snapshot => self.check_required(&files)?,
-            FileType::Pack => {
-                let bytes = files.iter().map(|(_, size)| u64::from(*size)).sum();
-                self.listed_pack_bytes.store(bytes, Ordering::SeqCst);
-            }
-            FileType::Config | FileType::Index => {}
-        }
-        Ok(files)
-    }
-
-    fn read_full(&self, file_type: FileType, id: &Id) -> RusticResult<Bytes> {
-        match file_type {
-            FileType::Config => {
-                if let Some(bytes) = lock(&self.config).take() {
-                    return Ok(bytes);
-                }
-                self.get(file_type, id)
-            }
-            FileType::Snapshot | FileType::Index => self.get_cached(file_type, id),
-            FileType::Key | FileType::Pack => self.get(file_type, id),
-        }
-    }
-
-    fn read_partial(
-        &self,
-        file_type: FileType,
-        id: &Id,
-        cacheable: bool,
-        offset: u32,
-        length: u32,
-    ) -> RusticResult<Bytes> {
-        if cacheable {
-            // A pack of trees: its neighbours are wanted next, so it is fetched whole.
-            let bytes = self.get_cached(file_type, id)?;
-            let from = offset as usize;
-            let to = from + length as usize;
-            return if to <= bytes.len() {
-                Ok(bytes.slice(from..to))
-            } else {
-                Err(self.damaged(file_type, id))
-            };
-        }
-        match self.in_window(id, offset, length) {
-            Some(bytes) => Ok(bytes),
-            None => self.get_range(file_type, id, offset, length),
-        }
-    }
-
-    fn warmup_path(&self, file_type: FileType, id: &Id) -> String {
-        file_name(file_type, id)
-    }
-}
-
-impl WriteBackend for RepositoryBackend {
-    fn write_bytes(
-        &self,
-        file_type: FileType,
-        id: &Id,
-        cacheable: bool,
-        content: BytesList,
-    ) -> RusticResult<()> {
-        let key = self.file_key(file_type, id)?;
-        self.check_may_write(key.as_str())?;
-        let body = joined(content);
-        match file_type {
-            FileType::Pack => {
-                if cacheable {
-                    self.cache.put(id, &body);
-                }
-                self.upload(key, body)
-            }
-            FileType::Index => {
-                self.finish_uploads()?;
-                self.check_may_write(key.as_str())?;
-                self.put(&key, body.clone(), PutMode::NamedByHash)?;
-                self.index_writes.fetch_add(1, Ordering::SeqCst);
-                self.cache.put(id, &body);
-                Ok(())
-            }
-            FileType::Snapshot => {
-                self.finish_uploads()?;
-                if *lock(&self.snapshot_writes) == SnapshotWrites::HeldBack {
-                    return Ok(());
-                }
-                self.check_may_write(key.as_str())?;
-                self.put(&key, body.clone(), PutMode::NamedByHash)?;
-                *lock(&self.last_snapshot) = Some(*id);
-                self.cache.put(id, &body);
-                Ok(())
-            }
-            FileType::Key => self.put(&key, body, PutMode::NamedByHash),
-            // Two that initialise at once must not both believe that their config is the one.
-            FileType::Config => self.put(&key, body, PutMode::CreateOnly),
-        }
-    }
-
-    fn remove(&self, file_type: FileType, id: &Id, _cacheable: bool) -> RusticResult<()> {
-        let key = self.file_key(file_type, id)?;
-        self.check_may_write(key.as_str())?;
-        self.counters.delete.fetch_add(1, Ordering::Relaxed);
-        self.runtime
-            .block_on(self.store.delete(std::slice::from_ref(&key)))
-            .map_err(|error| self.failed("delete", key.as_str(), error))
-    }
-}
-
 fn absent_as_none(answer: std::result::Result<Bytes, ObjectStorageError>) -> Result<Option<Bytes>> {
     match answer {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == ObjectStorageErrorKind::NotFound => Ok(None),
         Err(error) => Err(BackupRepositoryError::from_storage("read", error)),
-    }
-}
-
-/// The name of a file below the root, in restic's default layout.
-fn file_name(file_type: FileType, id: &Id) -> String {
-    let hex = id.to_hex();
-    match file_type {
-        FileType::Config => "config".to_owned(),
-        FileType::Pack => format!("data/{}/{}", &hex.as_str()[..2], hex.as_str()),
-        FileType::Key | FileType::Snapshot | FileType::Index => {
-            format!("{}/{}", file_type.dirname(), hex.as_str())
-        }
-    }
-}
-
-fn id_of_name(file_type: FileType, name: &str) -> Option<Id> {
-    let hex = match file_type {
-        FileType::Pack => name.split_once('/').filter(|(shelf, hex)| hex.get(..2) == Some(shelf))?.1,
-        _ => name,
-    };
-    (hex.len() == 64).then(|| hex.parse().ok())?
-}
-
-fn joined(content: BytesList) -> Bytes {
-    let size = content.size();
-    let mut parts = content.into_vec();
-    if parts.len() == 1 {
-        return parts.remove(0);
-    }
-    let mut body = BytesMut::with_capacity(size);
-    for part in parts {
-        body.extend_from_slice(&part);
-    }
-    body.freeze()
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
-    use super::*;
-
-    #[test]
-    fn names_follow_the_default_layout_of_restic_and_are_read_back() {
-        let id = hash(b"x");
-        let hex = id.to_hex().as_str().to_owned();
-        assert_eq!(file_name(FileType::Pack, &id), format!("data/{}/{hex}", &hex[..2]));
-        assert_eq!(file_name(FileType::Key, &id), format!("keys/{hex}"));
-        assert_eq!(file_name(FileType::Config, &id), "config");
-        assert_eq!(id_of_name(FileType::Pack, &format!("{}/{hex}", &hex[..2])), Some(id));
-        assert_eq!(id_of_name(FileType::Pack, &format!("zz/{hex}")), None);
-        assert_eq!(id_of_name(FileType::Index, &hex[..60]), None);
     }
 }

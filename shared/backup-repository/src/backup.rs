@@ -128,7 +128,7 @@ impl Repository {
         if let Some(summary) = parent.as_ref().and_then(|parent| parent.summary.as_ref()) {
             progress.scanned(summary.total_files_processed, summary.total_bytes_processed);
         }
-        let Self { rustic, backend, identity, relay } = self;
+        let Self { rustic, backend, identity, relay, .. } = self;
         let mut tags = SnapshotTags {
             project_id: identity.project_id,
             purpose: request.purpose,

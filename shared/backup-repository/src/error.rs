@@ -30,6 +30,8 @@ pub enum BackupRepositoryErrorKind {
     VerificationFailed,
     /// The caller asked to stop.
     Canceled,
+    /// Nothing moved for so long that the job was ended.
+    Stalled,
     /// Worth another attempt later.
     Retryable,
     /// Everything else: repeating the same request gives the same answer.
@@ -39,8 +41,22 @@ pub enum BackupRepositoryErrorKind {
 impl BackupRepositoryErrorKind {
     /// Whether another attempt at the very same request can end better.
     pub fn is_retryable(self) -> bool {
-        matches!(self, Self::Retryable | Self::VerificationFailed)
+        matches!(self, Self::Retryable | Self::Stalled | Self::VerificationFailed)
     }
+}
+
+/// Whether what is behind an error are bytes whose tag does not fit the key.
+pub(crate) fn does_not_decrypt(error: &RusticError) -> bool {
+    const CODE: &str = "C001";
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let boxed = error.downcast_ref::<Box<RusticError>>().map(AsRef::as_ref);
+        if boxed.or_else(|| error.downcast_ref()).is_some_and(|error: &RusticError| error.is_code(CODE)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// A failed operation on a repository, with what was attempted and on what.
@@ -82,7 +98,7 @@ impl BackupRepositoryError {
     }
 
     pub(crate) fn from_storage(operation: &'static str, error: ObjectStorageError) -> Self {
-        let kind = kind_of_storage_error(error.kind());
+        let kind = kind_of_storage_error(&error);
         Self::new(kind, operation, "in the object store", "the request failed").with_source(error)
     }
 
@@ -92,12 +108,30 @@ impl BackupRepositoryError {
         subject: impl fmt::Display,
         error: &RusticError,
     ) -> Self {
-        let kind = if error.is_incorrect_password() || error.is_code("C001") {
-            BackupRepositoryErrorKind::WrongCredentials
-        } else {
-            BackupRepositoryErrorKind::Permanent
+        // The key has opened the repository: what it does not decrypt is not what was stored.
+        let kind = match does_not_decrypt(error) {
+            true => BackupRepositoryErrorKind::Damaged,
+            false => BackupRepositoryErrorKind::Permanent,
         };
         Self::new(kind, operation, subject, error.display_log())
+    }
+
+    /// The same while it is not yet known whether the key is the right one.
+    pub(crate) fn of_opening(subject: impl fmt::Display, error: &RusticError) -> Self {
+        if error.is_incorrect_password() {
+            return Self::new(
+                BackupRepositoryErrorKind::WrongCredentials,
+                "open",
+                subject,
+                error.display_log(),
+            );
+        }
+        if does_not_decrypt(error) {
+            let message =
+                "its config does not decrypt: the key is another repository's, or the config is damaged";
+            return Self::new(BackupRepositoryErrorKind::WrongCredentials, "open", subject, message);
+        }
+        Self::from_rustic("open", subject, error)
     }
 
     pub(crate) fn canceled(operation: &'static str) -> Self {
@@ -117,9 +151,13 @@ impl BackupRepositoryError {
     }
 }
 
-pub(crate) fn kind_of_storage_error(kind: ObjectStorageErrorKind) -> BackupRepositoryErrorKind {
-    match kind {
+/// What a caller can do about a failed request. Credentials that have expired are worth another attempt: it gets new ones.
+pub(crate) fn kind_of_storage_error(error: &ObjectStorageError) -> BackupRepositoryErrorKind {
+    match error.kind() {
         ObjectStorageErrorKind::NotFound => BackupRepositoryErrorKind::NotFound,
+        ObjectStorageErrorKind::PermissionDenied if error.code() == Some("ExpiredToken") => {
+            BackupRepositoryErrorKind::Retryable
+        }
         ObjectStorageErrorKind::PermissionDenied => BackupRepositoryErrorKind::WrongCredentials,
         ObjectStorageErrorKind::Retryable => BackupRepositoryErrorKind::Retryable,
         ObjectStorageErrorKind::AlreadyExists | ObjectStorageErrorKind::Permanent => {

@@ -129,7 +129,8 @@ impl Initialisation {
     fn run(&self) -> Result<RepositoryKey> {
         let objects = self.list()?;
         self.claim(&objects)?;
-        if self.holds(&objects, "config") {
+        // A listing may lack what is there, and without its keys a repository could never be opened again.
+        if self.holds(&objects, "config") || self.backend.find_config()? {
             return self.open();
         }
         let foreign = objects.iter().find(|object| !self.is_marker_or_key(object));

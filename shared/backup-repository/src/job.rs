@@ -1,7 +1,7 @@
 //! What is said between a service and the child process that does jobs for it, one after another.
 //!
 //! The parent writes one line of JSON, the [`JobRequest`], to the child's standard input, and keeps it open:
-//! a line `cancel` asks for an orderly end, and the end of the input means that the parent is dead, after
+//! a line `cancel` asks for an orderly end, a line `until` with a number moves the time until which it may write, and the end of the input means that the parent is dead, after
 //! which the child ends at once. The child answers on its standard output with lines of JSON, each a
 //! [`JobEvent`], the last one of a job being `finished` or `failed`. After a success the child may add a line `ready`
 //! and wait for the next request; otherwise it ends. The request holds secrets, which is why it goes over a
@@ -18,11 +18,14 @@ use crate::browse::{Browser, CheckReport};
 use crate::browse_page::{FindPage, FindQuery, ListPage, ListQuery};
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind, Result};
 use crate::initialise::RepositoryIdentity;
+use crate::mend::MendReceipt;
 use crate::metadata_cache::CacheSettings;
+use crate::preview::{Preview, PreviewRequest};
 use crate::prune::{PruneReceipt, PruneRequest};
 use crate::repository::{Progress, Repository, RepositoryLocation};
 use crate::repository_key::RepositoryKey;
 use crate::restore::{RestoreReceipt, RestoreRequest};
+use crate::write_deadline::WriteUntil;
 
 /// One job, with everything that it needs. `Debug` shows no secret.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,6 +46,12 @@ pub struct JobRequest {
     /// The most data memory (`RLIMIT_DATA`, in bytes) that the child may take. At the limit it dies, which
     /// is a retryable failure.
     pub memory_limit_bytes: Option<u64>,
+    /// Seconds without a sign of life after which the parent ends the job; no limit where `None`.
+    #[serde(default)]
+    pub stall_limit_s: Option<f64>,
+    /// Until when it may write and delete; for ever where `None`. Can be moved while it works.
+    #[serde(default)]
+    pub write_until: Option<WriteUntil>,
     /// What is to be done.
     pub task: JobTask,
 }
@@ -55,12 +64,19 @@ pub enum JobTask {
     Backup(BackupRequest),
     /// Restore one.
     Restore(RestoreRequest),
+    /// Say what a restore would change.
+    Preview(PreviewRequest),
     /// Check the repository.
     Check {
         /// Whether to read all packs.
         read_data: bool,
         /// Which share of them only, and of how many; shares are counted from 0.
         #[serde(default)]
+        share: Option<(u32, u32)>,
+    },
+    /// Make the index say what is there.
+    Mend {
+        /// Of which share the content is read, and of how many, as in a check.
         share: Option<(u32, u32)>,
     },
     /// Forget backups and free their space.
@@ -89,6 +105,9 @@ pub struct JobProgress {
     pub total_files: Option<u64>,
     /// Bytes in all, once known (with a parent: its number).
     pub total_bytes: Option<u64>,
+    /// Grows with every step and every request: a sign of life where nothing else changes.
+    #[serde(default)]
+    pub steps: u64,
 }
 
 /// What a finished job has to show.
@@ -99,8 +118,12 @@ pub enum JobResult {
     Backup(BackupReceipt),
     /// Of a restore.
     Restore(RestoreReceipt),
+    /// Of a preview.
+    Preview(Preview),
     /// Of a check.
     Check(CheckReport),
+    /// Of mending.
+    Mend(MendReceipt),
     /// Of a prune.
     Prune(PruneReceipt),
     /// Of a listing.
@@ -174,17 +197,27 @@ pub fn run_job(
     match task {
         JobTask::Backup(request) => {
             let repository = Repository::open_for_writing(location, runtime)?;
+            repository.obey(progress.write_deadline());
             repository.back_up(request, progress).map(JobResult::Backup)
         }
         JobTask::Restore(request) => {
             let repository = Repository::open_for_reading(location, runtime)?;
             repository.restore(request, progress).map(JobResult::Restore)
         }
+        JobTask::Preview(request) => Repository::open_for_reading(location, runtime)?
+            .preview(request, progress)
+            .map(JobResult::Preview),
         JobTask::Check { read_data, share } => Repository::open_for_reading(location, runtime)?
             .check_share(*read_data, *share)
             .map(JobResult::Check),
+        JobTask::Mend { share } => {
+            let repository = Repository::open_for_writing(location, runtime)?;
+            repository.obey(progress.write_deadline());
+            repository.mend(*share, progress.as_ref()).map(JobResult::Mend)
+        }
         JobTask::Prune(request) => {
             let repository = Repository::open_for_writing(location, runtime)?;
+            repository.obey(progress.write_deadline());
             repository.prune(request, progress.as_ref()).map(JobResult::Prune)
         }
         JobTask::List(_) | JobTask::Find(_) => {
@@ -199,7 +232,12 @@ pub(crate) fn browse(task: &JobTask, browser: &Browser) -> Result<JobResult> {
     match task {
         JobTask::List(query) => browser.list_page(query).map(JobResult::Listed),
         JobTask::Find(query) => browser.find_page(query).map(JobResult::Found),
-        JobTask::Backup(_) | JobTask::Restore(_) | JobTask::Check { .. } | JobTask::Prune(_) => {
+        JobTask::Backup(_)
+        | JobTask::Restore(_)
+        | JobTask::Preview(_)
+        | JobTask::Check { .. }
+        | JobTask::Mend { .. }
+        | JobTask::Prune(_) => {
             let message = "it does more than look";
             Err(BackupRepositoryError::new(
                 BackupRepositoryErrorKind::InvalidArgument,
@@ -231,6 +269,8 @@ mod tests {
             key: RepositoryKey::new(MasterKey::new()),
             cache: None,
             memory_limit_bytes: Some(1 << 30),
+            stall_limit_s: Some(300.0),
+            write_until: Some(WriteUntil::after(std::time::Duration::from_secs(60))),
             task: JobTask::Check { read_data: true, share: None },
         };
         let json = serde_json::to_string(&request).unwrap();

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use object_storage::{BucketControl, ProviderSettings};
+use object_storage::{BucketControl, ConnectOptions, ProviderSettings, RequestCounter, RequestCounts};
 use rustix::process::{Resource, Rlimit};
 use tokio::runtime::Runtime;
 
@@ -17,6 +17,7 @@ use crate::initialise::RepositoryIdentity;
 use crate::job::{JobEvent, JobFailure, JobFailureKind, JobProgress, JobRequest, JobResult, browse, run_job};
 use crate::repository::{Progress, Repository, RepositoryLocation};
 use crate::repository_key::RepositoryKey;
+use crate::write_deadline::{WriteDeadline, WriteUntil};
 
 /// The pause between two progress events.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
@@ -26,6 +27,9 @@ const LONGEST_REQUEST: u64 = 1024 * 1024;
 
 /// The line that asks for an orderly end.
 pub(crate) const CANCEL_LINE: &str = "cancel";
+
+/// The word before the time until which the job may write.
+pub(crate) const UNTIL_WORD: &str = "until";
 
 /// The line that says that another request is taken.
 pub(crate) const READY_LINE: &str = "ready";
@@ -47,6 +51,7 @@ pub fn run_job_child() -> ExitCode {
     end_with_any_panic();
     let requests = hear_parent();
     let mut executor: Option<Executor> = None;
+    let counter = RequestCounter::new();
     let mut jobs = 0;
     loop {
         // The end of the input ends the process elsewhere.
@@ -59,10 +64,10 @@ pub fn run_job_child() -> ExitCode {
         let events = Arc::new(EventWriter::default());
         let result = request.and_then(|request| {
             limit_resources(&request)?;
-            report_progress(Arc::clone(&progress), Arc::clone(&events));
+            report_progress(Arc::clone(&progress), Arc::clone(&counter), Arc::clone(&events));
             let executor = match &mut executor {
                 Some(executor) => executor,
-                none => none.insert(Executor::new()?),
+                none => none.insert(Executor::new(Arc::clone(&counter))?),
             };
             executor.run(request, progress)
         });
@@ -108,6 +113,10 @@ fn resident_bytes() -> u64 {
 /// after a backtrace: that needs memory under a lock, and where there is none the thread waits for itself.
 fn end_with_any_panic() {
     std::panic::set_hook(Box::new(|panic| {
+        // A thread that has found more than anybody still wants to hear: nobody waits for it.
+        if panic.payload_as_str().is_some_and(|text| text.contains("SendError")) {
+            return;
+        }
         // Standard error may be gone as well; the end is what counts.
         let _ = writeln!(io::stderr(), "{panic}");
         std::process::abort();
@@ -157,10 +166,21 @@ fn hear_parent() -> Receiver<HeardRequest> {
             match io::Read::take(&mut input, LONGEST_REQUEST).read_line(&mut line) {
                 Ok(0) | Err(_) => std::process::abort(),
                 Ok(_) if line.trim() == CANCEL_LINE => latest.canceled.store(true, Ordering::SeqCst),
+                Ok(_) if line.starts_with(UNTIL_WORD) => {
+                    let milliseconds = line.trim_start_matches(UNTIL_WORD).trim().parse();
+                    // A line that does not read gives no time.
+                    let until = milliseconds.map(WriteUntil::from_milliseconds);
+                    latest.deadline.set(until.unwrap_or(WriteUntil::now()));
+                }
                 Ok(_) => {
                     latest = Arc::new(ChildProgress::default());
+                    let request = read_request(&line);
+                    // Here, so that a line that moves it cannot come earlier.
+                    if let Ok(Some(until)) = request.as_ref().map(|request| request.write_until) {
+                        latest.deadline.set(until);
+                    }
                     // Nobody receives any more: the process is ending.
-                    let _ = sender.send((read_request(&line), Arc::clone(&latest)));
+                    let _ = sender.send((request, Arc::clone(&latest)));
                 }
             }
         }
@@ -168,12 +188,14 @@ fn hear_parent() -> Receiver<HeardRequest> {
     requests
 }
 
-fn report_progress(progress: Arc<ChildProgress>, events: Arc<EventWriter>) {
+fn report_progress(progress: Arc<ChildProgress>, counter: Arc<RequestCounter>, events: Arc<EventWriter>) {
     std::thread::spawn(move || {
         let mut last = JobProgress::default();
         loop {
             std::thread::sleep(PROGRESS_PAUSE);
-            let now = progress.now();
+            let mut now = progress.now();
+            let RequestCounts { put, get, head, list, delete, received_bytes, .. } = counter.counts();
+            now.steps += put + get + head + list + delete + received_bytes;
             if now != last {
                 last = now;
                 match events.write(&JobEvent::Progress(now)) {
@@ -191,6 +213,7 @@ fn report_progress(progress: Arc<ChildProgress>, events: Arc<EventWriter>) {
 struct Executor {
     runtime: Runtime,
     store: Option<(ProviderSettings, Arc<dyn BucketControl>)>,
+    counter: Arc<RequestCounter>,
     /// The repository that was looked into last, open.
     browser: Option<(OpenRepository, Browser)>,
 }
@@ -206,22 +229,24 @@ struct OpenRepository {
 }
 
 impl Executor {
-    fn new() -> std::result::Result<Self, JobFailure> {
+    fn new(counter: Arc<RequestCounter>) -> std::result::Result<Self, JobFailure> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .map_err(|error| JobFailure::of_process(format!("the runtime cannot start: {error}")))?;
-        Ok(Self { runtime, store: None, browser: None })
+        Ok(Self { runtime, store: None, counter, browser: None })
     }
 
     fn connected(&mut self, provider: ProviderSettings) -> Result<Arc<dyn BucketControl>> {
         match &self.store {
             Some((settings, store)) if *settings == provider => Ok(Arc::clone(store)),
             _ => {
+                let request_counter = Some(Arc::clone(&self.counter));
+                let options = ConnectOptions { request_counter, ..ConnectOptions::default() };
                 let store = self
                     .runtime
-                    .block_on(async { provider.connect() })
+                    .block_on(async { provider.connect_with(options) })
                     .map_err(|error| BackupRepositoryError::from_storage("connect", error))?;
                 self.store = Some((provider, Arc::clone(&store)));
                 Ok(store)
@@ -341,7 +366,9 @@ struct ChildProgress {
     bytes: AtomicU64,
     total_files: AtomicU64,
     total_bytes: AtomicU64,
+    steps: AtomicU64,
     canceled: AtomicBool,
+    deadline: WriteDeadline,
 }
 
 impl Default for ChildProgress {
@@ -351,7 +378,9 @@ impl Default for ChildProgress {
             bytes: AtomicU64::new(0),
             total_files: AtomicU64::new(UNKNOWN),
             total_bytes: AtomicU64::new(UNKNOWN),
+            steps: AtomicU64::new(0),
             canceled: AtomicBool::new(false),
+            deadline: WriteDeadline::default(),
         }
     }
 }
@@ -364,6 +393,7 @@ impl ChildProgress {
             bytes: self.bytes.load(Ordering::Relaxed),
             total_files: total(&self.total_files),
             total_bytes: total(&self.total_bytes),
+            steps: self.steps.load(Ordering::Relaxed),
         }
     }
 }
@@ -381,6 +411,12 @@ impl Progress for ChildProgress {
     }
 
     fn is_canceled(&self) -> bool {
+        // Asked before every step, whatever it is: that it goes on shows here.
+        self.steps.fetch_add(1, Ordering::Relaxed);
         self.canceled.load(Ordering::SeqCst)
+    }
+
+    fn write_deadline(&self) -> WriteDeadline {
+        self.deadline.clone()
     }
 }

@@ -17,13 +17,14 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
 use crate::job::{JobEvent, JobFailure, JobFailureKind, JobRequest};
-use crate::job_child::{CANCEL_LINE, READY_LINE};
+use crate::job_child::{CANCEL_LINE, READY_LINE, UNTIL_WORD};
+use crate::write_deadline::WriteUntil;
 
 /// How long a canceled job may take to end before it is killed.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
@@ -83,10 +84,18 @@ impl JobProcesses {
         let process_id = child.process.id();
         let (sender, events) = mpsc::channel(64);
         let cancel = Arc::new(Notify::new());
+        let (until, moved) = watch::channel(request.write_until);
         let pool = Arc::downgrade(&self.0);
-        let supervisor = Supervisor { child, sender, cancel: Arc::clone(&cancel), pool };
+        let supervisor = Supervisor {
+            child,
+            sender,
+            cancel: Arc::clone(&cancel),
+            until: moved,
+            stall_limit: request.stall_limit_s.and_then(|limit| Duration::try_from_secs_f64(limit).ok()),
+            pool,
+        };
         let supervisor = tokio::spawn(supervisor.run(line)).abort_handle();
-        Ok(JobProcess { process_id, events, cancel, supervisor, ended: false })
+        Ok(JobProcess { process_id, events, cancel, until, supervisor, ended: false })
     }
 }
 
@@ -151,6 +160,7 @@ pub struct JobProcess {
     process_id: Option<u32>,
     events: mpsc::Receiver<JobEvent>,
     cancel: Arc<Notify>,
+    until: watch::Sender<Option<WriteUntil>>,
     supervisor: AbortHandle,
     /// Whether the last event was given out: then the process may be another job's already.
     ended: bool,
@@ -178,6 +188,11 @@ impl JobProcess {
         self.cancel.notify_one();
     }
 
+    /// Moves the time until which it may write and delete.
+    pub fn write_until(&self, until: WriteUntil) {
+        self.until.send_if_modified(|latest| latest.replace(until) != Some(until));
+    }
+
     /// Waits, after the last event, until the process takes the next job or is gone.
     pub async fn settled(mut self) {
         while self.next_event().await.is_some() {}
@@ -193,6 +208,8 @@ struct Supervisor {
     child: JobChild,
     sender: mpsc::Sender<JobEvent>,
     cancel: Arc<Notify>,
+    until: watch::Receiver<Option<WriteUntil>>,
+    stall_limit: Option<Duration>,
     pool: Weak<Pool>,
 }
 
@@ -202,11 +219,15 @@ impl Supervisor {
         let _ = self.child.input.write_all(&request).await;
         let mut last = None;
         let mut kill_at: Option<Instant> = None;
+        let mut alive_at = Instant::now();
         while last.is_none() {
-            let deadline = kill_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
+            let far = Instant::now() + Duration::from_secs(86_400);
+            let deadline = kill_at.unwrap_or(far);
+            let stalled_at = self.stall_limit.map_or(far, |limit| alive_at + limit);
             tokio::select! {
                 event = self.child.next_event() => match event {
                     Some(JobEvent::Progress(progress)) => {
+                        alive_at = Instant::now();
                         // A slow listener misses some progress, never the end.
                         let _ = self.sender.try_send(JobEvent::Progress(progress));
                     }
@@ -216,6 +237,17 @@ impl Supervisor {
                 () = self.cancel.notified(), if kill_at.is_none() => {
                     kill_at = Some(Instant::now() + CANCEL_GRACE);
                     let _ = self.child.input.write_all(format!("{CANCEL_LINE}\n").as_bytes()).await;
+                }
+                Ok(()) = self.until.changed() => {
+                    let until = *self.until.borrow_and_update();
+                    if let Some(until) = until {
+                        let line = format!("{UNTIL_WORD} {}\n", until.milliseconds());
+                        let _ = self.child.input.write_all(line.as_bytes()).await;
+                    }
+                }
+                () = tokio::time::sleep_until(stalled_at), if self.stall_limit.is_some() && kill_at.is_none() => {
+                    let _ = self.child.process.kill().await;
+                    last = Some(JobEvent::Failed(stalled(alive_at.elapsed())));
                 }
                 () = tokio::time::sleep_until(deadline), if kill_at.is_some() => {
                     let _ = self.child.process.start_kill();
@@ -244,6 +276,12 @@ impl Supervisor {
             }
         }
     }
+}
+
+fn stalled(silence: Duration) -> JobFailure {
+    let reason = Kind::Stalled;
+    let message = format!("nothing has moved for {:.0} s, and the job was ended", silence.as_secs_f64());
+    JobFailure { kind: JobFailureKind::Retryable, reason, message }
 }
 
 impl JobChild {

@@ -38,6 +38,13 @@ pub struct CacheSettings {
     pub limit_bytes: u64,
 }
 
+impl CacheSettings {
+    /// The bytes that are in it: every file of it is looked at. What cannot be looked at counts as nothing.
+    pub fn bytes_held(&self) -> u64 {
+        files_in(&self.directory).map_or(0, |files| files.iter().map(|(_, size, _)| size).sum())
+    }
+}
+
 #[derive(Debug, Default)]
 struct Memory {
     objects: HashMap<Id, Bytes>,
@@ -148,9 +155,9 @@ fn write_aside(path: &Path, bytes: &Bytes) -> io::Result<()> {
     })
 }
 
-fn trim_directory(directory: &Path, limit_bytes: u64) -> io::Result<()> {
+/// The files of a cache: when each was used last, its length, its path.
+fn files_in(directory: &Path) -> io::Result<Vec<(SystemTime, u64, PathBuf)>> {
     let mut files = Vec::new();
-    let mut total = 0;
     for shelf in std::fs::read_dir(directory)? {
         let shelf = shelf?;
         if !shelf.file_type()?.is_dir() {
@@ -162,11 +169,16 @@ fn trim_directory(directory: &Path, limit_bytes: u64) -> io::Result<()> {
             if let Ok(metadata) = file.metadata()
                 && let Ok(used) = metadata.modified()
             {
-                total += metadata.len();
                 files.push((used, metadata.len(), file.path()));
             }
         }
     }
+    Ok(files)
+}
+
+fn trim_directory(directory: &Path, limit_bytes: u64) -> io::Result<()> {
+    let mut files = files_in(directory)?;
+    let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
     files.sort();
     for (_, size, path) in files {
         if total <= limit_bytes {

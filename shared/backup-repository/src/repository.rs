@@ -10,11 +10,12 @@ use rustic_core::{
 use tokio::runtime::Handle;
 
 use crate::backend::{Access, RepositoryBackend, RequestCounts};
-use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
+use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result, does_not_decrypt};
 use crate::initialise::{MARKER_NAME, RepositoryIdentity, check_marker};
 use crate::metadata_cache::CacheSettings;
 use crate::repository_key::RepositoryKey;
 use crate::snapshot::{SnapshotId, SnapshotTags};
+use crate::write_deadline::WriteDeadline;
 
 /// Hears how far a job is, and can stop it. Called often and from several threads: must be quick.
 pub trait Progress: Send + Sync {
@@ -25,6 +26,10 @@ pub trait Progress: Send + Sync {
     fn stored(&self, files: u64, bytes: u64);
     /// Whether the job is to stop. It then ends with an error of kind `Canceled` and leaves no snapshot.
     fn is_canceled(&self) -> bool;
+    /// Until when the job may write and delete. By default, for ever.
+    fn write_deadline(&self) -> WriteDeadline {
+        WriteDeadline::default()
+    }
 }
 
 /// Nobody listens.
@@ -64,6 +69,7 @@ pub struct Repository {
     pub(crate) rustic: Rustic,
     pub(crate) backend: Arc<RepositoryBackend>,
     pub(crate) identity: RepositoryIdentity,
+    pub(crate) key: RepositoryKey,
     pub(crate) relay: ProgressRelay,
 }
 
@@ -98,19 +104,19 @@ impl Repository {
                 return Err(BackupRepositoryError::new(Kind::NotFound, "open", &root, message));
             }
         }
-        // rustic's own cache writes in place and verifies nothing: ours sits in the backend.
-        let mut options = RepositoryOptions::default();
-        options.no_cache = true;
-        let for_rustic: Arc<dyn WriteBackend> = backend.clone();
         let relay = ProgressRelay::default();
-        let rustic = rustic_core::Repository::new_with_progress(
-            &options,
-            &RepositoryBackends::new(for_rustic, None),
-            relay.clone(),
-        )
-        .and_then(|repository| repository.open(&Credentials::Masterkey(key.master_key())))
-        .map_err(|error| backend.error("open", &root, &error))?;
-        Ok(Self { rustic, backend, identity, relay })
+        // The config is the one file whose name does not prove its content: it is read again before it is called wrong.
+        let rustic = match open_rustic(&backend, &key, &relay) {
+            Err(error) if does_not_decrypt(&error) => open_rustic(&backend, &key, &relay),
+            opened => opened,
+        };
+        let rustic = rustic.map_err(|error| backend.error_of_opening(&root, &error))?;
+        Ok(Self { rustic, backend, identity, key, relay })
+    }
+
+    /// From now on nothing is written or deleted after this.
+    pub fn obey(&self, deadline: WriteDeadline) {
+        self.backend.obey(deadline);
     }
 
     /// Requests to the object store since the opening.
@@ -131,6 +137,23 @@ impl Repository {
     pub(crate) fn snapshot(&self, id: SnapshotId) -> Result<(SnapshotFile, SnapshotTags)> {
         read_snapshot(&self.rustic, &self.backend, &self.identity, id)
     }
+}
+
+fn open_rustic(
+    backend: &Arc<RepositoryBackend>,
+    key: &RepositoryKey,
+    relay: &ProgressRelay,
+) -> rustic_core::RusticResult<Rustic> {
+    // rustic's own cache writes in place and verifies nothing: ours sits in the backend.
+    let mut options = RepositoryOptions::default();
+    options.no_cache = true;
+    let for_rustic: Arc<dyn WriteBackend> = backend.clone();
+    rustic_core::Repository::new_with_progress(
+        &options,
+        &RepositoryBackends::new(for_rustic, None),
+        relay.clone(),
+    )?
+    .open(&Credentials::Masterkey(key.master_key()))
 }
 
 pub(crate) fn read_snapshot<S: rustic_core::Open>(

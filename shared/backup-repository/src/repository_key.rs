@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use aes256ctr_poly1305aes::aead::{self, AeadInPlace};
+use aes256ctr_poly1305aes::aead::{self, Aead, AeadInPlace};
 use aes256ctr_poly1305aes::{Aes256CtrPoly1305Aes, Key};
 use rand::RngCore;
 use rustic_core::repofile::{KeyFile, MasterKey};
@@ -30,6 +30,9 @@ const SCRYPT_LOG_COST_RANDOM: u8 = 10;
 
 /// scrypt's cost for any other password: rustic_core's.
 const SCRYPT_LOG_COST: u8 = 17;
+
+/// What stands before everything encrypted.
+const NONCE_BYTES: usize = 16;
 
 impl RepositoryKey {
     pub(crate) fn new(key: MasterKey) -> Self {
@@ -54,14 +57,7 @@ impl RepositoryKey {
         scrypt::scrypt(password.expose().as_bytes(), &salt, &parameters, &mut derived)
             .map_err(|error| error.to_string())?;
 
-        let mut nonce = aead::Nonce::<Aes256CtrPoly1305Aes>::default();
-        rand::rng().fill_bytes(&mut nonce);
-        let mut data = nonce.to_vec();
-        data.extend(serde_json::to_vec(&self.0).map_err(|error| error.to_string())?);
-        let tag = Aes256CtrPoly1305Aes::new(&derived)
-            .encrypt_in_place_detached(&nonce, &[], &mut data[nonce.len()..])
-            .map_err(|error| error.to_string())?;
-        data.extend(tag);
+        let data = seal(&derived, &serde_json::to_vec(&self.0).map_err(|error| error.to_string())?)?;
         serde_json::to_vec(&KeyFile {
             hostname: Some("longhaul".to_owned()),
             username: Some("registry".to_owned()),
@@ -79,6 +75,40 @@ impl RepositoryKey {
     pub(crate) fn master_key(&self) -> MasterKey {
         self.0.clone()
     }
+
+    /// Encrypts as everything in the repository is: the nonce, the text, the tag. Errors are texts without secrets.
+    pub(crate) fn seal(&self, plain: &[u8]) -> Result<Vec<u8>, String> {
+        seal(&self.cipher_key(), plain)
+    }
+
+    /// What [`Self::seal`] has encrypted; `None` where a bit of it is not as it was.
+    pub(crate) fn unseal(&self, sealed: &[u8]) -> Option<Vec<u8>> {
+        let (nonce, rest) = sealed.split_at_checked(NONCE_BYTES)?;
+        Aes256CtrPoly1305Aes::new(&self.cipher_key())
+            .decrypt(aead::Nonce::<Aes256CtrPoly1305Aes>::from_slice(nonce), rest)
+            .ok()
+    }
+
+    /// The parts in the order in which the cipher takes them; their lengths were checked when they were read.
+    fn cipher_key(&self) -> Key {
+        let MasterKey { mac, encrypt, .. } = &self.0;
+        let mut key = Key::default();
+        let parts = encrypt.iter().chain(&mac.k).chain(&mac.r);
+        key.iter_mut().zip(parts).for_each(|(byte, part)| *byte = *part);
+        key
+    }
+}
+
+fn seal(key: &Key, plain: &[u8]) -> Result<Vec<u8>, String> {
+    let mut nonce = aead::Nonce::<Aes256CtrPoly1305Aes>::default();
+    rand::rng().fill_bytes(&mut nonce);
+    let mut sealed = nonce.to_vec();
+    sealed.extend_from_slice(plain);
+    let tag = Aes256CtrPoly1305Aes::new(key)
+        .encrypt_in_place_detached(&nonce, &[], &mut sealed[NONCE_BYTES..])
+        .map_err(|error| error.to_string())?;
+    sealed.extend(tag);
+    Ok(sealed)
 }
 
 impl<'de> Deserialize<'de> for RepositoryKey {
@@ -155,6 +185,20 @@ mod tests {
         let password = RepositoryPassword::generate();
         assert_eq!(format!("{key:?} {password:?}"), "RepositoryKey(redacted) RepositoryPassword(redacted)");
         assert_eq!(password.expose().len(), 64);
+    }
+
+    #[test]
+    fn what_is_sealed_is_unsealed_unless_a_bit_of_it_has_changed() {
+        let key = RepositoryKey::new(MasterKey::new());
+        let sealed = key.seal(b"owes 100").unwrap();
+        assert_eq!(key.unseal(&sealed).unwrap(), b"owes 100");
+        for byte in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[byte] ^= 1;
+            assert_eq!(key.unseal(&changed), None, "byte {byte}");
+        }
+        assert_eq!(RepositoryKey::new(MasterKey::new()).unseal(&sealed), None);
+        assert_eq!(key.unseal(b"short"), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,6 +21,7 @@ use std::time::Instant;
 use rustic_core::IndexedFullStatus;
 use rustic_core::repofile::Node;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::backend::{RepositoryBackend, RequestCounts};
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
@@ -32,14 +34,43 @@ use crate::staging::StagingDirectory;
 use crate::tree_digest::{TreeDigest, hard_link_group};
 use crate::verification::verify;
 
+/// How many of the files that cannot be restored an error names.
+const NAMED_FILES: usize = 5;
+
 /// What is to be restored, and where to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreRequest {
     /// The backup.
     pub snapshot: SnapshotId,
     /// All of it or a part.
     pub target: RestoreTarget,
+    /// Only some of the files, to prove that the backup restores; all of them where `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<Sample>,
+}
+
+/// Which files of a backup are restored for a proof: the same ones for the same seed. Directories all are.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The share of the files, from 0 to 1.
+    pub share: f64,
+    /// What chooses them.
+    pub seed: u64,
+}
+
+impl Sample {
+    /// Whether an entry is one of them. All names of a file are, or none is.
+    fn takes(&self, path: &Path, node: &Node) -> bool {
+        let mut hasher = Sha256::new_with_prefix(self.seed.to_le_bytes());
+        match hard_link_group(node) {
+            Some((device, inode)) => hasher.update([device.to_le_bytes(), inode.to_le_bytes()].concat()),
+            None => hasher.update(path.as_os_str().as_bytes()),
+        }
+        let hash: [u8; 32] = hasher.finalize().into();
+        let number = hash.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        node.is_dir() || f64::from(number) < self.share * 2_f64.powi(32)
+    }
 }
 
 /// Where a restore goes. Each directory has to be empty; one that is missing is created.
@@ -67,8 +98,12 @@ pub enum RestoreTarget {
 pub struct RestoreReceipt {
     /// The backup.
     pub snapshot: SnapshotId,
-    /// Digest of what is in the staging directories now. For a whole restore, the backup's own `tree`.
+    /// Digest of what was to be restored: for all of a backup, and a sample of it, the backup's own `tree`. What is in the
+    /// staging directories now is that, or the sample of it.
     pub tree: String,
+    /// Entries that are not directories in the backup, or in the path that was asked for; of a sample, more than were
+    /// restored.
+    pub of_files: u64,
     /// Entries that are not directories.
     pub files: u64,
     /// Directories.
@@ -91,6 +126,15 @@ pub(crate) struct PlannedEntry {
     pub(crate) node: Node,
     /// The entry that this one is a hard link to, by number.
     pub(crate) link_to: Option<usize>,
+}
+
+/// What a restore has to come to.
+struct Expected {
+    /// The digest of everything that was asked for.
+    tree: String,
+    files: u64,
+    /// The digest of what is restored of it.
+    restored: String,
 }
 
 /// Everything that a restore works on.
@@ -133,22 +177,34 @@ impl Repository {
             prefixes,
             entries: Vec::new(),
         };
-        let expected = job.plan(request, &snapshot)?;
+        let mut planned = job.plan(request, &snapshot);
+        if planned.as_ref().is_err_and(|error| error.kind() == Kind::Damaged) {
+            // A listing may have lacked an index: nothing is called damaged before it was listed again.
+            job.rustic = job
+                .rustic
+                .drop_index()
+                .to_indexed()
+                .map_err(|error| job.backend.error("read index of", &root, &error))?;
+            planned = job.plan(request, &snapshot);
+        }
+        let expected = planned?;
         if let (RestoreTarget::Whole { .. }, Some(recorded)) = (&request.target, &tags.tree)
-            && *recorded != expected
+            && *recorded != expected.tree
         {
-            let message = format!("its tree is {expected}, but {recorded} was recorded when it was made");
+            let tree = &expected.tree;
+            let message = format!("its tree is {tree}, but {recorded} was recorded when it was made");
             return Err(BackupRepositoryError::new(Kind::Damaged, "restore", request.snapshot, message));
         }
         job.create_directories()?;
         restore_content(&job)?;
         job.create_the_rest()?;
         job.set_metadata()?;
-        let restored = verify(&job, &expected)?;
+        let restored = verify(&job, &expected.restored)?;
         job.backend.cache().trim();
         Ok(RestoreReceipt {
             snapshot: request.snapshot,
-            tree: expected,
+            tree: expected.tree,
+            of_files: expected.files,
             files: restored.files,
             directories: restored.directories,
             bytes: restored.bytes,
@@ -175,15 +231,17 @@ impl RestoreJob {
         BackupRepositoryError::new(kind, "restore", entry.path.display(), message).with_source(error)
     }
 
-    /// Lists what is to be restored and returns the digest that it has to have.
+    /// Lists what is to be restored and returns the digests that it has to have.
     fn plan(
         &mut self,
         request: &RestoreRequest,
         snapshot: &rustic_core::repofile::SnapshotFile,
-    ) -> Result<String> {
+    ) -> Result<Expected> {
         let trees = SnapshotTrees { rustic: &self.rustic, backend: &self.backend };
         trees.check_roots(request.snapshot, snapshot)?;
         let mut digest = TreeDigest::new();
+        // Of what is restored; where that is everything, the other is the same.
+        let mut sampled = request.sample.map(|sample| (sample, TreeDigest::new()));
         let mut entries: Vec<PlannedEntry> = Vec::new();
         let mut groups: HashMap<(usize, u64, u64), usize> = HashMap::new();
         let progress = &self.progress;
@@ -193,6 +251,12 @@ impl RestoreJob {
                 return Err(BackupRepositoryError::canceled("restore"));
             }
             digest.add(path, &node);
+            if let Some((sample, sampled)) = &mut sampled {
+                if !sample.takes(path, &node) {
+                    return Ok(());
+                }
+                sampled.add(path, &node);
+            }
             let staging = prefixes.iter().position(|prefix| path.starts_with(prefix)).unwrap_or_default();
             let number = entries.len();
             let link_to = hard_link_group(&node).and_then(|(device, inode)| {
@@ -222,10 +286,35 @@ impl RestoreJob {
                 }
             }
         }
-        let counts = digest.counts();
-        self.progress.scanned(counts.files, counts.bytes);
+        let all = digest.counts();
+        let restored = sampled.as_ref().map_or(all, |(_, sampled)| sampled.counts());
+        self.progress.scanned(restored.files, restored.bytes);
         self.entries = entries;
-        Ok(digest.finish())
+        self.require_content()?;
+        let tree = digest.finish();
+        let restored = sampled.map_or_else(|| tree.clone(), |(_, sampled)| sampled.finish());
+        Ok(Expected { tree, files: all.files, restored })
+    }
+
+    /// Finds out which files cannot be restored before any of them is.
+    fn require_content(&self) -> Result<()> {
+        let is_lost = |number: &usize| {
+            let content = self.entries[*number].node.content.as_deref().unwrap_or_default();
+            content.iter().any(|id| self.rustic.get_index_entry(id).is_err())
+        };
+        let lost: Vec<usize> = self.files().filter(is_lost).collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let named: Vec<String> = lost
+            .iter()
+            .take(NAMED_FILES)
+            .map(|number| self.entries[*number].path.display().to_string())
+            .collect();
+        let more = if lost.len() > named.len() { " and others" } else { "" };
+        let message =
+            format!("the repository has not all data of {} files: {}{more}", lost.len(), named.join(", "));
+        Err(BackupRepositoryError::new(Kind::Damaged, "restore", self.backend.root(), message))
     }
 
     fn create_directories(&self) -> Result<()> {

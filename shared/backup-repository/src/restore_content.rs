@@ -145,19 +145,56 @@ fn plan(job: &RestoreJob) -> Result<(Vec<TargetFile>, Vec<Part>)> {
 }
 
 fn restore_part(job: &RestoreJob, files: &[TargetFile], part: &Part, done: &Done) -> Result<()> {
-    job.check_canceled()?;
-    job.backend.fetch_window(&part.pack, part.offset, part.length).map_err(|error| {
-        if error.kind() == Kind::NotFound {
-            let pack = part.pack.to_hex();
-            let message = "the pack is missing";
-            return BackupRepositoryError::new(Kind::Damaged, "read pack", pack.as_str(), message)
-                .with_source(error);
+    let mut blobs = part.blobs.iter();
+    let mut blob = blobs.next();
+    let mut read_twice = false;
+    fetch(job, files, part)?;
+    let restored = loop {
+        let Some(wanted) = blob else { break Ok(()) };
+        match restore_blob(job, files, wanted, done) {
+            Ok(()) => blob = blobs.next(),
+            // Bytes are spoilt on their way more often than where they lie.
+            Err(error) if error.kind() == Kind::Damaged && !read_twice => {
+                tracing::warn!(%error, "a part of a pack is read again");
+                read_twice = true;
+                job.backend.drop_window(&part.pack, part.offset);
+                fetch(job, files, part)?;
+            }
+            Err(error) => break Err(in_pack(job, files, part.pack, wanted, error)),
         }
-        error
-    })?;
-    let written = part.blobs.iter().try_for_each(|blob| restore_blob(job, files, blob, done));
+    };
     job.backend.drop_window(&part.pack, part.offset);
-    written
+    restored
+}
+
+fn fetch(job: &RestoreJob, files: &[TargetFile], part: &Part) -> Result<()> {
+    job.check_canceled()?;
+    let fetched = job.backend.fetch_window(&part.pack, part.offset, part.length);
+    fetched.map_err(|error| match part.blobs.first().filter(|_| error.kind() == Kind::NotFound) {
+        Some(blob) => {
+            let error = BackupRepositoryError::new(Kind::Damaged, "read", "its data", "it is missing")
+                .with_source(error);
+            in_pack(job, files, part.pack, blob, error)
+        }
+        None => error,
+    })
+}
+
+/// Says of damage which file it costs.
+fn in_pack(
+    job: &RestoreJob,
+    files: &[TargetFile],
+    pack: Id,
+    blob: &Blob,
+    error: BackupRepositoryError,
+) -> BackupRepositoryError {
+    if error.kind() != Kind::Damaged {
+        return error;
+    }
+    let file =
+        blob.targets.first().map(|(file, _)| job.entries[files[*file].entry].path.display().to_string());
+    let message = format!("pack {} is damaged", pack.to_hex().as_str());
+    BackupRepositoryError::new(Kind::Damaged, "restore", file.unwrap_or_default(), message).with_source(error)
 }
 
 fn restore_blob(job: &RestoreJob, files: &[TargetFile], blob: &Blob, done: &Done) -> Result<()> {

@@ -24,6 +24,7 @@ pub(crate) struct SnapshotTrees<'a, S> {
 
 impl<S: IndexedTree> SnapshotTrees<'_, S> {
     fn damaged(&self, path: &Path, message: &str) -> BackupRepositoryError {
+        let path = if path.as_os_str().is_empty() { Path::new("/") } else { path };
         BackupRepositoryError::new(Kind::Damaged, "read directory", path.display(), message)
     }
 
@@ -32,7 +33,10 @@ impl<S: IndexedTree> SnapshotTrees<'_, S> {
         let tree = self.rustic.get_tree(&tree).map_err(|error| {
             // Without a failed request, the tree is missing in the index or does not decrypt.
             self.backend.take_failure("read directory").map_or_else(
-                || self.damaged(path, &error.display_log()),
+                || {
+                    let message = format!("the repository has not all of it: {}", error.display_log());
+                    self.damaged(path, &message)
+                },
                 |failure| match failure.kind() {
                     Kind::NotFound => {
                         self.damaged(path, "the pack that holds it is missing").with_source(failure)

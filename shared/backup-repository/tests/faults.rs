@@ -93,7 +93,8 @@ async fn every_request_of_a_restore_can_fail_and_none_gives_a_false_success() {
     fill(&test, 40);
     let backup = test.back_up(test.request(None)).await.unwrap();
     let counting = FaultyStore::new(Arc::clone(&test.store), |_, _, _| false);
-    let request = |name: &str| RestoreRequest { snapshot: backup.snapshot, target: test.whole(name) };
+    let request =
+        |name: &str| RestoreRequest { snapshot: backup.snapshot, target: test.whole(name), sample: None };
     restore(test.location_on(counting.clone()), request("good"), Arc::new(NoProgress)).await.unwrap();
     for failing in 0..counting.requests.load(Ordering::SeqCst) {
         let store = FaultyStore::new(Arc::clone(&test.store), move |_, _, number| number == failing);
@@ -108,7 +109,7 @@ async fn a_canceled_restore_says_so() {
     let test = TestRepository::new().await;
     fill(&test, 30);
     let backup = test.back_up(test.request(None)).await.unwrap();
-    let request = RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored") };
+    let request = RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored"), sample: None };
     let error = restore(test.location(), request, StopAfter::new(5_000_000)).await.unwrap_err();
     assert_eq!(error.kind(), BackupRepositoryErrorKind::Canceled);
 }
@@ -253,9 +254,84 @@ async fn a_restore_spoiled_on_its_way_is_not_called_a_match() {
     let test = TestRepository::new().await;
     fs::write(test.project().join("ledger"), b"owes 100").unwrap();
     let backup = test.back_up(test.request(None)).await.unwrap();
-    let request = RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored") };
+    let request = RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored"), sample: None };
     let progress = Arc::new(Spoiler { file: test.path("restored/project/ledger"), calls: AtomicU64::new(0) });
     let error = restore(test.location(), request, progress).await.unwrap_err();
     assert_eq!(error.kind(), BackupRepositoryErrorKind::VerificationFailed);
     assert!(error.to_string().contains("project/ledger: its content"), "{error}");
+}
+
+async fn set_aside(location: RepositoryLocation) -> MendReceipt {
+    let handle = tokio::runtime::Handle::current();
+    let work = move || {
+        let repository = Repository::open_for_writing(location, handle)?;
+        repository.mend(Some((0, 1)), &NoProgress)
+    };
+    blocking(work).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_damaged_pack_held_is_stored_again_by_the_next_backup_and_nothing_else_is_lost() {
+    for is_missing in [false, true] {
+        let test = TestRepository::new().await;
+        fill(&test, 12);
+        let gone = test.project().join("gone");
+        fs::write(&gone, noise(1_000_000, 99)).unwrap();
+        let first = test.back_up(test.request(None)).await.unwrap();
+        let before = facts(&test.project());
+        fs::remove_file(&gone).unwrap();
+        let second = test.back_up(test.request(Some(first.snapshot))).await.unwrap();
+        let packs = walk_files(&test.repository_path().join("data"));
+        let largest = packs.iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+        if is_missing {
+            fs::remove_file(largest).unwrap();
+        } else {
+            let mut bytes = fs::read(largest).unwrap();
+            bytes[1000] ^= 1;
+            fs::write(largest, &bytes).unwrap();
+        }
+        assert!(!test.check().await.is_sound());
+        // Without a look at it, a backup counts on what the index says.
+        fs::write(test.project().join("new"), b"new").unwrap();
+        let third = test.back_up(test.request(Some(second.snapshot))).await.unwrap();
+        assert!(third.bytes_added < 500_000, "{third:?}");
+
+        let receipt = set_aside(test.location()).await;
+        assert_eq!((receipt.set_aside.len(), receipt.blobs_lost > 0), (1, true), "{receipt:?}");
+        assert_eq!(receipt.blobs_saved == 0, is_missing, "{receipt:?}");
+        assert!(set_aside(test.location()).await.is_empty(), "once is enough");
+        let error = test.restore(third.snapshot, test.whole("damaged")).await.unwrap_err();
+        assert_eq!(error.kind(), BackupRepositoryErrorKind::Damaged);
+        assert!(error.to_string().contains("project/"), "it names what is lost: {error}");
+
+        // Nothing has changed since the third, and yet what was lost is stored.
+        let fourth = test.back_up(test.request(Some(third.snapshot))).await.unwrap();
+        test.restore(fourth.snapshot, test.whole("fourth")).await.unwrap();
+        assert_same(&test.project(), &test.path("fourth/project"));
+        // And with it the backups before that have the same files.
+        test.restore(third.snapshot, test.whole("third")).await.unwrap();
+        // A file that is on the host no longer is lost only if its own bytes were.
+        match test.restore(first.snapshot, test.whole("first")).await {
+            Ok(_) => assert!(before == facts(&test.path("first/project"))),
+            Err(error) => assert!(error.to_string().contains("of 1 files: project/gone"), "{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pack_of_directories_that_is_damaged_is_stored_again_from_the_cache() {
+    let test = TestRepository::new().await;
+    fill(&test, 2);
+    let cache = CacheSettings { directory: test.path("cache"), limit_bytes: 1 << 30 };
+    let location = || RepositoryLocation { cache: Some(cache.clone()), ..test.location() };
+    let backup = back_up(location(), test.request(None), Arc::new(NoProgress)).await.unwrap();
+    let packs = walk_files(&test.repository_path().join("data"));
+    let smallest = packs.iter().min_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    fs::remove_file(smallest).unwrap();
+    assert!(!test.check().await.is_sound());
+    let receipt = set_aside(location()).await;
+    assert_eq!((receipt.stored_again.len(), receipt.set_aside.len()), (1, 0), "{receipt:?}");
+    assert!(test.check().await.is_sound());
+    test.restore(backup.snapshot, test.whole("restored")).await.unwrap();
+    assert_same(&test.project(), &test.path("restored/project"));
 }

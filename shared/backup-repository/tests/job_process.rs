@@ -32,6 +32,8 @@ fn request(test: &TestRepository, task: JobTask) -> JobRequest {
         key: test.key.clone(),
         cache: Some(CacheSettings { directory: test.path("cache"), limit_bytes: 100_000_000 }),
         memory_limit_bytes: Some(1 << 30),
+        stall_limit_s: None,
+        write_until: None,
         task,
     }
 }
@@ -118,7 +120,11 @@ async fn a_backup_a_check_and_a_restore_run_in_children_and_report_progress() {
         JobEvent::Finished(JobResult::Check(report)) => assert!(report.is_sound(), "{report:?}"),
         event => panic!("{event:?}"),
     }
-    let task = JobTask::Restore(RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored") });
+    let task = JobTask::Restore(RestoreRequest {
+        snapshot: backup.snapshot,
+        target: test.whole("restored"),
+        sample: None,
+    });
     match end(&mut spawn(&request(&test, task))).await {
         JobEvent::Finished(JobResult::Restore(receipt)) => assert_eq!(receipt.tree, backup.tree),
         event => panic!("{event:?}"),
@@ -219,7 +225,8 @@ async fn a_child_that_wants_too_much_memory_dies_alone() {
 async fn errors_come_through_with_their_kind_and_without_the_key() {
     let test = TestRepository::new().await;
     let unknown: SnapshotId = "ab".repeat(32).parse().unwrap();
-    let task = JobTask::Restore(RestoreRequest { snapshot: unknown, target: test.whole("restored") });
+    let task =
+        JobTask::Restore(RestoreRequest { snapshot: unknown, target: test.whole("restored"), sample: None });
     let got = failure(&mut spawn(&request(&test, task.clone()))).await;
     assert_eq!((got.kind, got.reason), (JobFailureKind::Permanent, BackupRepositoryErrorKind::NotFound));
 
@@ -283,4 +290,92 @@ async fn a_process_does_job_after_job_until_one_fails() {
     let last = next.process_id().unwrap();
     drop(processes);
     wait_until("idle processes end with their owner", || !is_running(last)).await;
+}
+
+/// Waits so long after a process has been stopped.
+async fn while_stopped(job: &JobProcess, time: Duration) {
+    let process = Pid::from_raw(i32::try_from(job.process_id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(process, Signal::STOP).unwrap();
+    tokio::time::sleep(time).await;
+    rustix::process::kill_process(process, Signal::CONT).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_wakes_up_after_its_time_deletes_nothing_and_one_whose_time_was_moved_does() {
+    let test = TestRepository::new().await;
+    fill(&test, 20);
+    let backup = test.back_up(test.request(None)).await.unwrap();
+    let everything = || {
+        let files = walkdir::WalkDir::new(test.repository_path()).sort_by_file_name();
+        files.into_iter().map(|file| file.unwrap().into_path()).collect::<Vec<_>>()
+    };
+    let before = everything();
+    let mut prune = request(
+        &test,
+        JobTask::Prune(PruneRequest {
+            keep: Vec::new(),
+            forget: vec![backup.snapshot],
+            spare: Vec::new(),
+            unfinished: Vec::new(),
+            grace_s: None,
+        }),
+    );
+    prune.write_until = Some(WriteUntil::after(Duration::from_millis(500)));
+    let mut job = spawn(&prune);
+    while_stopped(&job, Duration::from_secs(1)).await;
+    let failed = failure(&mut job).await;
+    assert_eq!(failed.kind, JobFailureKind::Retryable, "{failed:?}");
+    assert!(failed.message.contains("its time is over"), "{failed:?}");
+    assert_eq!(everything(), before);
+
+    // What the parent has said meanwhile, counts.
+    prune.write_until = Some(WriteUntil::after(Duration::from_millis(500)));
+    let mut job = spawn(&prune);
+    job.write_until(WriteUntil::after(Duration::from_secs(60)));
+    while_stopped(&job, Duration::from_secs(1)).await;
+    let ended = end(&mut job).await;
+    assert!(matches!(ended, JobEvent::Finished(JobResult::Prune(_))), "{ended:?}");
+    assert!(test.snapshots().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_which_nothing_moves_is_ended_and_says_so() {
+    let test = TestRepository::new().await;
+    fill(&test, 20);
+    let mut backup = request(&test, JobTask::Backup(test.request(None)));
+    backup.stall_limit_s = Some(1.0);
+    let mut job = spawn(&backup);
+    let process = job.process_id().unwrap();
+    rustix::process::kill_process(Pid::from_raw(process.cast_signed()).unwrap(), Signal::STOP).unwrap();
+    let failed = failure(&mut job).await;
+    assert_eq!((failed.kind, failed.reason), (JobFailureKind::Retryable, BackupRepositoryErrorKind::Stalled));
+    assert!(failed.message.contains("nothing has moved for"), "{failed:?}");
+    wait_until("the process is gone", || !is_running(process)).await;
+
+    // A server that takes every connection and never answers.
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let mut taken = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            taken.push(socket);
+        }
+    });
+    let mut silent = backup.clone();
+    silent.provider = object_storage::ProviderSettings::S3(object_storage::S3Settings {
+        endpoint: Some(endpoint),
+        region: "auto".into(),
+        access_key_id: "test".into(),
+        secret_access_key: "test".into(),
+        session_token: None,
+        path_style: true,
+    });
+    let mut job = spawn(&silent);
+    let process = job.process_id().unwrap();
+    assert_eq!(failure(&mut job).await.reason, BackupRepositoryErrorKind::Stalled);
+    wait_until("the process is gone", || !is_running(process)).await;
+
+    // One that moves is left alone, however long it takes.
+    backup.stall_limit_s = Some(30.0);
+    assert!(matches!(end(&mut spawn(&backup)).await, JobEvent::Finished(JobResult::Backup(_))));
 }

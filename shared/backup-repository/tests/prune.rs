@@ -232,3 +232,45 @@ async fn a_snapshot_that_nobody_knows_goes_unless_its_operation_may_still_come_b
     assert_eq!(test.snapshots().await.len(), 1);
     assert_whole(&test, third, "without orphans").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prune_whose_time_is_over_in_its_middle_deletes_nothing_more() {
+    struct Until(WriteDeadline);
+    impl Progress for Until {
+        fn scanned(&self, _files: u64, _bytes: u64) {}
+        fn stored(&self, _files: u64, _bytes: u64) {}
+        fn is_canceled(&self) -> bool {
+            false
+        }
+        fn write_deadline(&self) -> WriteDeadline {
+            self.0.clone()
+        }
+    }
+    let (probe, [first, second, third]) = three_backups().await;
+    let counting = FaultyStore::new(Arc::clone(&probe.store), |_, _, _| false);
+    prune(probe.location_on(counting.clone()), request(&[third], &[first, second])).await.unwrap();
+    for last in (0..counting.requests.load(Ordering::SeqCst)).step_by(3) {
+        let (test, [first, second, third]) = three_backups().await;
+        let deadline = WriteDeadline::default();
+        let (ends, late) = (deadline.clone(), Arc::new(std::sync::atomic::AtomicU64::new(0)));
+        let counted = Arc::clone(&late);
+        let store = FaultyStore::new(Arc::clone(&test.store), move |action, _, number| {
+            if number == last {
+                ends.set(WriteUntil::now());
+            }
+            let is_late = number > last && matches!(action, Action::Put | Action::Delete);
+            counted.fetch_add(u64::from(is_late), Ordering::SeqCst);
+            false
+        });
+        let (location, handle) = (test.location_on(store), Handle::current());
+        let task = JobTask::Prune(request(&[third], &[first, second]));
+        let progress: Arc<dyn Progress> = Arc::new(Until(deadline));
+        let ended = blocking(move || run_job(&task, location, handle, &progress)).await;
+        if let Err(error) = ended {
+            assert_eq!(error.kind(), BackupRepositoryErrorKind::Retryable, "{}", error.chain());
+        }
+        // Uploads that had begun may still end: four at the most.
+        assert!(late.load(Ordering::SeqCst) <= 4, "after request {last}: {late:?}");
+        assert_whole(&test, third, &format!("request {last}")).await;
+    }
+}

@@ -342,3 +342,67 @@ async fn a_root_that_is_a_link_is_not_followed() {
     let error = test.back_up(request).await.unwrap_err();
     assert_eq!(error.kind(), BackupRepositoryErrorKind::InvalidArgument);
 }
+
+/// An access control list as the kernel has it: its version, and of each entry the tag, the permissions, the id.
+fn access_control_list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        list.extend([tag.to_le_bytes(), permissions.to_le_bytes()].concat());
+        list.extend(id.to_le_bytes());
+    }
+    list
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn access_control_lists_and_holes_come_back() {
+    const NOBODY: u32 = u32::MAX;
+    let test = TestRepository::new().await;
+    let (file, directory) = (test.project().join("file"), test.project().join("directory"));
+    fs::write(&file, b"for some").unwrap();
+    fs::create_dir(&directory).unwrap();
+    // Owner rw, user 1234 r, group r, mask r, others nothing.
+    let list = access_control_list(&[
+        (1, 6, NOBODY),
+        (2, 4, 1234),
+        (4, 4, NOBODY),
+        (16, 4, NOBODY),
+        (32, 0, NOBODY),
+    ]);
+    if let Err(error) = xattr::set(&file, "system.posix_acl_access", &list) {
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()), "{error}");
+        return;
+    }
+    let inherited = access_control_list(&[
+        (1, 7, NOBODY),
+        (2, 5, 1234),
+        (4, 5, NOBODY),
+        (16, 5, NOBODY),
+        (32, 0, NOBODY),
+    ]);
+    xattr::set(&directory, "system.posix_acl_default", &inherited).unwrap();
+    xattr::set(&directory, "system.posix_acl_access", &inherited).unwrap();
+    fs::write(directory.join("inheritor"), b"made beneath it").unwrap();
+    let sparse = fs::File::create(test.project().join("sparse")).unwrap();
+    sparse.set_len(64 * 1024 * 1024).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, &noise(100_000, 1), 40_000_000).unwrap();
+    drop(sparse);
+
+    let backup = test.back_up(test.request(None)).await.unwrap();
+    let receipt = test.restore(backup.snapshot, test.whole("restored")).await.unwrap();
+    assert_eq!(receipt.tree, backup.tree);
+    assert_same(&test.project(), &test.path("restored/project"));
+    let restored = test.path("restored/project");
+    for (path, name, list) in [
+        ("file", "system.posix_acl_access", &list),
+        ("directory", "system.posix_acl_access", &inherited),
+        ("directory", "system.posix_acl_default", &inherited),
+    ] {
+        assert_eq!(xattr::get(restored.join(path), name).unwrap().as_ref(), Some(list), "{path} {name}");
+    }
+    let inheritor = |root: std::path::PathBuf| {
+        xattr::get(root.join("directory/inheritor"), "system.posix_acl_access").unwrap().unwrap()
+    };
+    assert_eq!(inheritor(restored.clone()), inheritor(test.project()));
+    let blocks = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(restored.join("sparse")).unwrap());
+    assert!(blocks * 512 < 2_000_000, "64 MB of holes take {} bytes", blocks * 512);
+}

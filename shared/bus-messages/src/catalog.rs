@@ -1,6 +1,8 @@
 //! Projects, hosts, buckets, backups and accounts, as the API shows them.
 
-use domain_model::{AccountId, BackupId, BucketId, HostId, OperationId, ProjectId, Tag, Timestamp};
+use domain_model::{
+    AccountId, BackupId, BucketId, HostId, OperationId, OperationKind, ProjectId, Scope, Tag, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::BackupPolicy;
@@ -141,6 +143,48 @@ pub struct Host {
     pub last_seen: Option<Timestamp>,
     /// When it was made known.
     pub created_at: Timestamp,
+}
+
+/// Reply to `api.v1.host-<id>.host.status`: a host, and what it is doing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// The host.
+    pub host: Host,
+    /// Share of ten seconds, in percent, in which something waited for memory there; none where it has not said so.
+    pub memory_pressure: Option<f32>,
+    /// The same for input and output.
+    pub io_pressure: Option<f32>,
+    /// When the host said that.
+    pub load_seen: Option<Timestamp>,
+    /// Bytes of metadata of repositories that it has in its cache, as it said last.
+    pub cache_bytes: Option<u64>,
+    /// What that cache may hold, in bytes.
+    pub cache_limit_bytes: Option<u64>,
+    /// Projects whose files are there.
+    pub projects: u64,
+    /// Those of them with something that is in no backup.
+    pub unsaved_projects: u64,
+    /// Operations that wait for it.
+    pub queued_ops: u64,
+    /// Operations that it is at, oldest first; the first hundred.
+    pub running_ops: Vec<RunningOperation>,
+}
+
+/// An operation that a host is at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunningOperation {
+    /// Which.
+    pub op_id: OperationId,
+    /// Its kind.
+    pub kind: OperationKind,
+    /// What it is about.
+    pub scope: Scope,
+    /// Since when it has run.
+    pub started_at: Option<Timestamp>,
+    /// How far it is, in percent.
+    pub progress: f64,
+    /// What it is doing.
+    pub phase: Option<String>,
 }
 
 /// `api.v1.hub.host.create`. Its credentials come from the installation, not from here.

@@ -226,6 +226,19 @@ pub struct FreshnessRequest {
     pub memory_pressure: Option<f32>,
     /// The same for input and output.
     pub io_pressure: Option<f32>,
+    /// Its cache of metadata; none where it was not looked at this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheUse>,
+}
+
+/// How full a cache is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheUse {
+    /// What it holds.
+    pub bytes: u64,
+    /// What it may hold.
+    pub limit_bytes: u64,
 }
 
 /// Changes whenever the files of a project change.

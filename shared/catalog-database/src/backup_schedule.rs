@@ -1,6 +1,6 @@
 //! What hosts say of their projects, what is due to be backed up, and what is not saved.
 
-use bus_messages::{BackupPolicy, Operation, ProjectGeneration};
+use bus_messages::{BackupPolicy, CacheUse, Operation, ProjectGeneration};
 use domain_model::{BackupDecision, BackupState, HostId, ProjectId, Timestamp};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -110,12 +110,18 @@ impl Database {
         host: HostId,
         memory_pressure: Option<f32>,
         io_pressure: Option<f32>,
+        cache: Option<CacheUse>,
     ) -> Result<(), DatabaseError> {
+        let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         sqlx::query!(
-            "UPDATE hosts SET memory_pressure = $2, io_pressure = $3, load_seen = now(), last_seen = now() WHERE id = $1",
+            "UPDATE hosts SET memory_pressure = $2, io_pressure = $3, load_seen = now(), last_seen = now(),
+                cache_bytes = coalesce($4, cache_bytes), cache_limit_bytes = coalesce($5, cache_limit_bytes)
+             WHERE id = $1",
             host.as_uuid(),
             memory_pressure,
             io_pressure,
+            cache.map(|cache| bytes(cache.bytes)),
+            cache.map(|cache| bytes(cache.limit_bytes)),
         )
         .execute(&self.pool)
         .await

@@ -161,12 +161,14 @@ pub(crate) async fn note_proof(
     sqlx::query!(
         "UPDATE backups SET
             verified_at = CASE WHEN $3::text IS NULL THEN now() ELSE verified_at END,
-            bad_since = CASE WHEN $3::text IS NULL THEN NULL ELSE coalesce(bad_since, now()) END,
-            bad_reason = $3
+            -- What is bad may be in another part than a sample.
+            bad_since = CASE WHEN $3::text IS NOT NULL THEN coalesce(bad_since, now()) WHEN $4 THEN bad_since END,
+            bad_reason = CASE WHEN $3::text IS NULL AND $4 THEN bad_reason ELSE $3 END
          WHERE project_id = $1 AND backup_id = $2",
         project.as_uuid(),
         result.backup_id.as_str(),
         reason,
+        result.sample.is_some(),
     )
     .execute(&mut *connection)
     .await
@@ -179,6 +181,23 @@ pub(crate) async fn note_proof(
     .execute(connection)
     .await
     .during("note the proof of a project's backup")
+    .map(drop)
+}
+
+/// Notes that a check has found a project's repository damaged, in the transaction that ends its operation: until the next
+/// backup, which stores again what was lost, the project counts as one with changes that are not saved.
+pub(crate) async fn note_damage(
+    connection: &mut PgConnection,
+    project: ProjectId,
+) -> Result<(), DatabaseError> {
+    sqlx::query!(
+        "UPDATE projects SET touched_at = now(), unsaved_since = coalesce(unsaved_since, now()), updated_at = now()
+         WHERE id = $1",
+        project.as_uuid(),
+    )
+    .execute(connection)
+    .await
+    .during("note that a repository is damaged")
     .map(drop)
 }
 

@@ -1,9 +1,10 @@
-use bus_messages::Host;
-use domain_model::{HostId, Timestamp};
+use bus_messages::{Host, HostStatus, ProgressSummary, RunningOperation};
+use domain_model::{HostId, Routing, Timestamp};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::error::During;
+use crate::operations::scope_of;
 use crate::{Database, DatabaseError};
 
 struct Row {
@@ -73,6 +74,66 @@ impl Database {
         .await
         .during("list hosts")?;
         Ok(rows.into_iter().map(Host::from).collect())
+    }
+
+    /// A host and what it is doing.
+    pub async fn host_status(&self, id: HostId) -> Result<Option<HostStatus>, DatabaseError> {
+        const DURING: &str = "read the status of a host";
+        let Some(host) = self.host(id).await? else { return Ok(None) };
+        let routing = Routing::Host(id).to_string();
+        let row = sqlx::query!(
+            r#"SELECT memory_pressure, io_pressure, load_seen, cache_bytes, cache_limit_bytes,
+                (SELECT count(*) FROM projects AS project WHERE project.host_id = host.id) AS "projects!",
+                (SELECT count(*) FROM projects AS project WHERE project.host_id = host.id AND is_unsaved(project))
+                    AS "unsaved!",
+                (SELECT count(*) FROM long_running_operations WHERE routing = $2 AND status = 'queued') AS "queued!"
+             FROM hosts AS host WHERE id = $1"#,
+            id.as_uuid(),
+            routing,
+        )
+        .fetch_one(&self.pool)
+        .await
+        .during(DURING)?;
+        let running = sqlx::query!(
+            "SELECT id, kind, scope_type, scope_id, started_at, progress_summary FROM long_running_operations
+             WHERE routing = $1 AND status = 'running' ORDER BY started_at, id LIMIT 100",
+            routing,
+        )
+        .fetch_all(&self.pool)
+        .await
+        .during(DURING)?;
+        let running_ops = running.into_iter().map(|row| {
+            let summary: Option<ProgressSummary> = row
+                .progress_summary
+                .map(serde_json::from_value)
+                .transpose()
+                .map_err(|error| DatabaseError::row("long_running_operations.progress_summary", error))?;
+            Ok(RunningOperation {
+                op_id: row.id.into(),
+                kind: row
+                    .kind
+                    .parse()
+                    .map_err(|error| DatabaseError::row("long_running_operations.kind", error))?,
+                scope: scope_of(&row.scope_type, row.scope_id)?,
+                started_at: row.started_at.map(Timestamp::from),
+                progress: summary.as_ref().map_or(0.0, |summary| summary.progress),
+                phase: summary.map(|summary| summary.phase),
+            })
+        });
+        let bytes = |bytes: Option<i64>| bytes.and_then(|bytes| u64::try_from(bytes).ok());
+        let count = |count: i64| u64::try_from(count).unwrap_or_default();
+        Ok(Some(HostStatus {
+            host,
+            memory_pressure: row.memory_pressure,
+            io_pressure: row.io_pressure,
+            load_seen: row.load_seen.map(Timestamp::from),
+            cache_bytes: bytes(row.cache_bytes),
+            cache_limit_bytes: bytes(row.cache_limit_bytes),
+            projects: count(row.projects),
+            unsaved_projects: count(row.unsaved),
+            queued_ops: count(row.queued),
+            running_ops: running_ops.collect::<Result<_, DatabaseError>>()?,
+        }))
     }
 
     /// Notes that a host was heard of; written at most every 30 s.

@@ -3,13 +3,14 @@
 
 use backup_repository::{
     BackupReceipt, BackupRepositoryErrorKind, BackupRequest, CacheSettings, JobEvent, JobFailure,
-    JobFailureKind, JobProcesses, JobProgress, JobResult, JobTask, RequestCounts, RestoreReceipt,
-    RestoreRequest, RestoreTarget,
+    JobFailureKind, JobProcesses, JobProgress, JobResult, JobTask, Preview, PreviewRequest, PreviewTarget,
+    RequestCounts, RestoreReceipt, RestoreRequest, RestoreTarget, Sample, SnapshotId, WriteUntil,
 };
 use bus_messages::RepositoryGrant;
 use domain_model::{BackupId, Progress};
 use operation_engine::{OperationContext, OperationFailure};
 use service_runtime::{Counter, Family, Labels, Metrics};
+use tokio::time::{Duration, Instant};
 
 /// How jobs are run on this host.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct JobRunner {
     pub cache: CacheSettings,
     /// Bytes of memory that one job may use.
     pub memory_bytes: u64,
+    /// Seconds after which a job of which nothing moves is ended.
+    pub stall_s: f64,
     /// What finished jobs have cost.
     pub requests: ObjectStoreRequests,
 }
@@ -40,7 +43,9 @@ impl ObjectStoreRequests {
             JobResult::Backup(receipt) => ("backup", receipt.requests),
             JobResult::Restore(receipt) => ("restore", receipt.requests),
             JobResult::Prune(receipt) => ("prune", receipt.requests),
+            JobResult::Preview(preview) => ("preview", preview.requests),
             JobResult::Check(report) => ("check", report.requests),
+            JobResult::Mend(receipt) => ("mend", receipt.requests),
             JobResult::Listed(_) | JobResult::Found(_) => return,
         };
         let RequestCounts { get, put, list, delete } = requests;
@@ -54,6 +59,9 @@ impl ObjectStoreRequests {
 /// The hidden argument that makes a service's program a job of itself.
 pub const JOB_ARGUMENT: &str = "job";
 
+/// The pause between two looks whether the lease was renewed.
+const LOOK_AT_LEASE: Duration = Duration::from_millis(500);
+
 impl JobRunner {
     /// Runs a job to its end. `phase` is what its progress is reported as. A job whose operation is canceled
     /// or lost is stopped, and leaves nothing that counts.
@@ -64,17 +72,29 @@ impl JobRunner {
         task: JobTask,
         phase: &str,
     ) -> Result<JobResult, OperationFailure> {
-        let request = backup_browsing::job_request(grant, &self.cache, self.memory_bytes, task)
+        let mut request = backup_browsing::job_request(grant, &self.cache, self.memory_bytes, task)
             .map_err(|error| OperationFailure::permanent("repository_key", error))?;
+        request.stall_limit_s = Some(self.stall_s);
+        request.write_until = Some(end_of_lease(operation));
         let mut job = self
             .processes
             .start(&request)
             .map_err(|error| OperationFailure::retryable("job", error.chain()))?;
         let cancellation = operation.cancellation();
         let mut asked = false;
+        let mut told = JobProgress::default();
+        let mut looks_at_lease = tokio::time::interval(LOOK_AT_LEASE);
+        let mut lease = operation.lease_deadline();
         loop {
             let event = tokio::select! {
                 event = job.next_event() => event,
+                _ = looks_at_lease.tick() => {
+                    if lease != operation.lease_deadline() {
+                        lease = operation.lease_deadline();
+                        job.write_until(end_of_lease(operation));
+                    }
+                    continue;
+                }
                 () = cancellation.cancelled(), if !asked => {
                     asked = true;
                     job.cancel();
@@ -83,7 +103,12 @@ impl JobRunner {
             };
             match event {
                 Some(JobEvent::Progress(progress)) => {
-                    operation.progress(phase, message_of(&progress), Some(progress_of(&progress)));
+                    // Steps are signs of life, and no news to people.
+                    let progress = JobProgress { steps: 0, ..progress };
+                    if progress != told {
+                        told = progress;
+                        operation.progress(phase, message_of(&progress), Some(progress_of(&progress)));
+                    }
                 }
                 Some(JobEvent::Finished(result)) => {
                     self.requests.add(&result);
@@ -113,7 +138,25 @@ impl JobRunner {
         }
     }
 
-    /// Has a job restore a backup, and compare what it has written with what it has read.
+    /// Has a job say what a restore would change.
+    ///
+    /// # Errors
+    /// As [`Self::restore`].
+    pub async fn preview(
+        &self,
+        operation: &OperationContext,
+        grant: &RepositoryGrant,
+        backup: &BackupId,
+        target: PreviewTarget,
+    ) -> Result<Preview, OperationFailure> {
+        let task = JobTask::Preview(PreviewRequest { snapshot: snapshot_of(backup)?, target });
+        match self.run(operation, grant, task, "download").await? {
+            JobResult::Preview(preview) => Ok(preview),
+            other => Err(something_else(&other)),
+        }
+    }
+
+    /// Has a job restore a backup or a sample of it, and compare what it has written with what it has read.
     ///
     /// # Errors
     /// As [`Self::run`]; a permanent failure where the backup's id does not read.
@@ -123,17 +166,26 @@ impl JobRunner {
         grant: &RepositoryGrant,
         backup: &BackupId,
         target: RestoreTarget,
+        sample: Option<Sample>,
     ) -> Result<RestoreReceipt, OperationFailure> {
-        let snapshot = backup
-            .as_str()
-            .parse()
-            .map_err(|error| OperationFailure::permanent("invalid_argument", format!("{backup}: {error}")))?;
-        let task = JobTask::Restore(RestoreRequest { snapshot, target });
+        let snapshot = snapshot_of(backup)?;
+        let task = JobTask::Restore(RestoreRequest { snapshot, target, sample });
         match self.run(operation, grant, task, "download").await? {
             JobResult::Restore(receipt) => Ok(receipt),
             other => Err(something_else(&other)),
         }
     }
+}
+
+/// The end of the lease by the clock of the job. The clock is read first: what passes in between makes it earlier.
+fn end_of_lease(operation: &OperationContext) -> WriteUntil {
+    let now = WriteUntil::now();
+    now.plus(operation.lease_deadline().saturating_duration_since(Instant::now()))
+}
+
+fn snapshot_of(backup: &BackupId) -> Result<SnapshotId, OperationFailure> {
+    let read = backup.as_str().parse();
+    read.map_err(|error| OperationFailure::permanent("invalid_argument", format!("{backup}: {error}")))
 }
 
 fn something_else(result: &JobResult) -> OperationFailure {
@@ -164,6 +216,7 @@ fn code_of(reason: BackupRepositoryErrorKind) -> &'static str {
         BackupRepositoryErrorKind::Damaged => "repository_damaged",
         BackupRepositoryErrorKind::VerificationFailed => "verification_failed",
         BackupRepositoryErrorKind::Canceled => "canceled",
+        BackupRepositoryErrorKind::Stalled => "stalled",
         BackupRepositoryErrorKind::Retryable => "bucket_unreachable",
         BackupRepositoryErrorKind::Permanent => "job",
     }

@@ -278,9 +278,20 @@ impl TestSystem {
     /// # Errors
     /// Where the secrets of the installation do not read.
     pub fn host_identity(&self, index: usize) -> anyhow::Result<HostIdentity> {
+        Ok(serde_json::from_value(self.identities()?["hosts"][self.host(index).to_string()].clone())?)
+    }
+
+    /// The identity of the scheduler, as it has it.
+    ///
+    /// # Errors
+    /// Where the secrets of the installation do not read.
+    pub fn scheduler_identity(&self) -> anyhow::Result<HostIdentity> {
+        Ok(serde_json::from_value(self.identities()?["scheduler"].clone())?)
+    }
+
+    fn identities(&self) -> anyhow::Result<serde_json::Value> {
         let secrets = fs::read(self.data_directory().join("secrets/nats.json"))?;
-        let secrets: serde_json::Value = serde_json::from_slice(&secrets)?;
-        Ok(serde_json::from_value(secrets["hosts"][self.host(index).to_string()].clone())?)
+        Ok(serde_json::from_slice(&secrets)?)
     }
 
     /// The program of one of our services, or the command line.

@@ -194,6 +194,11 @@ async fn canceling_a_backup_in_mid_upload_stops_its_job_and_leaves_no_backup() {
         if has_child(host) { Ok(()) } else { Err(children()) }
     })
     .await;
+    let status = client.call(format!("host-{}", system.host(0)), "host.status", json!({})).await;
+    let at_it = status["running_ops"].as_array().unwrap().iter().find(|op| op["op_id"] == *op_id);
+    let at_it = at_it.unwrap_or_else(|| panic!("{status:#}"));
+    assert_eq!((&at_it["kind"], &at_it["phase"]), (&json!("project-backup"), &json!("upload")), "{status:#}");
+    assert_eq!(at_it["scope"], scope(&project));
     client.call(scope(&project), "lro.cancel", json!({ "op_id": op_id })).await;
     assert_eq!(client.ended(scope(&project), &op_id).await["status"], "canceled");
     watcher.await.unwrap().assert_complete(OperationStatus::Canceled);

@@ -75,13 +75,18 @@ async fn path_restores(system: &TestSystem) {
     restore(json!({ "backup_id": backup, "path": "persist/data", "target": "from-persist" })).await;
     assert_same_tree(&system.persist_store(0, &project).join("data"), &files.join("from-persist"));
 
-    // A dry run reads and verifies everything, and changes nothing.
+    // A dry run changes nothing, and says what would change.
+    let restored = restore(json!({ "backup_id": backup, "path": "project/src", "target": "again" })).await;
+    let part = restore(json!({ "backup_id": backup, "path": "project/src", "dry_run": true })).await;
+    assert!(part["target"].as_str().unwrap().contains("dry run") && part["receipt"] == "none", "{part:#}");
+    assert_eq!((&part["tree"], &part["files"]), (&restored["tree"], &restored["files"]), "{part:#}");
+    assert_eq!(part["changes"]["replaced"]["files"], 1, "{part:#}");
+    assert_eq!(part["estimate"]["basis"], "restores_of_host", "{part:#}");
+    assert!(part["estimate"]["seconds"].as_f64() > Some(0.0), "{part:#}");
     let whole = restore(json!({ "backup_id": backup, "dry_run": true })).await;
-    assert!(
-        whole["files"].as_u64() > Some(100) && whole["target"].as_str().unwrap().contains("dry run"),
-        "{whole}"
-    );
-    restore(json!({ "backup_id": backup, "path": "project/src", "dry_run": true })).await;
+    assert!(whole["files"].as_u64() > Some(100), "{whole:#}");
+    // What was restored beside would go.
+    assert!(whole["changes"]["deleted"]["files"].as_u64() >= restored["files"].as_u64(), "{whole:#}");
     assert_eq!(fs::read_to_string(files.join("src/file-004.rs")).unwrap(), "mine");
     let staging = files.join("../../staging");
     let left: Vec<_> = fs::read_dir(&staging).unwrap().flatten().map(|entry| entry.path()).collect();

@@ -22,6 +22,17 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
     let drilled = client.done(&project, "restore-drill", json!({})).await;
     assert_eq!((&drilled["backup_id"], &drilled["proof"]), (&second, &json!("match")), "{drilled:#}");
     assert!(drilled["files"].as_u64() > Some(300));
+    let some = client.done(&project, "restore-drill", json!({ "share": 0.2, "seed": 7 })).await;
+    assert_eq!((&some["proof"], &some["sample"]["seed"]), (&json!("match"), &json!(7)), "{some:#}");
+    assert_eq!(some["sample"]["of_files"], drilled["files"]);
+    assert!((10..200).contains(&some["files"].as_u64().unwrap()), "{some:#}");
+    for input in [json!({ "share": 0.0 }), json!({ "share": 1.5 }), json!({ "seed": 7 })] {
+        let request = json!({ "kind": "restore-drill", "input": input });
+        assert_eq!(
+            client.refused(scope(&project), "lro.create", request).await.code,
+            ErrorCode::InvalidArgument
+        );
+    }
     let left: Vec<_> = fs::read_dir(system.data_directory().join("hosts/0/staging")).unwrap().collect();
     assert!(left.is_empty(), "the drill has left {left:?}");
     let got = |id: &Value| {
@@ -43,9 +54,9 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
     let mut bytes = fs::read(pack).unwrap();
     bytes[1000] ^= 1;
     fs::write(pack, bytes).unwrap();
-    // What is there is there: only reading it shows the damage; of all shares, one.
+    // What is there is there: only reading it shows the damage, and of all shares, one. From then on every check knows.
     client.done(&project, "repo-check", json!({})).await;
-    let mut failed = 0;
+    let mut is_known = false;
     for share in 0..3 {
         let input = json!({ "read_data_shares": 3, "share": share });
         let op_id = client.create(scope(&project), "repo-check", input).await;
@@ -56,10 +67,18 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
                 (&json!("repository_damaged"), &json!(1)),
                 "{op:#}"
             );
-            failed += 1;
         }
+        assert!(!is_known || op["status"] == "failed", "{op:#}");
+        is_known |= op["status"] == "failed";
     }
-    assert_eq!(failed, 1);
+    assert!(is_known, "no share has the damaged pack");
+    // Until what was lost is stored again, the project is not as safe as it looks.
+    let status = client.call(scope(&project), "project.status", json!({})).await;
+    assert_eq!(
+        (&status["changed_since_backup"], &status["at_risk"]),
+        (&json!(true), &json!(true)),
+        "{status:#}"
+    );
 
     let drilled = client.done(&project, "restore-drill", json!({ "backup_id": second })).await;
     assert_eq!((&drilled["backup_id"], &drilled["proof"]), (&second, &json!("mismatch")), "{drilled:#}");
@@ -70,6 +89,12 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
         client.call(scope(&project), "lro.list", json!({ "kind": "restore-drill", "limit": 1 })).await;
     let events = client.events(scope(&project), op_id["ops"][0]["op_id"].as_str().unwrap()).await;
     assert!(events.iter().any(|event| event["level"] == "error"), "{events:#?}");
+    // A sample without the damaged file is no proof of the contrary.
+    for seed in 0..3 {
+        let input = json!({ "backup_id": second, "share": 0.001, "seed": seed });
+        client.done(&project, "restore-drill", input).await;
+    }
+    assert!(got(&second).await["bad_since"].is_string());
     let refusal = client
         .refused(
             scope(&project),
@@ -93,6 +118,15 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
         &system.persist_store(0, &project),
         &system.project_files(1, &project).join("what-is-left"),
     );
+
+    // The damaged pack is counted on no longer: what it held is stored again, and the bad backup is good with it.
+    add_bytes(&files, "more.bin", 3_000_000, 1);
+    let healing = client.done(&project, "project-backup", json!({})).await;
+    assert!(healing["bytes_added"].as_u64() > Some(100_000), "{healing:#}");
+    let drilled = client.done(&project, "restore-drill", json!({ "backup_id": second })).await;
+    assert_eq!(drilled["proof"], "match", "{drilled:#}");
+    assert!(got(&second).await["bad_since"].is_null());
+    client.done(&project, "repo-check", json!({ "read_data_shares": 1 })).await;
 }
 
 /// What the registry counts.

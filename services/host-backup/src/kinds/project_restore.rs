@@ -3,14 +3,16 @@
 //! The live files are never written in place. What a crash leaves before the exchange is a staged tree
 //! (deleted at the next start); in the middle of it, a journal from which the next start finishes it; after
 //! it, the old tree (deleted at the next start). Repeating a restore that was done restores again, to the
-//! same end.
+//! same end. A dry run writes nothing.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use backup_repository::{RestoreReceipt, RestoreTarget, SnapshotPath};
-use bus_messages::kinds::{self, Conflict, KindDefinition, ProjectRestoreInput, ProjectRestoreResult};
+use backup_repository::{Amount, PreviewTarget, RestoreReceipt, RestoreTarget, SnapshotPath};
+use bus_messages::kinds::{
+    self, Conflict, FileAmount, KindDefinition, ProjectRestoreInput, ProjectRestoreResult, RestoreChanges,
+};
 use bus_messages::{EventLevel, RepositoryGrant};
 use domain_model::{BackupId, LayoutPath, ProjectId, ProjectPath};
 use host_operations::{Record, project_of, result_value};
@@ -18,6 +20,7 @@ use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 use volumes::PathOutcome;
 
+use crate::estimate::estimate;
 use crate::host::SharedHost;
 
 /// Does `project-restore`.
@@ -57,14 +60,17 @@ impl ProjectRestore {
             .backup
             .clone()
             .ok_or_else(|| OperationFailure::permanent("not_found", "the hub named no backup".to_owned()))?;
-        if input.path.is_none() && input.conflict != Conflict::Replace && !input.dry_run {
+        if input.dry_run {
+            return self.preview(operation, project, &grant, backup, &input, began).await;
+        }
+        if input.path.is_none() && input.conflict != Conflict::Replace {
             let project = project.as_uuid();
             if self.host.volumes(move |root| root.has_files(project)).await? {
                 return self.not_replaced(operation, input.conflict, backup, &grant, began);
             }
         }
         let (receipt, target) = match &input.path {
-            None => self.host.restore_whole(operation, project, &grant, &backup, input.dry_run).await?,
+            None => self.host.restore_whole(operation, project, &grant, &backup).await?,
             Some(path) => self.path(operation, project, &grant, &backup, path, &input).await?,
         };
         Ok(ProjectRestoreResult {
@@ -75,6 +81,50 @@ impl ProjectRestore {
             receipt: "match".to_owned(),
             target,
             duration_s: began.elapsed().as_secs_f64(),
+            changes: None,
+            estimate: None,
+        })
+    }
+
+    /// What a restore would change, and how long it would take.
+    async fn preview(
+        &self,
+        operation: &OperationContext,
+        project: ProjectId,
+        grant: &RepositoryGrant,
+        backup: BackupId,
+        input: &ProjectRestoreInput,
+        began: Instant,
+    ) -> Result<ProjectRestoreResult, OperationFailure> {
+        operation.progress("download", "comparing the backup with the files", None);
+        let root = self.host.root.project_dir(project.as_uuid());
+        let target = match &input.path {
+            None => {
+                PreviewTarget::Whole { project: root, persist: self.host.root.persist_dir(project.as_uuid()) }
+            }
+            Some(path) => PreviewTarget::Path {
+                path: snapshot_path(path)?,
+                root,
+                place: target_of(path, input)?.as_path().to_owned(),
+            },
+        };
+        let preview = self.host.runner.preview(operation, grant, &backup, target).await?;
+        let amount = |amount: Amount| FileAmount { files: amount.files, bytes: amount.bytes };
+        Ok(ProjectRestoreResult {
+            backup_id: backup,
+            files: preview.restored.files,
+            bytes: preview.restored.bytes,
+            tree: preview.tree,
+            receipt: "none".to_owned(),
+            target: "nothing: dry run".to_owned(),
+            duration_s: began.elapsed().as_secs_f64(),
+            changes: Some(RestoreChanges {
+                created: amount(preview.created),
+                replaced: amount(preview.replaced),
+                deleted: amount(preview.deleted),
+                unchanged: amount(preview.unchanged),
+            }),
+            estimate: Some(estimate(&self.host.records, preview.restored)),
         })
     }
 
@@ -100,6 +150,8 @@ impl ProjectRestore {
             receipt: "match".to_owned(),
             target: "nothing: kept project".to_owned(),
             duration_s: began.elapsed().as_secs_f64(),
+            changes: None,
+            estimate: None,
         })
     }
 
@@ -113,12 +165,9 @@ impl ProjectRestore {
         input: &ProjectRestoreInput,
     ) -> Result<(RestoreReceipt, String), OperationFailure> {
         let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
-        let target: &ProjectPath = input.target.as_ref().or(path.rest()).ok_or_else(|| {
-            OperationFailure::permanent("invalid_argument", "a path of a backup needs a target".to_owned())
-        })?;
+        let target = target_of(path, input)?;
         let place = target.clone();
-        let snapshot_path = SnapshotPath::try_from(PathBuf::from(path.to_string()))
-            .map_err(|error| OperationFailure::permanent("invalid_argument", error.to_string()))?;
+        let snapshot_path = snapshot_path(path)?;
         let name = snapshot_path.name().to_owned();
         let staged = self.host.volumes(move |root| root.stage_path(project, op_id, &place)).await?;
         // The job makes `<into>/<name>`; the exchange wants it as `content`, beside it.
@@ -138,13 +187,8 @@ impl ProjectRestore {
             Conflict::Keep => volumes::Conflict::Keep,
             Conflict::Fail => volumes::Conflict::Fail,
         };
-        let dry_run = input.dry_run;
         let placed = match restored.and_then(|receipt| operation.check().map(|()| receipt)) {
             Err(failure) => Err(failure),
-            Ok(receipt) if dry_run => {
-                self.host.volumes(move |root| root.discard_path(staged)).await?;
-                return Ok((receipt, "nothing: dry run".to_owned()));
-            }
             Ok(receipt) => {
                 operation.progress("exchange", "putting the path in place", None);
                 let source = into.join(&name);
@@ -177,4 +221,19 @@ impl ProjectRestore {
         }
         Ok((receipt, format!("project/{target}")))
     }
+}
+
+/// Where a path of the backup is to go.
+fn target_of<'a>(
+    path: &'a LayoutPath,
+    input: &'a ProjectRestoreInput,
+) -> Result<&'a ProjectPath, OperationFailure> {
+    input.target.as_ref().or(path.rest()).ok_or_else(|| {
+        OperationFailure::permanent("invalid_argument", "a path of a backup needs a target".to_owned())
+    })
+}
+
+fn snapshot_path(path: &LayoutPath) -> Result<SnapshotPath, OperationFailure> {
+    SnapshotPath::try_from(PathBuf::from(path.to_string()))
+        .map_err(|error| OperationFailure::permanent("invalid_argument", error.to_string()))
 }

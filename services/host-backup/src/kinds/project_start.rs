@@ -67,8 +67,7 @@ impl ProjectStart {
                 && let Some(backup) = grant.backup.clone()
             {
                 record.started(&grant.bucket);
-                let (receipt, _) =
-                    self.host.restore_whole(operation, project, &grant, &backup, false).await?;
+                let (receipt, _) = self.host.restore_whole(operation, project, &grant, &backup).await?;
                 (result.files, result.bytes) = (receipt.files, receipt.bytes);
                 result.restored = Some(backup);
             }

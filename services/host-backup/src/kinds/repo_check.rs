@@ -1,14 +1,16 @@
 //! `repo-check`: read what a repository says that it has, and a share of what it has.
 //!
-//! It changes nothing, so a crash leaves nothing. Damage is a failure that no other attempt is made after, with what is
-//! wrong in its message and its events; a request that failed says nothing about the repository, and is tried again.
+//! A sound repository is not changed. Damage is a failure that no other attempt is made after, with what is wrong in its
+//! message and its events; a request that failed says nothing about the repository, and is tried again. Packs that are
+//! damaged are taken out of the index (`backup-repository/src/mend.rs` says what a crash in that leaves), and the hub
+//! counts the project as changed: the next backup stores again what is still among its files.
 
 use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
 use backup_repository::{CheckReport, JobResult, JobTask};
-use bus_messages::EventLevel;
 use bus_messages::kinds::{self, KindDefinition, RepoCheckInput, RepoCheckResult};
+use bus_messages::{EventLevel, RepositoryGrant};
 use host_operations::{Record, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
@@ -56,7 +58,8 @@ impl RepoCheck {
             Some(share) => format!("reading share {share} of {shares} of the data"),
         };
         operation.progress("check", message, None);
-        let task = JobTask::Check { read_data: share.is_some(), share: share.map(|share| (share, shares)) };
+        let task_share = share.map(|share| (share, shares));
+        let task = JobTask::Check { read_data: share.is_some(), share: task_share };
         let report: CheckReport = match self.host.runner.run(operation, &grant, task, "check").await? {
             JobResult::Check(report) => report,
             other => {
@@ -70,7 +73,9 @@ impl RepoCheck {
         if !report.is_sound() {
             tracing::error!(op.id = %operation.op_id(), errors = ?report.errors, "a repository is damaged");
             let told: Vec<&str> = report.errors.iter().take(TOLD).map(String::as_str).collect();
-            let message = format!("{} errors in the repository: {}", report.errors.len(), told.join("; "));
+            let set_aside = self.set_aside(operation, &grant, task_share).await?;
+            let message =
+                format!("{} errors in the repository: {}{set_aside}", report.errors.len(), told.join("; "));
             return Err(OperationFailure::permanent("repository_damaged", message));
         }
         Ok(RepoCheckResult {
@@ -80,6 +85,38 @@ impl RepoCheck {
             requests: report.requests.total(),
             duration_s: began.elapsed().as_secs_f64(),
         })
+    }
+}
+
+impl RepoCheck {
+    /// Has damaged packs set aside, and says so, to be added to the message.
+    async fn set_aside(
+        &self,
+        operation: &OperationContext,
+        grant: &RepositoryGrant,
+        share: Option<(u32, u32)>,
+    ) -> Result<String, OperationFailure> {
+        operation.progress("check", "setting damaged packs aside", None);
+        let receipt = match self.host.runner.run(operation, grant, JobTask::Mend { share }, "check").await? {
+            JobResult::Mend(receipt) => receipt,
+            other => {
+                let message = format!("the job answered with something else: {other:?}");
+                return Err(OperationFailure::permanent("job", message));
+            }
+        };
+        if receipt.is_empty() {
+            return Ok(String::new());
+        }
+        let told = format!(
+            "; {} packs were stored again from the cache and {} set aside, with {} blobs lost and {} saved",
+            receipt.stored_again.len(),
+            receipt.set_aside.len(),
+            receipt.blobs_lost,
+            receipt.blobs_saved
+        );
+        tracing::error!(op.id = %operation.op_id(), ?receipt, "damaged packs are set aside");
+        operation.event(EventLevel::Warn, "check", told.trim_start_matches("; ").to_owned(), None);
+        Ok(told)
     }
 }
 

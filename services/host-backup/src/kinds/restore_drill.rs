@@ -1,16 +1,17 @@
-//! `restore-drill`: restore a whole backup where nobody works, compare it with what was recorded when it was made, and
+//! `restore-drill`: restore a backup, or a sample of its files, where nobody works, compare it with what was recorded when it was made, and
 //! delete it.
 //!
 //! The proof is that of a real restore: the job reads back what it wrote and compares it with the repository, and what
-//! comes out is compared with the hub's record. Whether it holds is the result; the hub notes it in the transaction that
+//! comes out is compared with the hub's record; of a sample, the record is compared with all that the repository says of
+//! all files, and the bytes of some with that. Whether it holds is the result; the hub notes it in the transaction that
 //! ends the operation. A crash leaves a staged tree, which the next start deletes.
 
 use std::time::Instant;
 
 use async_trait::async_trait;
-use backup_repository::RestoreTarget;
+use backup_repository::{RestoreTarget, Sample};
 use bus_messages::EventLevel;
-use bus_messages::kinds::{self, KindDefinition, Proof, RestoreDrillInput, RestoreDrillResult};
+use bus_messages::kinds::{self, DrillSample, KindDefinition, Proof, RestoreDrillInput, RestoreDrillResult};
 use domain_model::ProjectId;
 use host_operations::{Record, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
@@ -50,7 +51,7 @@ impl RestoreDrill {
         record: &mut Record,
     ) -> Result<RestoreDrillResult, OperationFailure> {
         let began = Instant::now();
-        let _: RestoreDrillInput = operation.input()?;
+        let input: RestoreDrillInput = operation.input()?;
         operation.progress("repository", "opening the repository", None);
         let grant = operation.repository().await?;
         record.started(&grant.bucket);
@@ -61,18 +62,23 @@ impl RestoreDrill {
         let staged = self.host.volumes(move |root| root.stage(project, op_id)).await?;
         let target =
             RestoreTarget::Whole { project: staged.project_dir.clone(), persist: staged.persist_dir.clone() };
+        let sample = input.share.map(|share| Sample {
+            share,
+            // The end of an operation's id is random; as much of it as every reader of JSON can hold.
+            seed: input.seed.unwrap_or_else(|| operation.op_id().as_uuid().as_u64_pair().1 >> 11),
+        });
         operation.progress("download", "reading the backup", None);
-        let restored = self.host.runner.restore(operation, &grant, &backup, target).await;
+        let restored = self.host.runner.restore(operation, &grant, &backup, target, sample).await;
         operation.progress("clean-up", "deleting what was restored", None);
         self.host.volumes(move |root| root.discard(staged)).await?;
-        let (reason, files, bytes) = match restored {
-            Ok(receipt) if receipt.tree == recorded => (None, receipt.files, receipt.bytes),
+        let (reason, files, bytes, of_files) = match restored {
+            Ok(receipt) if receipt.tree == recorded => (None, receipt.files, receipt.bytes, receipt.of_files),
             Ok(receipt) => {
                 let reason = format!("its tree is {}, and {recorded} was recorded", receipt.tree);
-                (Some(reason), receipt.files, receipt.bytes)
+                (Some(reason), receipt.files, receipt.bytes, receipt.of_files)
             }
             Err(OperationFailure::Failed { code, message, .. }) if DAMAGE.contains(&code.as_str()) => {
-                (Some(message), 0, 0)
+                (Some(message), 0, 0, 0)
             }
             Err(failure) => return Err(failure),
         };
@@ -92,6 +98,7 @@ impl RestoreDrill {
             files,
             bytes,
             duration_s: began.elapsed().as_secs_f64(),
+            sample: sample.map(|Sample { share, seed }| DrillSample { share, seed, of_files }),
         })
     }
 }

@@ -13,7 +13,7 @@ use crate::connection::Connection;
 use crate::output::{Output, or_dash, seconds, size};
 
 /// The fields of results that are shown to people; `--json` has them all.
-const SHOWN_RESULTS: [&str; 11] = [
+const SHOWN_RESULTS: [&str; 13] = [
     "backup_id",
     "files",
     "bytes",
@@ -23,6 +23,8 @@ const SHOWN_RESULTS: [&str; 11] = [
     "tree",
     "receipt",
     "target",
+    "changes",
+    "estimate",
     "steps",
     "vanished",
 ];
@@ -169,6 +171,20 @@ fn field_text(name: &str, value: &Value) -> String {
     match value {
         Value::Number(bytes) if name.starts_with("bytes") => {
             bytes.as_u64().map_or_else(|| bytes.to_string(), size)
+        }
+        Value::Object(changes) if name == "changes" => {
+            let told = changes.iter().map(|(what, amount)| {
+                let bytes = amount["bytes"].as_u64().unwrap_or_default();
+                format!("{} {what} ({})", amount["files"], size(bytes))
+            });
+            told.collect::<Vec<_>>().join(", ")
+        }
+        Value::Object(estimate) if name == "estimate" => {
+            let basis = match estimate["basis"].as_str() {
+                Some("restores_of_host") => "as fast as the latest restores on this host",
+                _ => "assumed: this host has restored nothing yet",
+            };
+            format!("{}, {basis}", seconds(estimate["seconds"].as_f64().unwrap_or_default()))
         }
         Value::String(text) => text.clone(),
         Value::Null => "-".to_owned(),

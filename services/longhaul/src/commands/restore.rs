@@ -30,7 +30,7 @@ pub(super) struct Arguments {
     /// The id of the host to restore on; the project's own by default.
     #[arg(long, value_name = "ID")]
     host: Option<HostId>,
-    /// Restore and verify, and put nothing in place.
+    /// Restore nothing, and say what would change and how long it would take.
     #[arg(long)]
     dry_run: bool,
     /// Restore although a drill has found the backup to be bad.

@@ -44,6 +44,14 @@ pub(super) async fn get(registry: Arc<Registry>, request: IncomingRequest) -> Re
     Ok(request.reply(&HostReply { host }))
 }
 
+pub(super) async fn status(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let id = host(&request)?;
+    request.decode::<Nothing>()?;
+    let status = registry.database.host_status(id).await.map_err(from_database)?;
+    let status = status.ok_or_else(|| ApiError::not_found(format!("there is no host {id}")))?;
+    Ok(request.reply(&status))
+}
+
 pub(super) async fn regions(_: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     request.decode::<Nothing>()?;
     Ok(request.reply(&json!({ "regions": REGIONS })))

@@ -162,6 +162,7 @@ pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<Runni
         .api("host-create", example(r#"{"name":"host-1","region":"weur"}"#), hosts::create)
         .api("host-list", example("{}"), hosts::list)
         .api("host-get", example("{}"), hosts::get)
+        .api("host-status", example("{}"), hosts::status)
         .api("region-list", example("{}"), hosts::regions)
         .api("bucket-create", example(r#"{"region":"weur"}"#), buckets::create)
         .api("bucket-list", example("{}"), buckets::list)

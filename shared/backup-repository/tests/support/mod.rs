@@ -52,6 +52,11 @@ impl TestRepository {
     pub async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = local_store(directory.path()).await;
+        Self::on(directory, store).await
+    }
+
+    /// The same in another bucket.
+    pub async fn on(directory: TempDir, store: Arc<dyn ObjectStore>) -> Self {
         let identity = RepositoryIdentity::new(Uuid::now_v7(), Uuid::now_v7());
         let root = repository_root(identity.project_id);
         let password = RepositoryPassword::generate();
@@ -106,7 +111,8 @@ impl TestRepository {
     }
 
     pub async fn restore(&self, snapshot: SnapshotId, target: RestoreTarget) -> Result<RestoreReceipt> {
-        restore(self.location(), RestoreRequest { snapshot, target }, Arc::new(NoProgress)).await
+        restore(self.location(), RestoreRequest { snapshot, target, sample: None }, Arc::new(NoProgress))
+            .await
     }
 
     pub fn whole(&self, name: &str) -> RestoreTarget {

@@ -29,12 +29,15 @@ pub use project_copy::{
     COPY_GRACE_S, CopyDestination, CopyEntry, CopyOptions, CopyOutcome, CopyPaths, CopySource,
     ProjectCopyInput, ProjectCopyResult,
 };
-pub use project_restore::{BackupChoice, Conflict, ProjectRestoreInput, ProjectRestoreResult};
+pub use project_restore::{
+    BackupChoice, Conflict, EstimateBasis, FileAmount, ProjectRestoreInput, ProjectRestoreResult,
+    RestoreChanges, RestoreEstimate,
+};
 pub use project_start::{ProjectStartInput, ProjectStartResult};
 pub use project_stop::{ProjectStopInput, ProjectStopResult};
 pub use repo_check::{RepoCheckInput, RepoCheckResult};
 pub use repo_prune::{RepoPruneInput, RepoPruneResult};
-pub use restore_drill::{Proof, RestoreDrillInput, RestoreDrillResult};
+pub use restore_drill::{DrillSample, Proof, RestoreDrillInput, RestoreDrillResult};
 pub use test_sleep::{TestSleepInput, TestSleepResult};
 
 use crate::ApiError;

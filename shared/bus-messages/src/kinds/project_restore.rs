@@ -92,7 +92,7 @@ pub struct ProjectRestoreInput {
     /// What to do where there is something at the target already; for a whole backup, where the project has files.
     #[serde(default)]
     pub conflict: Conflict,
-    /// Restore and verify, and put nothing in place.
+    /// Restore nothing, and say what would change and how long it would take.
     #[serde(default)]
     pub dry_run: bool,
     /// Restore although a drill has found the backup to be bad.
@@ -105,18 +105,66 @@ pub struct ProjectRestoreInput {
 pub struct ProjectRestoreResult {
     /// Which backup.
     pub backup_id: BackupId,
-    /// How many files were restored.
+    /// How many files were restored; of a dry run, how many would be.
     pub files: u64,
     /// How many bytes these have.
     pub bytes: u64,
     /// The digest of the restored tree.
     pub tree: String,
-    /// `match`: what was restored is what was backed up.
+    /// `match`: what was restored is what was backed up. `none`: nothing was restored.
     pub receipt: String,
     /// Where it went.
     pub target: String,
     /// Seconds that the attempt took.
     pub duration_s: f64,
+    /// Of a dry run: what a restore would change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<RestoreChanges>,
+    /// Of a dry run: how long a restore would take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<RestoreEstimate>,
+}
+
+/// What a restore would change. Files count as the same if type, length, modification time, mode, owner and extended
+/// attributes are; their contents are not read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestoreChanges {
+    /// What is not there now.
+    pub created: FileAmount,
+    /// What is there otherwise.
+    pub replaced: FileAmount,
+    /// What is there now and would not be any more.
+    pub deleted: FileAmount,
+    /// What is there already.
+    pub unchanged: FileAmount,
+}
+
+/// So many files, links and other entries that are no directories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FileAmount {
+    /// How many.
+    pub files: u64,
+    /// The bytes of the regular files among them.
+    pub bytes: u64,
+}
+
+/// How long a restore would take.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RestoreEstimate {
+    /// Seconds.
+    pub seconds: f64,
+    /// What that is taken from.
+    pub basis: EstimateBasis,
+}
+
+/// What an estimate is taken from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EstimateBasis {
+    /// The latest restores and drills on this host.
+    RestoresOfHost,
+    /// Nothing but what such a restore takes elsewhere: this host has done none.
+    Assumption,
 }
 
 pub(super) static DEFINITION: KindDefinition = KindDefinition {

@@ -76,6 +76,7 @@ impl Database {
         let mut ending: Vec<(&OperationRow, &Finished)> = Vec::new();
         let mut made_backups = Vec::new();
         let mut proofs = Vec::new();
+        let mut damaged = Vec::new();
         for finished in finished {
             let fence = &finished.fence;
             let outcome = match rows.get(&fence.op_id.as_uuid()).filter(|row| is_held(row, fence)) {
@@ -89,6 +90,7 @@ impl Database {
                     (Ok(backup), Ok(proof)) => {
                         made_backups.extend(backup);
                         proofs.extend(proof);
+                        damaged.extend(damage_of(row, finished)?);
                         ending.push((row, finished));
                         None
                     }
@@ -116,6 +118,9 @@ impl Database {
         }
         for (project, proof) in &proofs {
             backups::note_proof(&mut transaction, *project, proof).await?;
+        }
+        for project in damaged {
+            backups::note_damage(&mut transaction, project).await?;
         }
         let changes: Vec<_> =
             ending.into_iter().map(|(row, finished)| (row, change_of(row, finished))).collect();
@@ -193,6 +198,15 @@ fn proof_of(
         Ok(result) => Ok(Some((project, result))),
         Err(error) => Err(format!("the result of a restore-drill does not read: {error}")),
     })
+}
+
+/// The project whose repository a `repo-check` has found to be damaged.
+fn damage_of(row: &OperationRow, finished: &Finished) -> Result<Option<ProjectId>, DatabaseError> {
+    let is_damaged = finished.error.as_ref().is_some_and(|error| error.code == "repository_damaged");
+    match row.scope()? {
+        Scope::Project(project) if row.kind == "repo-check" && is_damaged => Ok(Some(project)),
+        _ => Ok(None),
+    }
 }
 
 fn change_of<'a>(row: &OperationRow, finished: &'a Finished) -> Change<'a> {

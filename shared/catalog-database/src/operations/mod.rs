@@ -15,7 +15,7 @@ mod sweep;
 mod transition;
 
 pub(crate) use create::insert;
-pub(crate) use row::OperationRow;
+pub(crate) use row::{OperationRow, scope_of};
 pub(crate) use transition::{cancel, lock, lock_all};
 
 pub use cancel::CancelOutcome;

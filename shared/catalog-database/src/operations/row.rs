@@ -57,16 +57,21 @@ pub(crate) struct OperationRow {
     pub heartbeats: i64,
 }
 
+/// A scope as the columns of an operation have it.
+pub(crate) fn scope_of(scope_type: &str, scope_id: Option<Uuid>) -> Result<Scope, DatabaseError> {
+    let wrong = |error: String| DatabaseError::row("long_running_operations.scope", error);
+    match (scope_type, scope_id) {
+        ("project", Some(id)) => Ok(Scope::Project(id.into())),
+        ("account", Some(id)) => Ok(Scope::Account(id.into())),
+        ("host", Some(id)) => Ok(Scope::Host(id.into())),
+        ("hub", None) => Ok(Scope::Hub),
+        (other, id) => Err(wrong(format!("{other} {id:?}"))),
+    }
+}
+
 impl OperationRow {
     pub(crate) fn scope(&self) -> Result<Scope, DatabaseError> {
-        let wrong = |error: String| DatabaseError::row("long_running_operations.scope", error);
-        match (self.scope_type.as_str(), self.scope_id) {
-            ("project", Some(id)) => Ok(Scope::Project(id.into())),
-            ("account", Some(id)) => Ok(Scope::Account(id.into())),
-            ("host", Some(id)) => Ok(Scope::Host(id.into())),
-            ("hub", None) => Ok(Scope::Hub),
-            (other, id) => Err(wrong(format!("{other} {id:?}"))),
-        }
+        scope_of(&self.scope_type, self.scope_id)
     }
 
     pub(crate) fn status(&self) -> Result<OperationStatus, DatabaseError> {

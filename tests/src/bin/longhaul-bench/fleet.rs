@@ -1,6 +1,6 @@
 //! `fleet`: many small projects, one incremental backup of each, all asked for at once over the bus, beside a loop of
 //! the rustic command line over the same files. And what a single small backup takes, from the request to the word of
-//! its end.
+//! its end. Then what many more projects cost that are known and mostly asleep.
 
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::Common;
 use crate::figures::{Figures, percentile};
+use crate::fleet_known;
 use crate::peers::{Peer, PeerRepository, Secret, Tool, elapsed};
 use crate::processor_time::ProcessorTime;
 use crate::system::MeasuredSystem;
@@ -28,6 +29,12 @@ pub(crate) struct Options {
     /// Small projects
     #[arg(long, env = "BENCH_PROJECTS", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     projects: u32,
+    /// Projects that are known besides
+    #[arg(long, env = "BENCH_KNOWN", default_value_t = 10_000)]
+    known: u32,
+    /// How many of those are due at once
+    #[arg(long, env = "BENCH_DUE", default_value_t = 500)]
+    due: u32,
 }
 
 /// Who backs the fleet up.
@@ -89,6 +96,8 @@ pub(crate) async fn measure(options: Options) -> anyhow::Result<Figures> {
         fleet.figures.add_ratio("fleet.ratio_to_rustic_password", "fleet.ours", "fleet.rustic_password");
         fleet.figures.add_ratio("fleet.ratio_to_rustic_key_file", "fleet.ours", "fleet.rustic_key_file");
     }
+    fleet.unchanged_backup().await?;
+    fleet_known::measure(&fleet.measured, options.known, options.due, &mut fleet.figures).await?;
     fleet.measured.system.stop().await?;
     Ok(fleet.figures)
 }
@@ -155,6 +164,18 @@ impl Fleet {
         if let (Some(before), Some(after)) = (requests, self.measured.object_store_requests().await?) {
             let each = (after - before) / f64::from(SINGLE_BACKUPS);
             self.figures.add("backup.small.requests", each, "requests");
+        }
+        Ok(())
+    }
+
+    /// What a backup of a project costs in which nothing has changed.
+    async fn unchanged_backup(&mut self) -> anyhow::Result<()> {
+        let project = self.projects[0].clone();
+        self.measured.run(&project, "project-backup", json!({})).await?;
+        let before = self.measured.object_store_requests().await?;
+        self.measured.run(&project, "project-backup", json!({})).await?;
+        if let (Some(before), Some(after)) = (before, self.measured.object_store_requests().await?) {
+            self.figures.add("backup.unchanged.requests", after - before, "requests");
         }
         Ok(())
     }

@@ -12,6 +12,8 @@ mod latency;
 mod recovery;
 mod throughput;
 
+pub(crate) use idle::resident_megabytes;
+
 use clap::{Args, ValueEnum};
 
 use crate::figures::Figures;

@@ -12,6 +12,7 @@ mod copy;
 mod database;
 mod figures;
 mod fleet;
+mod fleet_known;
 mod lro;
 mod peak_memory;
 mod peers;

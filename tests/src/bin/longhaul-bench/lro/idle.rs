@@ -91,7 +91,7 @@ pub(super) async fn heartbeats(
 }
 
 /// Now, in MB (10⁶ bytes).
-fn resident_megabytes(pid: u32) -> anyhow::Result<f64> {
+pub(crate) fn resident_megabytes(pid: u32) -> anyhow::Result<f64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a process has memory")?;
