@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use domain_model::ProjectPath;
-use rustix::fs::{Gid, Mode, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, StatxFlags, Uid};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -23,6 +23,7 @@ use uuid::Uuid;
 use crate::VolumeError;
 use crate::deletion::delete_at;
 use crate::exchange::Settled;
+use crate::grouped_sync::AtWork;
 use crate::host_root::HostRoot;
 use crate::journal::{Journal, Phase, Work};
 use crate::merge::Merge;
@@ -157,11 +158,12 @@ impl HostRoot {
             return Err(VolumeError::ProjectNotFound { project, path: project_dir });
         };
         refuse_same_targets(&request.entries)?;
+        let at_work = self.syncs.at_work();
         self.end_other_copies(project, op_id)?;
         if let Some(directory) = OperationDirectory::claim_existing(&self.staging(), op_id)? {
             if let Some(mut journal) = Journal::read(&directory)? {
                 journal.check_project(project, &directory)?;
-                if let Some(receipt) = self.finish_copy(&directory, &mut journal)? {
+                if let Some(receipt) = self.finish_copy(&directory, &mut journal, &at_work)? {
                     if let Work::Copy { dropped: true, .. } = journal.work {
                         return Err(VolumeError::CopyDropped { op_id });
                     }
@@ -181,7 +183,7 @@ impl HostRoot {
         let mut journal = Journal::new(project, work);
         journal.begin(&directory)?;
         self.steps.done("the journal of a copy is begun")?;
-        if let Err(error) = self.stage_copy(&directory, &mut journal, &volume, request, go_on) {
+        if let Err(error) = self.stage_copy(&directory, &mut journal, &volume, request, &at_work, go_on) {
             self.steps.done("the staging of a copy has failed")?;
             // At once: the disk may be full of what was staged.
             if let Err(error) = self.settle(directory) {
@@ -194,7 +196,7 @@ impl HostRoot {
             let staged = project_dir.join(staging_name_text(op_id));
             VolumeError::io("find what was staged in", &staged)(Errno::STALE)
         };
-        self.finish_copy(&directory, &mut journal)?.ok_or_else(gone)
+        self.finish_copy(&directory, &mut journal, &at_work)?.ok_or_else(gone)
     }
 
     /// The receipt of the copy `op_id` into `project`, if all of it is in place and it is not forgotten.
@@ -290,6 +292,7 @@ impl HostRoot {
         journal: &mut Journal,
         volume: &OwnedFd,
         request: &CopyRequest,
+        at_work: &AtWork<'_>,
         go_on: &mut dyn FnMut(CopyProgress) -> ControlFlow<()>,
     ) -> Result<(), VolumeError> {
         let project_dir = self.project_dir(journal.project);
@@ -350,7 +353,7 @@ impl HostRoot {
         };
         journal.phase = Phase::Exchanging;
         let prepared = journal.prepare(directory)?;
-        rustix::fs::syncfs(&staging).map_err(failed)?;
+        self.sync(&staging, at_work).map_err(failed)?;
         self.steps.done("what is staged is durable")?;
         prepared.replace(directory)?;
         self.steps.done("the beginning of a copy is in the journal")
@@ -362,6 +365,7 @@ impl HostRoot {
         &self,
         directory: &OperationDirectory,
         journal: &mut Journal,
+        at_work: &AtWork<'_>,
     ) -> Result<Option<CopyReceipt>, VolumeError> {
         let phase = journal.phase;
         let Work::Copy { entries, options, staging_inode, receipt: Some(receipt), .. } = &mut journal.work
@@ -389,7 +393,7 @@ impl HostRoot {
             }
             journal.phase = Phase::Exchanged;
             let prepared = journal.prepare(directory)?;
-            rustix::fs::syncfs(volume).map_err(VolumeError::io("sync", &project_dir))?;
+            self.sync(volume, at_work).map_err(VolumeError::io("sync", &project_dir))?;
             self.steps.done("a copy is durable in its place")?;
             prepared.replace(directory)?;
             self.steps.done("the end of a copy is in the journal")?;
@@ -413,7 +417,7 @@ impl HostRoot {
             self.drop_copy(directory, journal)?;
             return Ok(Settled::Dropped);
         }
-        if self.finish_copy(directory, journal)?.is_none() {
+        if self.finish_copy(directory, journal, &self.syncs.at_work())?.is_none() {
             let volume = self.open_project(journal.project)?;
             self.delete_staged(directory.op_id(), volume.as_ref(), &self.project_dir(journal.project))?;
             return Ok(Settled::RolledBack);
@@ -423,6 +427,21 @@ impl HostRoot {
         }
         let expired = Journal::age(directory)?.is_some_and(|age| age > RECEIPT_KEPT);
         Ok(if expired { Settled::Expired } else { Settled::Recorded })
+    }
+
+    /// Makes durable what is on the filesystem of `handle`.
+    fn sync(&self, handle: impl AsFd, at_work: &AtWork<'_>) -> Result<(), Errno> {
+        let commit = || rustix::fs::syncfs(&handle);
+        // The files of a project may be a filesystem of their own, which the sync of another copy would not be one of.
+        let mount = |path, flags| {
+            let found = rustix::fs::statx(&handle, path, flags, StatxFlags::MNT_ID)?;
+            Ok(StatxFlags::from_bits_retain(found.stx_mask)
+                .contains(StatxFlags::MNT_ID)
+                .then_some(found.stx_mnt_id))
+        };
+        let (own, shared) =
+            (mount(Path::new(""), AtFlags::EMPTY_PATH)?, mount(&self.staging(), AtFlags::empty())?);
+        if own.is_some() && own == shared { at_work.sync(commit) } else { commit() }
     }
 
     fn delete_staged(

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::VolumeError;
 use crate::btrfs::{self, Btrfs};
 use crate::deletion::delete_tree;
+use crate::grouped_sync::GroupedSync;
 use crate::operation_directory::{OperationDirectory, sync_directory};
 use crate::steps::Steps;
 
@@ -58,6 +59,7 @@ pub struct HostRoot {
     filesystem: Filesystem,
     pub(crate) use_rename_exchange: bool,
     pub(crate) steps: Steps,
+    pub(crate) syncs: GroupedSync,
 }
 
 impl HostRoot {
@@ -82,6 +84,7 @@ impl HostRoot {
             filesystem: Filesystem::Plain,
             use_rename_exchange: options.use_rename_exchange,
             steps: Steps::default(),
+            syncs: GroupedSync::default(),
         };
         // Only the host itself may look into snapshots and staged trees, whatever modes the files inside have.
         for (directory, mode) in [

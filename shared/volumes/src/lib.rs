@@ -42,6 +42,7 @@ mod error;
 mod exchange;
 mod file_data;
 mod generation;
+mod grouped_sync;
 mod host_root;
 mod journal;
 mod merge;
