@@ -110,14 +110,9 @@ impl Sources {
         input: &CopyApplyInput,
     ) -> Result<Source, OperationFailure> {
         operation.progress("download", "freezing the files of the source", None);
-        // Where links are followed, they may lead to any place.
-        let paths = if input.options.dereference {
-            vec![PathBuf::new()]
-        } else {
-            input.entries.iter().map(|entry| entry.from.as_path().to_owned()).collect()
-        };
-        let copy = input.copy_op_id.as_uuid();
-        let frozen = freeze_files(&self.root, input.source_project_id, copy, paths).await?;
+        let (copy, dereference) = (input.copy_op_id.as_uuid(), input.options.dereference);
+        let paths = input.entries.iter().map(|entry| &entry.from);
+        let frozen = freeze_files(&self.root, input.source_project_id, copy, paths, dereference).await?;
         if frozen.kind == SourceKind::Live {
             let message = "the files of the source cannot be frozen: what changes now may be copied in part";
             operation.event(EventLevel::Warn, "download", message, None);

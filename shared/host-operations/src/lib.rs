@@ -6,7 +6,7 @@ mod repository_job;
 mod volume_work;
 
 pub use job_records::{JobRecord, JobRecords, JobState, Record};
-pub use repository_job::{JOB_ARGUMENT, JobRunner, ObjectStoreRequests};
+pub use repository_job::{JOB_ARGUMENT, JobRunner, ObjectStoreRequests, something_else};
 pub use volume_work::{freeze, freeze_files, volume_work};
 
 use domain_model::{ProjectId, Scope};

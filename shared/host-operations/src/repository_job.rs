@@ -188,7 +188,8 @@ fn snapshot_of(backup: &BackupId) -> Result<SnapshotId, OperationFailure> {
     read.map_err(|error| OperationFailure::permanent("invalid_argument", format!("{backup}: {error}")))
 }
 
-fn something_else(result: &JobResult) -> OperationFailure {
+/// A job has answered what no such task is answered with: a mistake of ours.
+pub fn something_else(result: &JobResult) -> OperationFailure {
     OperationFailure::permanent("job", format!("the job answered with something else: {result:?}"))
 }
 

@@ -1,6 +1,6 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use domain_model::ProjectId;
+use domain_model::{ProjectId, ProjectPath};
 use operation_engine::OperationFailure;
 use uuid::Uuid;
 use volumes::{BackupSource, FrozenFiles, HostRoot, VolumeError, VolumeErrorKind};
@@ -39,7 +39,8 @@ pub async fn freeze(root: &HostRoot, project: ProjectId, id: Uuid) -> Result<Bac
     .await
 }
 
-/// Fixes what is read of the files of a project at some paths, under the name `id`; see [`HostRoot::snapshot_files`].
+/// Fixes what a copy reads of the files of a project, under the name `id`: `paths`, and where links are followed
+/// (`dereference`), any place. See [`HostRoot::snapshot_files`].
 ///
 /// # Errors
 /// As [`volume_work`].
@@ -47,10 +48,15 @@ pub async fn freeze_files(
     root: &HostRoot,
     project: ProjectId,
     id: Uuid,
-    paths: Vec<PathBuf>,
+    paths: impl IntoIterator<Item = &ProjectPath>,
+    dereference: bool,
 ) -> Result<FrozenFiles, OperationFailure> {
+    let paths: Vec<ProjectPath> = paths.into_iter().cloned().collect();
     volume_work(root, move |root| {
-        let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+        let paths: Vec<&Path> = match dereference {
+            true => vec![Path::new("")],
+            false => paths.iter().map(ProjectPath::as_path).collect(),
+        };
         root.snapshot_files(project.as_uuid(), id, &paths)
     })
     .await

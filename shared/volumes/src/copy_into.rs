@@ -162,7 +162,7 @@ impl HostRoot {
         self.end_other_copies(project, op_id)?;
         if let Some(directory) = OperationDirectory::claim_existing(&self.staging(), op_id)? {
             if let Some(mut journal) = Journal::read(&directory)? {
-                journal.check_project(project, &directory)?;
+                journal.check_project(project, op_id)?;
                 if let Some(receipt) = self.finish_copy(&directory, &mut journal, &at_work)? {
                     if let Work::Copy { dropped: true, .. } = journal.work {
                         return Err(VolumeError::CopyDropped { op_id });
@@ -208,9 +208,7 @@ impl HostRoot {
         let Some(journal) = Journal::read_in(&self.staging().join(op_id.to_string()))? else {
             return Ok(None);
         };
-        if journal.project != project {
-            return Err(VolumeError::OtherProject { op_id, of: journal.project, asked: project });
-        }
+        journal.check_project(project, op_id)?;
         Ok(match journal.work {
             Work::Copy { receipt, dropped: false, .. } if journal.phase == Phase::Exchanged => receipt,
             _ => None,
@@ -230,7 +228,7 @@ impl HostRoot {
             return Ok(());
         };
         if let Some(mut journal) = Journal::read(&directory)? {
-            journal.check_project(project, &directory)?;
+            journal.check_project(project, op_id)?;
             if !matches!(journal.work, Work::Copy { .. }) {
                 return self.settle(directory).map(drop);
             }

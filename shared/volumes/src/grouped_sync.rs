@@ -98,6 +98,7 @@ impl Drop for AtWork<'_> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
@@ -110,12 +111,16 @@ mod tests {
         let written: [AtomicU64; COPIES] = Default::default();
         let durable: [AtomicU64; COPIES] = Default::default();
         let syncs = AtomicU64::new(0);
+        // All are at work before the first sync, so that they have something to share however busy the machine is.
+        let all_there = Barrier::new(COPIES);
         std::thread::scope(|scope| {
             for copy in 0..COPIES {
-                let (group, written, durable, syncs) = (&group, &written, &durable, &syncs);
+                let (group, written, durable) = (&group, &written, &durable);
+                let (syncs, all_there) = (&syncs, &all_there);
                 scope.spawn(move || {
+                    let at_work = group.at_work();
+                    all_there.wait();
                     for round in 1..=ROUNDS {
-                        let at_work = group.at_work();
                         written[copy].store(round, Ordering::SeqCst);
                         let commit = || {
                             syncs.fetch_add(1, Ordering::SeqCst);

@@ -139,15 +139,11 @@ impl Journal {
     }
 
     /// Refuses a journal of another project.
-    pub(crate) fn check_project(
-        &self,
-        project: Uuid,
-        directory: &OperationDirectory,
-    ) -> Result<(), VolumeError> {
+    pub(crate) fn check_project(&self, project: Uuid, op_id: Uuid) -> Result<(), VolumeError> {
         if self.project == project {
             return Ok(());
         }
-        Err(VolumeError::OtherProject { op_id: directory.op_id(), of: self.project, asked: project })
+        Err(VolumeError::OtherProject { op_id, of: self.project, asked: project })
     }
 
     /// How long ago the journal in `directory` was written last; `None` if it was not, or in the future.

@@ -67,13 +67,7 @@ impl CopySnapshot {
 
         operation.progress("snapshot", "freezing the files", None);
         let op_uuid = operation.op_id().as_uuid();
-        // Where links are followed, they may lead to any place.
-        let paths = if input.dereference {
-            vec![PathBuf::new()]
-        } else {
-            input.paths.iter().map(|path| path.as_path().to_owned()).collect()
-        };
-        let source = freeze_files(&self.host.root, project, op_uuid, paths).await?;
+        let source = freeze_files(&self.host.root, project, op_uuid, &input.paths, input.dereference).await?;
         if source.kind == volumes::SourceKind::Live && is_running {
             self.stop_first(operation, &input)?;
         }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use backup_repository::{CheckReport, JobResult, JobTask};
 use bus_messages::kinds::{self, KindDefinition, RepoCheckInput, RepoCheckResult};
 use bus_messages::{EventLevel, RepositoryGrant};
-use host_operations::{Record, project_of, result_value};
+use host_operations::{Record, project_of, result_value, something_else};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 
@@ -62,10 +62,7 @@ impl RepoCheck {
         let task = JobTask::Check { read_data: share.is_some(), share: task_share };
         let report: CheckReport = match self.host.runner.run(operation, &grant, task, "check").await? {
             JobResult::Check(report) => report,
-            other => {
-                let message = format!("the job answered with something else: {other:?}");
-                return Err(OperationFailure::permanent("job", message));
-            }
+            other => return Err(something_else(&other)),
         };
         for error in report.errors.iter().take(TOLD) {
             operation.event(EventLevel::Error, "check", error.clone(), None);
@@ -86,9 +83,7 @@ impl RepoCheck {
             duration_s: began.elapsed().as_secs_f64(),
         })
     }
-}
 
-impl RepoCheck {
     /// Has damaged packs set aside, and says so, to be added to the message.
     async fn set_aside(
         &self,
@@ -99,24 +94,21 @@ impl RepoCheck {
         operation.progress("check", "setting damaged packs aside", None);
         let receipt = match self.host.runner.run(operation, grant, JobTask::Mend { share }, "check").await? {
             JobResult::Mend(receipt) => receipt,
-            other => {
-                let message = format!("the job answered with something else: {other:?}");
-                return Err(OperationFailure::permanent("job", message));
-            }
+            other => return Err(something_else(&other)),
         };
         if receipt.is_empty() {
             return Ok(String::new());
         }
         let told = format!(
-            "; {} packs were stored again from the cache and {} set aside, with {} blobs lost and {} saved",
+            "{} packs were stored again from the cache and {} set aside, with {} blobs lost and {} saved",
             receipt.stored_again.len(),
             receipt.set_aside.len(),
             receipt.blobs_lost,
             receipt.blobs_saved
         );
         tracing::error!(op.id = %operation.op_id(), ?receipt, "damaged packs are set aside");
-        operation.event(EventLevel::Warn, "check", told.trim_start_matches("; ").to_owned(), None);
-        Ok(told)
+        operation.event(EventLevel::Warn, "check", told.clone(), None);
+        Ok(format!("; {told}"))
     }
 }
 

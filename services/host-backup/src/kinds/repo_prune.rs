@@ -12,7 +12,7 @@ use backup_repository::{JobResult, JobTask, PruneReceipt, PruneRequest, Snapshot
 use bus_messages::kinds::{self, KindDefinition, RepoPruneInput, RepoPruneResult};
 use bus_messages::{EventLevel, RepositoryGrant, RetentionReply};
 use domain_model::BackupId;
-use host_operations::{Record, project_of, result_value};
+use host_operations::{Record, project_of, result_value, something_else};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 
@@ -109,10 +109,7 @@ impl RepoPrune {
         }
         match self.host.runner.run(operation, grant, JobTask::Prune(request), "prune").await? {
             JobResult::Prune(receipt) => Ok(receipt),
-            other => Err(OperationFailure::permanent(
-                "job",
-                format!("the job answered with something else: {other:?}"),
-            )),
+            other => Err(something_else(&other)),
         }
     }
 }
