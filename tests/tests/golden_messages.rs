@@ -253,6 +253,8 @@ fn every_message_reads_and_writes_as_its_fixture() {
     f.check::<ProgressReply>("work-progress-reply", r#"{"ops":[{"op_id":"<id>","ok":true,"lost":false,"lease_until":"<moment>","lease_s":30.0,"cancel_requested":false,"stored_n":3,"refused":"r"}]}"#);
     f.check::<FinishRequest>("work-finish-request", r#"{"op_id":"<id>","attempt":1,"lease_id":"<other>","outcome":"waits_for_children","result":{"a":1},"error":{"code":"c","message":"m","retryable":true},"children":[{"key":"child-1","scope":"hub","kind":"test-sleep","input":{"seconds":1.0}}],"checkpoint":{"done":1}}"#);
     f.check::<FinishReply>("work-finish-reply", r#"{"ok":true,"lost":false}"#);
+    f.check::<ClaimRequest>("work-claim-with-ends-request", &format!(r#"{{"worker_id":"w","kinds":{{"project-backup":2}},"max":2,"finished":[{{"op_id":"<id>","attempt":1,"lease_id":"<other>","outcome":"succeeded","progress":{{"events":[{event}],"summary":{{"phase":"upload","message":"m","progress":1.0}}}}}}]}}"#));
+    f.check::<ClaimReply>("work-claim-with-ends-reply", r#"{"leases":[],"finished":[{"ok":true,"lost":false},{"ok":false,"lost":false,"error":{"code":"invalid_argument","status":400,"message":"m","retryable":false,"details":{}}}]}"#);
     f.check::<RepositoryRequest>(
         "work-repository-request",
         r#"{"op_id":"<id>","attempt":1,"lease_id":"<other>"}"#,

@@ -1,5 +1,6 @@
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bus_messages::{ApiError, ErrorCode};
 use catalog_database::{DatabaseError, DatabaseErrorKind};
@@ -7,8 +8,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::errors::from_database;
 
-/// Transactions under way at the same time: while the disk confirms one, the next is made.
-const LOTS: usize = 2;
+/// How long what is asked waits for the transaction under way: what has gathered by then costs little more than one.
+const PATIENCE: Duration = Duration::from_millis(5);
+/// Transactions under way at the same time, where one waits for a lock or a slow disk.
+const LOTS: usize = 4;
 /// Requests in one transaction.
 const MOST_IN_A_LOT: usize = 64;
 
@@ -33,7 +36,12 @@ impl<Q: Clone + Send + 'static, A: Send + 'static> Gathering<Q, A> {
         let (asked, mut waiting) = mpsc::unbounded_channel();
         let (transact, lots) = (Arc::new(transact), Arc::new(Semaphore::new(LOTS)));
         tokio::spawn(async move {
+            let mut latest = None;
             while let Some(first) = waiting.recv().await {
+                if let Some(latest) = latest.take() {
+                    // One that panicked has ended, too.
+                    let _ = tokio::time::timeout(PATIENCE, latest).await;
+                }
                 // Never closed.
                 let Ok(place) = Arc::clone(&lots).acquire_owned().await else { return };
                 let mut lot = vec![first];
@@ -43,10 +51,10 @@ impl<Q: Clone + Send + 'static, A: Send + 'static> Gathering<Q, A> {
                     lot.push(another);
                 }
                 let transact = Arc::clone(&transact);
-                tokio::spawn(async move {
+                latest = Some(tokio::spawn(async move {
                     answer(&*transact, lot).await;
                     drop(place);
-                });
+                }));
             }
         });
         Self { asked }

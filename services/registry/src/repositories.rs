@@ -59,6 +59,9 @@ impl Repositories {
         op: &Operation,
         until: Timestamp,
     ) -> Result<Option<Grant>, ApiError> {
+        if op.kind.as_str() == "copy-apply" {
+            return self.grant_to_apply(op, until).await.map(Some);
+        }
         let project = project_of(op)?;
         if self.can_do_without(op, project).await? {
             return Ok(Some(Grant::default()));

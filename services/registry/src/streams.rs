@@ -26,9 +26,11 @@ use crate::metrics::RegistryMetrics;
 const TURNS: usize = 8;
 /// A message of the stream has 64 KiB with its headers.
 const MOST_SUMMARY_BYTES: usize = 60 * 1024;
-/// With more operations than these to tell of at once, the next are gathered for a moment.
+/// With more operations than these to tell of at once, the next are gathered: for twice as long as these have taken, so
+/// that where thousands change in a second, changes of one operation are told together.
 const FEW: usize = 4;
-/// How long what is to be told is gathered where there is much, and what was told before it is deleted.
+const MOST_GATHERING: Duration = Duration::from_millis(50);
+/// How long what is to be told is gathered at least where there is much, and what was told before it is deleted.
 const GATHERING: Duration = Duration::from_millis(5);
 /// Operations that the outbox is asked about at once.
 const RELAYED_TOGETHER: usize = 256;
@@ -126,9 +128,11 @@ impl Streams {
                     {
                         ids.insert(another);
                     }
+                    let began = Instant::now();
                     relay.relay(&ids.iter().copied().collect::<Vec<_>>()).await;
                     if ids.len() > FEW {
-                        tokio::time::sleep(GATHERING).await;
+                        let rest = (began.elapsed() * 2).clamp(GATHERING, MOST_GATHERING);
+                        tokio::time::sleep(rest).await;
                     }
                 }
             };

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use bus_client::{Bus, EndpointDefinition, IncomingRequest, Reply, RunningService};
 use bus_messages::{
-    ApiError, ClaimReply, FinishReply, FinishRequest, Lease, OperationProgressReply, Outcome, ProgressReply,
-    ProgressRequest,
+    ApiError, ClaimReply, ClaimRequest, FinishReply, FinishRequest, Lease, OperationProgressReply, Outcome,
+    ProgressReply, ProgressRequest,
 };
 use bytes::Bytes;
 use domain_model::LeaseId;
@@ -52,7 +52,10 @@ impl Registry {
     }
 
     fn claim(&self, request: &IncomingRequest) -> Result<Reply, ApiError> {
-        Ok(request.reply(&ClaimReply { leases: self.queue.lock().unwrap().drain(..).collect() }))
+        let claim: ClaimRequest = request.decode()?;
+        let finished = vec![FinishReply::OK; claim.finished.len()];
+        self.finishes.lock().unwrap().extend(claim.finished);
+        Ok(request.reply(&ClaimReply { leases: self.queue.lock().unwrap().drain(..).collect(), finished }))
     }
 
     fn progress(&self, request: &IncomingRequest) -> Result<Reply, ApiError> {
@@ -75,7 +78,7 @@ impl Registry {
 
     fn finish(&self, request: &IncomingRequest) -> Result<Reply, ApiError> {
         self.finishes.lock().unwrap().push(request.decode()?);
-        Ok(request.reply(&FinishReply { ok: true, lost: false }))
+        Ok(request.reply(&FinishReply::OK))
     }
 }
 

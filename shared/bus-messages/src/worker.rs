@@ -4,7 +4,7 @@ use domain_model::{BackupId, LeaseId, OperationId, OperationKind, ProjectId, Tim
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Grant, Operation, ProgressEvent, ProgressSummary};
+use crate::{ApiError, Grant, Operation, ProgressEvent, ProgressSummary};
 
 /// `work.v1.<caller>.claim`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,10 @@ pub struct ClaimRequest {
     pub kinds: BTreeMap<OperationKind, u32>,
     /// How many it could start in all.
     pub max: u32,
+    /// Attempts of the worker that have ended, to be recorded first: one message for the ends of some operations and the
+    /// beginnings of the next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub finished: Vec<FinishRequest>,
 }
 
 /// Reply to `claim`.
@@ -23,6 +27,9 @@ pub struct ClaimRequest {
 pub struct ClaimReply {
     /// What the worker may now work on.
     pub leases: Vec<Lease>,
+    /// What became of each of `finished`, in its order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub finished: Vec<FinishReply>,
 }
 
 /// The right to work on an operation, until `lease_until`.
@@ -156,6 +163,21 @@ pub struct FinishRequest {
     /// What the next attempt goes on from, stored with the outcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<Value>,
+    /// What no heartbeat has told of yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<LastProgress>,
+}
+
+/// The progress of an attempt since its last heartbeat.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LastProgress {
+    /// New events, in the order of `n`. They are in the stream before the end is, or nowhere: none is sent again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<ProgressEvent>,
+    /// The latest progress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<ProgressSummary>,
 }
 
 /// An operation that a parent wants done.
@@ -193,6 +215,21 @@ pub struct FinishReply {
     /// The worker had lost the operation; nothing was recorded.
     #[serde(default)]
     pub lost: bool,
+    /// Why nothing was recorded, where the end came with a claim: a `finish` is answered with the error itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ApiError>,
+}
+
+impl FinishReply {
+    /// The outcome is recorded.
+    pub const OK: Self = Self { ok: true, lost: false, error: None };
+    /// The worker had lost the operation.
+    pub const LOST: Self = Self { ok: false, lost: true, error: None };
+
+    /// Nothing was recorded, and why.
+    pub fn refused(error: ApiError) -> Self {
+        Self { ok: false, lost: false, error: Some(error) }
+    }
 }
 
 /// `work.v1.<caller>.repository`: makes the repository of the project of a leased operation ready, on its

@@ -160,6 +160,7 @@ async fn upkeep_is_asked_for_where_there_is_a_backup_and_once_a_period() {
         result: Some(result),
         error: None,
         checkpoint: None,
+        summary: None,
         children: Vec::new(),
         jitter: 0.0,
         wait_s: 0.0,

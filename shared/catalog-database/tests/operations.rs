@@ -65,6 +65,7 @@ fn finished(fence: LeaseFence, outcome: Outcome) -> Finished {
             retryable: true,
         }),
         checkpoint: None,
+        summary: None,
         children: Vec::new(),
         jitter: 0.0,
         wait_s: 0.0,

@@ -137,6 +137,7 @@ impl JobRecords {
                 }),
                 children: Vec::new(),
                 checkpoint: None,
+                progress: None,
             };
             let subject = WorkSubject::new(caller, "finish").to_string();
             let told: Result<FinishReply, _> =

@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bus_messages::kinds::KindDefinition;
-use bus_messages::{Lease, OperationProgress, OperationProgressReply, ProgressSummary};
+use bus_messages::{LastProgress, Lease, OperationProgress, OperationProgressReply, ProgressSummary};
 use serde_json::Value;
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
@@ -11,6 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::OperationFailure;
 use crate::event_log::{EventLog, NewEvent};
+
+/// Events that go with the end of an attempt, in bytes as JSON; what is more goes with heartbeats before.
+const LAST_EVENT_BYTES: usize = 8 * 1024;
 
 /// One leased operation: what its handler, the reporter and its supervisor share.
 pub(crate) struct Attempt {
@@ -36,6 +39,10 @@ struct State {
     summary: Option<ProgressSummary>,
     checkpoint: Option<PendingCheckpoint>,
     checkpoint_version: u64,
+    /// A heartbeat is under way: what is in it must not be told twice at the same time.
+    is_asking: bool,
+    /// What is left goes with the end.
+    is_ending: bool,
 }
 
 /// A checkpoint that the registry has not confirmed yet, and who waits for that.
@@ -69,6 +76,8 @@ impl Attempt {
             summary: None,
             checkpoint: None,
             checkpoint_version: 0,
+            is_asking: false,
+            is_ending: false,
         };
         Self {
             lease,
@@ -200,11 +209,12 @@ impl Attempt {
         let checkpoint = state.checkpoint.as_ref().filter(|pending| pending.bytes <= bytes);
         let checkpoint = checkpoint.map(|pending| (pending.version, pending.value.clone(), pending.bytes));
         let mut used = checkpoint.as_ref().map_or(0, |(_, _, bytes)| *bytes);
-        let events = state.events.take(now, bytes - used);
+        let events = if state.is_ending { Vec::new() } else { state.events.take(now, bytes - used) };
         used +=
             events.iter().map(|event| serde_json::to_vec(event).map_or(0, |json| json.len())).sum::<usize>();
         let (checkpoint_version, checkpoint) = checkpoint.map(|(version, value, _)| (version, value)).unzip();
         state.heartbeats += 1;
+        state.is_asking = true;
         let progress = OperationProgress {
             op_id: self.lease.op.op_id,
             attempt: self.lease.attempt,
@@ -220,9 +230,12 @@ impl Attempt {
     /// The heartbeat did not get through.
     pub(crate) fn unanswered(&self, sent: Sent) {
         let mut state = self.state();
+        state.is_asking = false;
         if state.summary.is_none() {
             state.summary = sent.progress.summary;
         }
+        drop(state);
+        self.answered.notify_waiters();
     }
 
     /// The registry's answer to a heartbeat that was sent at `asked`.
@@ -238,6 +251,7 @@ impl Attempt {
         let mut state = self.state();
         state.deadline = state.deadline.max(asked + seconds(reply.lease_s));
         state.last_heartbeat = asked;
+        state.is_asking = false;
         state.events.stored(reply.stored_n);
         if let Some(refused) = &reply.refused {
             tracing::warn!(op.id = %self.lease.op.op_id, refused, "the registry refused a part of a heartbeat");
@@ -257,15 +271,25 @@ impl Attempt {
         self.answered.notify_waiters();
     }
 
-    /// Waits until every event is stored, or the operation is lost.
-    pub(crate) async fn flush(&self) {
-        self.state().events.close();
+    /// What has not been told yet, which goes with the end of the attempt; nothing where the operation is lost. Waits for a
+    /// heartbeat that is under way, and where there is too much for one message, for heartbeats that carry it.
+    pub(crate) async fn last_progress(&self) -> LastProgress {
         loop {
             let answered = self.answered.notified();
             tokio::pin!(answered);
             answered.as_mut().enable();
-            if self.state().events.is_empty() || self.lost.is_cancelled() {
-                return;
+            if self.lost.is_cancelled() {
+                return LastProgress::default();
+            }
+            {
+                let mut state = self.state();
+                state.events.close();
+                if !state.is_asking
+                    && let Some(events) = state.events.take_all(Instant::now(), LAST_EVENT_BYTES)
+                {
+                    state.is_ending = true;
+                    return LastProgress { events, summary: state.summary.take() };
+                }
             }
             self.news.notify_one();
             answered.await;

@@ -184,9 +184,15 @@ impl OperationContext {
         outcome.ok_or_else(|| self.attempt.reason_to_stop())
     }
 
-    /// What came with the lease.
-    pub fn grant(&self) -> Option<&Grant> {
-        self.attempt.lease.grant.as_ref()
+    /// What came with the lease, else what the registry grants when asked.
+    ///
+    /// # Errors
+    /// As [`Self::repository`].
+    pub async fn grant(&self) -> Result<Grant, OperationFailure> {
+        match &self.attempt.lease.grant {
+            Some(grant) => Ok(grant.clone()),
+            None => self.fresh_grant().await,
+        }
     }
 
     /// The way into the project's repository: from the grant, else made ready by the registry. A registry
@@ -205,7 +211,8 @@ impl OperationContext {
     /// # Errors
     /// As for [`OperationContext::repository`].
     pub async fn repository_if_any(&self) -> Result<Option<RepositoryGrant>, OperationFailure> {
-        if let Some(repository) = self.grant().and_then(|grant| grant.repository.clone()) {
+        if let Some(repository) = self.attempt.lease.grant.as_ref().and_then(|grant| grant.repository.clone())
+        {
             return Ok(Some(repository));
         }
         Ok(self.fresh_grant().await?.repository)

@@ -94,10 +94,6 @@ impl EventLog {
         self.resend_at = self.resend_at.map(|_| Instant::now());
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.unstored.is_empty()
-    }
-
     /// When there is something to send; `None` while there is nothing.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
         let gathered = self
@@ -128,6 +124,14 @@ impl EventLog {
         // Until the answer says more: sent again, unless it is stored by then.
         self.resend_at = (!self.unstored.is_empty()).then_some(now + RESEND_AFTER);
         events
+    }
+
+    /// All that is not stored, with numbers, if it has no more than so many bytes; otherwise it is due now.
+    pub(crate) fn take_all(&mut self, now: Instant, bytes: usize) -> Option<Vec<ProgressEvent>> {
+        let events = self.take(now, bytes);
+        let is_all = self.waiting.is_empty() && events.len() == self.unstored.len();
+        self.resend_at = self.resend_at.map(|_| now);
+        is_all.then_some(events)
     }
 
     /// The registry has everything up to `n` in the stream.
@@ -234,7 +238,7 @@ mod tests {
         assert_eq!(log.due(start), Some(start + GATHERING));
         assert_eq!(messages(&log.take(start, PLENTY)), [(1, "999"), (2, "warning"), (3, "after")]);
         log.stored(3);
-        assert!(log.is_empty());
+        assert_eq!(log.take_all(start, PLENTY), Some(Vec::new()));
         assert_eq!(log.due(start), None);
     }
 

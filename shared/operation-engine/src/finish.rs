@@ -1,13 +1,15 @@
 use std::time::Duration;
 
-use bus_client::{Bus, RequestError};
+use bus_client::RequestError;
 use bus_messages::{Encoding, FinishError, FinishReply, FinishRequest, Lease, Outcome};
 use bus_subjects::WorkSubject;
-use domain_model::{BackOff, Routing};
+use domain_model::BackOff;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::OperationFailure;
+use crate::turns;
+use crate::worker::{Shared, Slot};
 
 const BACK_OFF: BackOff = BackOff { base: Duration::from_millis(100), cap: Duration::from_secs(2) };
 
@@ -27,6 +29,7 @@ pub(crate) fn finish_request(
         error: None,
         children: Vec::new(),
         checkpoint: None,
+        progress: None,
     };
     let only_stopped = is_stopping && !is_canceled;
     match outcome {
@@ -60,20 +63,30 @@ pub(crate) fn finish_request(
     Some(request)
 }
 
-/// Tells the registry until it has recorded it, the operation is lost, or the lease is over. The same request
-/// again does no harm. A result that the registry refuses becomes a failure that says so. Returns what it has recorded.
+/// Tells the registry until it has recorded it, the operation is lost, or the lease is over: first with what else the
+/// worker has to tell, then by itself. The same request again does no harm. A result that the registry refuses becomes a
+/// failure that says so. Returns what it has recorded.
 pub(crate) async fn finish(
-    bus: &Bus,
-    caller: Routing,
+    shared: &Shared,
     mut request: FinishRequest,
+    slot: Slot,
     deadline: Instant,
-    timeout: Duration,
 ) -> Option<Outcome> {
-    let subject = WorkSubject::new(caller, "finish").to_string();
+    let subject = WorkSubject::new(shared.caller, "finish").to_string();
+    let mut together = (json_length(&request) <= turns::MOST_BYTES).then_some(slot);
     let mut failures = 0;
     loop {
-        let reply: Result<FinishReply, RequestError> =
-            bus.request(subject.clone(), &request, Encoding::MessagePack, timeout).await;
+        let reply: Result<FinishReply, RequestError> = match together.take() {
+            Some(slot) => match turns::tell(&shared.ends, request.clone(), slot).await {
+                Some(FinishReply { error: Some(error), .. }) => Err(RequestError::Api(error)),
+                Some(reply) => Ok(reply),
+                None => continue,
+            },
+            None => {
+                let timeout = shared.timing.request_timeout;
+                shared.bus.request(subject.clone(), &request, Encoding::MessagePack, timeout).await
+            }
+        };
         match reply {
             Ok(FinishReply { ok: true, .. }) => return Some(request.outcome),
             Ok(_) => {
@@ -108,4 +121,8 @@ pub(crate) async fn finish(
         }
         tokio::time::sleep_until(again).await;
     }
+}
+
+fn json_length(request: &FinishRequest) -> usize {
+    serde_json::to_vec(request).map_or(usize::MAX, |text| text.len())
 }

@@ -15,6 +15,7 @@ mod event_log;
 mod finish;
 mod handler;
 mod reporter;
+mod turns;
 mod worker;
 
 pub use context::OperationContext;

@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bus_client::{Bus, Subscription};
-use bus_messages::{ClaimReply, ClaimRequest, Encoding, Lease, Outcome};
-use bus_subjects::{WorkSubject, wake};
-use domain_model::{BackOff, OperationKind, Routing};
+use bus_messages::{LastProgress, Lease, Outcome};
+use bus_subjects::wake;
+use domain_model::{OperationKind, Routing};
 use futures::StreamExt;
 use futures::stream::SelectAll;
 use serde_json::Value;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,11 +18,11 @@ use tokio_util::task::TaskTracker;
 use crate::attempt::Attempt;
 use crate::finish::{finish, finish_request};
 use crate::reporter::Reporter;
+use crate::turns::Ends;
 use crate::{OperationContext, OperationFailure, OperationHandler};
 
-const CLAIM_BACK_OFF: BackOff = BackOff { base: Duration::from_millis(250), cap: Duration::from_secs(5) };
 /// How long the last events of an operation may hold up its end.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+const LAST_PROGRESS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The times of a worker. The defaults are the contract's; tests shorten them.
 #[derive(Debug, Clone, Copy)]
@@ -55,39 +55,50 @@ impl Default for WorkerTiming {
 pub struct Worker {
     bus: Bus,
     caller: Routing,
-    worker_id: String,
-    timing: WorkerTiming,
-    handlers: BTreeMap<OperationKind, Slots>,
+    pub(crate) worker_id: String,
+    pub(crate) timing: WorkerTiming,
+    pub(crate) handlers: Arc<BTreeMap<OperationKind, Slots>>,
 }
 
-struct Slots {
-    handler: Arc<dyn OperationHandler>,
+/// What works on the operations of one kind.
+#[derive(Clone)]
+pub(crate) struct Slots {
+    pub(crate) handler: Arc<dyn OperationHandler>,
     free: Arc<AtomicU32>,
 }
 
 /// What every running operation needs of its worker.
-struct Shared {
-    bus: Bus,
-    caller: Routing,
-    timing: WorkerTiming,
+pub(crate) struct Shared {
+    pub(crate) bus: Bus,
+    pub(crate) caller: Routing,
+    pub(crate) timing: WorkerTiming,
     reporter: Reporter,
+    pub(crate) ends: Ends,
     draining: CancellationToken,
     stopping: CancellationToken,
     /// Told when there may be something to claim.
-    look: Notify,
+    pub(crate) look: Notify,
+}
+
+impl Shared {
+    /// Whether nothing more is to be begun.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.draining.is_cancelled() || self.stopping.is_cancelled()
+    }
 }
 
 impl Worker {
     /// A worker that calls as `caller`, which its credentials must allow. `worker_id` names the process, for people.
     pub fn new(bus: Bus, caller: Routing, worker_id: String) -> Self {
-        Self { bus, caller, worker_id, timing: WorkerTiming::default(), handlers: BTreeMap::new() }
+        Self { bus, caller, worker_id, timing: WorkerTiming::default(), handlers: Arc::default() }
     }
 
     /// Adds a kind, of which `slots` operations run at the same time.
     #[must_use]
     pub fn handler(mut self, handler: Arc<dyn OperationHandler>, slots: u32) -> Self {
         let kind = handler.definition().kind();
-        self.handlers.insert(kind, Slots { handler, free: Arc::new(AtomicU32::new(slots)) });
+        let slots = Slots { handler, free: Arc::new(AtomicU32::new(slots)) };
+        Arc::make_mut(&mut self.handlers).insert(kind, slots);
         self
     }
 
@@ -109,11 +120,13 @@ impl Worker {
             timing.heartbeat,
             timing.request_timeout,
         );
+        let (ends, ended) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             bus: self.bus.clone(),
             caller: self.caller,
             timing,
             reporter,
+            ends,
             draining,
             stopping,
             look: Notify::new(),
@@ -123,7 +136,6 @@ impl Worker {
         let running = TaskTracker::new();
         let working = async {
             tokio::select! {
-                () = self.claim_on_and_on(&shared, &running) => {}
                 () = shared.draining.cancelled() => {}
                 () = shared.stopping.cancelled() => {}
             }
@@ -141,85 +153,9 @@ impl Worker {
         tokio::select! {
             () = working => {}
             () = listening => {}
+            () = self.take_turns(&shared, &running, ended) => {}
             () = shared.reporter.run() => {}
         }
-    }
-
-    async fn claim_on_and_on(&self, shared: &Arc<Shared>, running: &TaskTracker) {
-        let poll = self.timing.poll;
-        let mut failures = 0;
-        loop {
-            let wait = match self.claim(shared, running).await {
-                Some(true) => {
-                    failures = 0;
-                    continue;
-                }
-                Some(false) => {
-                    failures = 0;
-                    poll.mul_f64(rand::random_range(0.8..=1.0))
-                }
-                None => {
-                    failures += 1;
-                    CLAIM_BACK_OFF.wait(failures, rand::random_range(0.5..=1.0)).min(poll)
-                }
-            };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = shared.look.notified() => {}
-            }
-        }
-    }
-
-    /// Asks for as much as there are free slots. Whether all of that came; `None` where there was no answer.
-    async fn claim(&self, shared: &Arc<Shared>, running: &TaskTracker) -> Option<bool> {
-        let free = |slots: &Slots| slots.free.load(Ordering::Acquire);
-        let kinds: BTreeMap<OperationKind, u32> = self
-            .handlers
-            .iter()
-            .map(|(kind, slots)| (kind.clone(), free(slots)))
-            .filter(|(_, free)| *free > 0)
-            .collect();
-        let max = kinds.values().sum();
-        if max == 0 {
-            return Some(false);
-        }
-        let request = ClaimRequest { worker_id: self.worker_id.clone(), kinds, max };
-        let subject = WorkSubject::new(self.caller, "claim").to_string();
-        let asked = Instant::now();
-        // Its own task: a claim that is under way when the worker is drained still has to be heard out, or
-        // what it brings would be nobody's until its lease is over.
-        let bus = self.bus.clone();
-        let timeout = self.timing.request_timeout;
-        let handlers: Vec<_> = self
-            .handlers
-            .iter()
-            .map(|(kind, slots)| (kind.clone(), Arc::clone(&slots.handler), Arc::clone(&slots.free)))
-            .collect();
-        let (shared, tracker) = (Arc::clone(shared), running.clone());
-        let claiming = running.spawn(async move {
-            let reply: Result<ClaimReply, _> =
-                bus.request(subject, &request, Encoding::MessagePack, timeout).await;
-            let leases = match reply {
-                Ok(reply) => reply.leases,
-                Err(error) => {
-                    tracing::debug!(error = %error, "no answer to a claim");
-                    return None;
-                }
-            };
-            let all_came = u32::try_from(leases.len()).is_ok_and(|count| count >= max);
-            for lease in leases {
-                let known = handlers.iter().find(|(kind, ..)| *kind == lease.op.kind);
-                let Some((_, handler, free)) = known else {
-                    tracing::error!(op.id = %lease.op.op_id, op.kind = %lease.op.kind, "claimed an operation of a kind that was not asked for");
-                    continue;
-                };
-                let slot = Slot::take(Arc::clone(free), Arc::clone(&shared));
-                let supervising = supervise(Arc::clone(&shared), Arc::clone(handler), lease, asked, slot);
-                tracker.spawn(supervising);
-            }
-            Some(all_came)
-        });
-        claiming.await.unwrap_or(None)
     }
 }
 
@@ -234,48 +170,65 @@ async fn subscribe(bus: &Bus, caller: Routing) -> SelectAll<Subscription> {
     wake_ups
 }
 
+impl Slots {
+    /// How many are free.
+    pub(crate) fn free(&self) -> u32 {
+        self.free.load(Ordering::Acquire)
+    }
+
+    /// Takes one; never leaves less than none, even if the registry gives more than it was asked for.
+    pub(crate) fn take(&self, shared: &Arc<Shared>) -> Slot {
+        let less = |free: u32| Some(free.saturating_sub(1));
+        let _ = self.free.try_update(Ordering::AcqRel, Ordering::Acquire, less);
+        Slot { free: Arc::clone(&self.free), shared: Some(Arc::clone(shared)) }
+    }
+}
+
 /// A slot in use; free again when it is dropped, which makes the worker look for work.
-struct Slot {
+pub(crate) struct Slot {
     free: Arc<AtomicU32>,
-    shared: Arc<Shared>,
+    shared: Option<Arc<Shared>>,
 }
 
 impl Slot {
-    fn take(free: Arc<AtomicU32>, shared: Arc<Shared>) -> Self {
-        // Never below zero, even if the registry gives more than it was asked for.
-        let _ = free.try_update(Ordering::AcqRel, Ordering::Acquire, |free| Some(free.saturating_sub(1)));
-        Self { free, shared }
+    /// Free again, for a look at work that is about to be taken anyway.
+    pub(crate) fn free_for_this_turn(mut self) {
+        self.shared = None;
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.free.fetch_add(1, Ordering::AcqRel);
-        self.shared.look.notify_one();
+        if let Some(shared) = &self.shared {
+            shared.look.notify_one();
+        }
     }
 }
 
 /// Runs one operation from its claim to its end.
-async fn supervise(
+pub(crate) async fn supervise(
     shared: Arc<Shared>,
     handler: Arc<dyn OperationHandler>,
     lease: Lease,
     asked: Instant,
-    _slot: Slot,
+    slot: Slot,
 ) {
     let (op_id, kind) = (lease.op.op_id, lease.op.kind.clone());
     tracing::info!(op.id = %op_id, op.kind = %kind, op.attempt = lease.attempt, "claimed an operation");
     let news = Arc::clone(&shared.reporter.news);
     let attempt = Arc::new(Attempt::new(lease, handler.definition(), asked, news));
-    let outcome = if shared.draining.is_cancelled() || shared.stopping.is_cancelled() {
+    let mut progress = LastProgress::default();
+    let outcome = if shared.is_ending() {
         Err(OperationFailure::HandedBack)
     } else {
         shared.reporter.add(Arc::clone(&attempt));
         let outcome = run_handler(&shared, Arc::clone(&handler), &attempt).await;
-        if !attempt.lost().is_cancelled()
-            && tokio::time::timeout(FLUSH_TIMEOUT, attempt.flush()).await.is_err()
-        {
-            tracing::warn!(op.id = %op_id, "the last events of the operation are not stored; finishing without them");
+        match tokio::time::timeout(LAST_PROGRESS_TIMEOUT, attempt.last_progress()).await {
+            Ok(last) => progress = last,
+            Err(_) => {
+                tracing::warn!(op.id = %op_id, "the last events of the operation are not stored; finishing without them");
+            }
         }
         shared.reporter.remove(&attempt);
         outcome
@@ -290,9 +243,9 @@ async fn supervise(
         return;
     }
     let request = finish_request(&attempt.lease, outcome, attempt.is_canceled(), attempt.is_stopping());
-    if let Some(request) = request {
-        let timeout = shared.timing.request_timeout;
-        let recorded = finish(&shared.bus, shared.caller, request, attempt.deadline(), timeout).await;
+    if let Some(mut request) = request {
+        request.progress = (progress != LastProgress::default()).then_some(progress);
+        let recorded = finish(&shared, request, slot, attempt.deadline()).await;
         if recorded == Some(Outcome::Succeeded) {
             handler.recorded(&OperationContext::new(attempt, shared.bus.clone(), shared.caller)).await;
         }

@@ -41,12 +41,29 @@ struct Known {
     finish: Option<FinishRequest>,
 }
 
+impl Known {
+    /// As the stream does: nothing twice, and nothing behind a hole.
+    fn store(&mut self, event: ProgressEvent) {
+        let stored = self.events.last().map_or(0, |event| event.n);
+        assert!(event.n <= stored + 1, "a hole before {}", event.n);
+        if event.n > stored {
+            self.events.push(event);
+        }
+    }
+}
+
 #[derive(Default)]
 struct Registry {
     queue: Mutex<VecDeque<Lease>>,
     known: Mutex<HashMap<OperationId, Known>>,
     silent: AtomicBool,
     replies_to_lose: AtomicU32,
+    /// Claims that bring ends and get no answer.
+    turns_to_lose: AtomicU32,
+    /// How many ends each claim has brought.
+    ends_of_claims: Mutex<Vec<usize>>,
+    /// How many ends came by themselves.
+    ends_alone: AtomicU32,
     refuse_checkpoints: AtomicBool,
 }
 
@@ -67,8 +84,16 @@ impl Registry {
                     if registry.silent.load(Ordering::Relaxed) {
                         return std::future::pending().await;
                     }
-                    let reply = answer(&registry, &request);
                     let lose = |left: u32| left.checked_sub(1);
+                    if brings_ends(&request)
+                        && registry
+                            .turns_to_lose
+                            .try_update(Ordering::Relaxed, Ordering::Relaxed, lose)
+                            .is_ok()
+                    {
+                        return std::future::pending().await;
+                    }
+                    let reply = answer(&registry, &request);
                     if request.subject().ends_with(".progress")
                         && registry
                             .replies_to_lose
@@ -92,10 +117,14 @@ impl Registry {
     }
 
     fn add(&self, lease_s: f64, checkpoint: Option<Value>) -> OperationId {
+        self.add_of(json!({ "seconds": 1.0 }), lease_s, checkpoint)
+    }
+
+    fn add_of(&self, input: Value, lease_s: f64, checkpoint: Option<Value>) -> OperationId {
         let id = uuid::Uuid::now_v7().to_string();
         let op = serde_json::from_value(json!({
             "op_id": id, "kind": "test-sleep", "scope": "hub", "scope_type": "hub", "status": "running",
-            "created_by": "test", "routing": "hub", "input": { "seconds": 1.0 }, "progress": 0.0, "attempt": 1,
+            "created_by": "test", "routing": "hub", "input": input, "progress": 0.0, "attempt": 1,
             "max_attempts": 3, "lease_losses": 0, "priority": 0, "not_before": TIME, "created_at": TIME,
             "updated_at": TIME, "expires_at": TIME, "waiting_for_children": false, "rev": 1,
         }))
@@ -126,9 +155,12 @@ impl Registry {
     fn claim(&self, request: &IncomingRequest) -> Result<Reply, ApiError> {
         let claim: ClaimRequest = request.decode()?;
         assert_eq!(claim.kinds.values().sum::<u32>(), claim.max);
+        self.ends_of_claims.lock().unwrap().push(claim.finished.len());
+        let ends = claim.finished.into_iter().map(|finish| self.record(finish));
+        let finished = ends.map(|reply| reply.unwrap_or_else(FinishReply::refused)).collect();
         let mut queue = self.queue.lock().unwrap();
         let count = queue.len().min(claim.max as usize);
-        Ok(request.reply(&ClaimReply { leases: queue.drain(..count).collect() }))
+        Ok(request.reply(&ClaimReply { leases: queue.drain(..count).collect(), finished }))
     }
 
     fn progress(&self, request: &IncomingRequest) -> Result<Reply, ApiError> {
@@ -138,11 +170,7 @@ impl Registry {
             let known = known.get_mut(&entry.op_id).unwrap();
             known.heartbeats += 1;
             for event in entry.events {
-                let stored = known.events.last().map_or(0, |event| event.n);
-                assert!(event.n <= stored + 1, "a hole before {}", event.n);
-                if event.n > stored {
-                    known.events.push(event);
-                }
+                known.store(event);
             }
             known.summary = entry.summary.or(known.summary.take());
             let refuse = self.refuse_checkpoints.load(Ordering::Relaxed) && entry.checkpoint.is_some();
@@ -164,15 +192,25 @@ impl Registry {
     }
 
     fn finish(&self, request: &IncomingRequest) -> Result<Reply, ApiError> {
-        let finish: FinishRequest = request.decode()?;
+        self.ends_alone.fetch_add(1, Ordering::Relaxed);
+        Ok(request.reply(&self.record(request.decode()?)?))
+    }
+
+    fn record(&self, finish: FinishRequest) -> Result<FinishReply, ApiError> {
         if finish.result == Some(json!("refuse me")) {
             return Err(ApiError::invalid_argument("not a result"));
         }
         let mut known = self.known.lock().unwrap();
         let known = known.get_mut(&finish.op_id).unwrap();
         assert!(known.finish.is_none(), "finished twice: {finish:?}");
+        if let Some(progress) = finish.progress.clone() {
+            for event in progress.events {
+                known.store(event);
+            }
+            known.summary = progress.summary.or(known.summary.take());
+        }
         known.finish = Some(finish);
-        Ok(request.reply(&FinishReply { ok: true, lost: false }))
+        Ok(FinishReply::OK)
     }
 
     fn repository(&self, request: &IncomingRequest) -> Result<Reply, ApiError> {
@@ -187,6 +225,11 @@ impl Registry {
         })
         .await
     }
+}
+
+fn brings_ends(request: &IncomingRequest) -> bool {
+    let claim = request.decode::<ClaimRequest>();
+    request.subject().ends_with(".claim") && claim.is_ok_and(|claim| !claim.finished.is_empty())
 }
 
 type Work =
@@ -283,6 +326,50 @@ fn fast() -> WorkerTiming {
         grace: Duration::from_millis(300),
         request_timeout: Duration::from_millis(300),
     }
+}
+
+#[tokio::test]
+async fn ends_go_with_the_next_claim_and_what_was_not_told_yet_goes_with_them() {
+    let work = |context: OperationContext| async move {
+        context.event(EventLevel::Info, "sleep", "the only one", None);
+        Ok(json!({ "done": true }))
+    };
+    let Some(setting) = Setting::start(WorkerTiming::default(), work).await else { return };
+    let operations: Vec<_> = (0..20).map(|_| setting.registry.add(30.0, None)).collect();
+    setting.wake().await;
+    for op_id in &operations {
+        setting.registry.finished(*op_id).await;
+        let known = setting.registry.of(*op_id);
+        let events: Vec<_> = known.events.iter().map(|event| (event.n, event.message.as_str())).collect();
+        assert_eq!(events, [(1, "the only one")]);
+        assert_eq!(known.heartbeats, 0, "no message for its progress alone");
+    }
+    assert_eq!(setting.registry.ends_alone.load(Ordering::Relaxed), 0);
+    let claims = setting.registry.ends_of_claims.lock().unwrap().clone();
+    assert_eq!(claims.iter().sum::<usize>(), 20, "{claims:?}");
+    setting.draining.cancel();
+    setting.ended().await;
+}
+
+#[tokio::test]
+async fn an_end_that_is_not_heard_with_a_claim_or_too_large_for_one_is_told_by_itself() {
+    let large = "x".repeat(20_000);
+    let text = large.clone();
+    let work = move |context: OperationContext| {
+        let result = if context.op().input["seconds"] == 2.0 { json!(large) } else { json!("small") };
+        async move { Ok(result) }
+    };
+    let Some(setting) = Setting::start(fast(), work).await else { return };
+    setting.registry.turns_to_lose.store(1, Ordering::Relaxed);
+    let small = setting.add().await;
+    assert_eq!(setting.registry.finished(small).await.result, Some(json!("small")));
+    assert_eq!(setting.registry.ends_alone.load(Ordering::Relaxed), 1);
+    let large = setting.registry.add_of(json!({ "seconds": 2.0 }), 30.0, None);
+    setting.wake().await;
+    assert_eq!(setting.registry.finished(large).await.result, Some(json!(text)));
+    assert_eq!(setting.registry.ends_alone.load(Ordering::Relaxed), 2);
+    setting.draining.cancel();
+    setting.ended().await;
 }
 
 #[tokio::test]

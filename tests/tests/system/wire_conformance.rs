@@ -513,6 +513,7 @@ async fn the_worker_protocol(client: &Client, worker: &Bus, encoding: Encoding) 
         finish
     };
     let progress = |entry: Value| json!({ "worker_id": "a test", "ops": [entry] });
+    let with_ends = |ends: Value| with(with(claim(), "max", json!(0)), "finished", ends);
     for (verb, good) in [
         ("claim", with(claim(), "max", json!(0))),
         ("progress", progress(fence.clone())),
@@ -552,6 +553,13 @@ async fn the_worker_protocol(client: &Client, worker: &Bus, encoding: Encoding) 
         add("progress", what, message(progress(entry)), lost());
         let not_recorded = reply([("/ok", json!(false)), ("/lost", json!(true))]);
         add("finish", what, message(finish(wrong.clone())), not_recorded);
+        let with_claim = with_ends(json!([finish(wrong.clone())]));
+        add(
+            "claim",
+            what,
+            message(with_claim),
+            reply([("/finished/0/lost", json!(true)), ("/leases", json!([]))]),
+        );
         add("repository", what, message(wrong), refused(Conflict, "lease"));
     }
     add("progress", "the fence of one that has ended", message(progress(ended.clone())), lost());
@@ -646,6 +654,14 @@ async fn the_worker_protocol(client: &Client, worker: &Bus, encoding: Encoding) 
     ] {
         add("finish", what, message(with(finish(fence.clone()), field, wrong)), refused(InvalidArgument, ""));
     }
+    // With a claim, one that is refused spoils no other.
+    let refused_end = with(finish(fence.clone()), "result", text(30_000));
+    add(
+        "claim",
+        "an end that is refused, and a repeated one",
+        message(with_ends(json!([refused_end, finish(ended.clone())]))),
+        reply([("/finished/0/error/code", json!("invalid_argument")), ("/finished/1/ok", json!(true))]),
+    );
     run(worker, encoding, &rows).await;
 
     // Nothing of all that was refused has left a trace.
@@ -682,6 +698,12 @@ async fn the_worker_protocol(client: &Client, worker: &Bus, encoding: Encoding) 
         row("good", finish(lease["fence"].clone()), recorded()),
         row("the same again", finish(lease["fence"].clone()), recorded()),
         row("another end", other_end, recorded()),
+        Row {
+            case: "the same again, with a claim",
+            subject: "work.v1.hub.claim".to_owned(),
+            body: Body::Message(with_ends(json!([finish(lease["fence"].clone())]))),
+            expected: reply([("/finished", json!([{ "ok": true, "lost": false }]))]),
+        },
         row("the attempt before, after the end", finish(fence), lost()),
     ];
     run(worker, encoding, &rows).await;

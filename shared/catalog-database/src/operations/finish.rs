@@ -1,5 +1,5 @@
 use bus_messages::kinds::{ProjectBackupInput, ProjectBackupResult, RestoreDrillResult, SourceKind};
-use bus_messages::{FinishError, Operation, Outcome};
+use bus_messages::{FinishError, Operation, Outcome, ProgressSummary};
 use domain_model::{BackOff, OperationEvent, OperationStatus, ProjectId, Scope};
 use serde_json::Value;
 use uuid::Uuid;
@@ -24,6 +24,8 @@ pub struct Finished {
     pub error: Option<FinishError>,
     /// What the next attempt goes on from.
     pub checkpoint: Option<Value>,
+    /// The latest progress, where there is news.
+    pub summary: Option<ProgressSummary>,
     /// What a waiting parent wants done.
     pub children: Vec<NewOperation>,
     /// A random share in 0.0..=1.0 for the back-off.
@@ -246,6 +248,7 @@ fn change_of<'a>(row: &OperationRow, finished: &'a Finished) -> Change<'a> {
         result: finished.result.as_ref(),
         error: finished.error.as_ref(),
         checkpoint: finished.checkpoint.as_ref(),
+        summary: finished.summary.as_ref(),
         wait_s,
         message,
     }

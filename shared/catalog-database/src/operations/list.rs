@@ -53,18 +53,29 @@ impl Database {
 
     /// The operation that a worker holds, and `None` if it has lost it.
     pub async fn leased_operation(&self, fence: &LeaseFence) -> Result<Option<Operation>, DatabaseError> {
-        let row = sqlx::query_as!(
+        Ok(self.leased_operations(std::slice::from_ref(fence)).await?.pop())
+    }
+
+    /// Those of some operations that are still held.
+    pub async fn leased_operations(&self, fences: &[LeaseFence]) -> Result<Vec<Operation>, DatabaseError> {
+        let ids: Vec<Uuid> = fences.iter().map(|fence| fence.op_id.as_uuid()).collect();
+        let attempts: Vec<i32> =
+            fences.iter().map(|fence| i32::try_from(fence.attempt).unwrap_or(-1)).collect();
+        let leases: Vec<Uuid> = fences.iter().map(|fence| fence.lease_id.as_uuid()).collect();
+        let rows = sqlx::query_as!(
             OperationRow,
-            "SELECT * FROM long_running_operations
-             WHERE id = $1 AND attempt = $2 AND lease_id = $3 AND status = 'running'",
-            fence.op_id.as_uuid(),
-            i32::try_from(fence.attempt).unwrap_or(-1),
-            fence.lease_id.as_uuid()
+            "SELECT operation.* FROM long_running_operations AS operation
+                JOIN unnest($1::uuid[], $2::integer[], $3::uuid[]) AS held (id, attempt, lease_id)
+                    USING (id, attempt, lease_id)
+             WHERE operation.status = 'running'",
+            &ids,
+            &attempts,
+            &leases,
         )
-        .fetch_optional(&self.pool)
+        .fetch_all(&self.pool)
         .await
-        .during("read a leased operation")?;
-        row.map(Operation::try_from).transpose()
+        .during("read leased operations")?;
+        rows.into_iter().map(Operation::try_from).collect()
     }
 
     /// What an operation left for a later attempt.

@@ -94,6 +94,7 @@ impl Database {
                 message: error.message.clone(),
                 error: Some(&error),
                 checkpoint: None,
+                summary: None,
                 wait_s,
             };
             lost.push(transition::apply(&mut transaction, &row, change).await?);
@@ -121,6 +122,7 @@ impl Database {
                 result: None,
                 error: None,
                 checkpoint: None,
+                summary: None,
                 wait_s: 0.0,
                 message: "expired: its time was over before it ended".to_owned(),
             };

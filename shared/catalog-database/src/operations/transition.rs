@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use bus_messages::{AttemptError, EventLevel, FinishError, Operation, OperationError, ProgressEvent};
+use bus_messages::{
+    AttemptError, EventLevel, FinishError, Operation, OperationError, ProgressEvent, ProgressSummary,
+};
 use domain_model::{OperationEvent, OperationStatus, Timestamp, next_state};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
@@ -35,6 +37,8 @@ pub(super) struct Change<'a> {
     pub result: Option<&'a Value>,
     pub error: Option<&'a FinishError>,
     pub checkpoint: Option<&'a Value>,
+    /// The latest progress, where there is news.
+    pub summary: Option<&'a ProgressSummary>,
     /// Seconds until it may be claimed again, where it is queued.
     pub wait_s: f64,
     /// For the ring.
@@ -104,6 +108,7 @@ pub(super) async fn apply_all(
             result = coalesce(changed.result, operation.result),
             error = changed.error,
             checkpoint = coalesce(changed.checkpoint, operation.checkpoint),
+            progress_summary = coalesce(changed.summary, operation.progress_summary),
             not_before = CASE WHEN changed.status = 'queued' THEN now() + make_interval(secs => changed.wait_s)
                 ELSE operation.not_before END,
             lease_losses = operation.lease_losses + changed.lost,
@@ -116,8 +121,8 @@ pub(super) async fn apply_all(
             updated_at = now(),
             rev = operation.rev + 1
          FROM unnest($1::uuid[], $2::text[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::float8[], $7::integer[],
-                $8::integer[], $9::boolean[], $12::boolean[])
-            AS changed (id, status, result, error, checkpoint, wait_s, lost, failed, waits, keeps_lease)
+                $8::integer[], $9::boolean[], $12::boolean[], $13::jsonb[])
+            AS changed (id, status, result, error, checkpoint, wait_s, lost, failed, waits, keeps_lease, summary)
          WHERE operation.id = changed.id
          RETURNING operation.*",
         &column(&columns, |changed| changed.id),
@@ -132,6 +137,7 @@ pub(super) async fn apply_all(
         &column(&columns, |changed| changed.subject.clone()),
         &column(&columns, |changed| changed.event.clone()),
         &column(&columns, |changed| changed.keeps_lease),
+        &column(&columns, |changed| changed.summary.clone()) as &[Option<Value>],
     )
     .fetch_all(&mut *connection)
     .await
@@ -168,6 +174,7 @@ struct ChangedColumns {
     result: Option<Value>,
     error: Option<Value>,
     checkpoint: Option<Value>,
+    summary: Option<Value>,
     wait_s: f64,
     lost: i32,
     failed: i32,
@@ -216,6 +223,7 @@ impl ChangedColumns {
             result: change.result.cloned(),
             error,
             checkpoint: change.checkpoint.cloned(),
+            summary: change.summary.and_then(|summary| serde_json::to_value(summary).ok()),
             wait_s: change.wait_s,
             lost: lost.into(),
             failed: failed.into(),
@@ -269,6 +277,7 @@ pub(super) async fn child_ended(
             result: None,
             error: None,
             checkpoint: None,
+            summary: None,
             wait_s: 0.0,
             message: "canceled, after its children".to_owned(),
         };
@@ -320,6 +329,7 @@ pub(crate) async fn cancel(connection: &mut PgConnection, row: OperationRow) -> 
                 result: None,
                 error: None,
                 checkpoint: None,
+                summary: None,
                 wait_s: 0.0,
                 message: "canceled before it was started".to_owned(),
             },

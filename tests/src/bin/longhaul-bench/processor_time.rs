@@ -48,7 +48,7 @@ impl ProcessorTime {
     pub(crate) fn since(&self, earlier: &Self, shares: usize) -> String {
         let used = self.0.iter().map(|(name, seconds)| {
             let before = earlier.0.get(name).copied().unwrap_or(0.0);
-            format!("{name} {:.1} ms", (seconds - before) * 1000.0 / shares as f64)
+            format!("{name} {:.2} ms", (seconds - before) * 1000.0 / shares as f64)
         });
         used.collect::<Vec<_>>().join(", ")
     }

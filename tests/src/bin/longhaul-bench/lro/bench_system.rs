@@ -152,9 +152,10 @@ impl BenchSystem {
     ) -> anyhow::Result<()> {
         self.sql(&format!(
             "INSERT INTO long_running_operations (id, kind, scope_type, created_by, routing, input, input_hash, max_attempts,
-                priority, not_before, expires_at)
+                priority, not_before, ready, expires_at)
              SELECT gen_random_uuid(), 'test-sleep', 'hub', 'benchmark', 'hub', '{EMPTY_INPUT}', '', 3, {priority},
-                now() + make_interval(secs => {due_in_s}) + make_interval(secs => number * 0.001), now() + interval '7 days'
+                now() + make_interval(secs => {due_in_s}) + make_interval(secs => number * 0.001), {due_in_s} < 0,
+                now() + interval '7 days'
              FROM generate_series(1, {count}) AS number"
         ))
         .await?;

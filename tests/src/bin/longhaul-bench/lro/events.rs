@@ -66,7 +66,8 @@ impl Held {
         system.add_operations(1, -1000, 100).await?;
         let bus = system.connect(Who::Worker).await?;
         let kinds = BTreeMap::from([("test-sleep".parse()?, 1)]);
-        let request = ClaimRequest { worker_id: "longhaul-bench".to_owned(), kinds, max: 1 };
+        let request =
+            ClaimRequest { worker_id: "longhaul-bench".to_owned(), kinds, max: 1, finished: Vec::new() };
         let reply: ClaimReply = typed(&bus, "work.v1.hub.claim", &request).await?;
         let lease = reply.leases.into_iter().next().context("there is an operation to claim")?;
         Ok(Self { bus, lease, n: 0 })
