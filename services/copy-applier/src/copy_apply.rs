@@ -116,7 +116,7 @@ impl CopyApply {
         asked_to_restore: bool,
     ) -> Result<CopyReceipt, OperationFailure> {
         let input: CopyApplyInput = operation.input()?;
-        let grant = operation.fresh_grant().await?;
+        let grant = operation.grant().await?;
         record.started(grant.repository.as_ref().map_or("", |repository| &repository.bucket));
         let (project_uuid, op_uuid) = (project.as_uuid(), operation.op_id().as_uuid());
         // A copy into a project whose files are elsewhere would pass for all that it has.

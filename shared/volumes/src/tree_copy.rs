@@ -327,7 +327,9 @@ impl<'a> TreeCopy<'a> {
             Mode::empty(),
         )?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(target, name, flags, Mode::RUSR | Mode::WUSR)?;
+        // As it is to be, without what a new owner takes away: nobody else reaches what is staged.
+        let file =
+            rustix::fs::openat(target, name, flags, self.mode(&found.stat) & Mode::from_raw_mode(0o777))?;
         let size = u64::try_from(found.stat.st_size).unwrap_or(0);
         let (receipt, go_on) = (&mut self.receipt, &mut self.go_on);
         let copied = copy_data(source.as_fd(), file.as_fd(), size, &mut |bytes| {
@@ -361,9 +363,16 @@ impl<'a> TreeCopy<'a> {
     /// Gives an open file or directory its owner, permissions and times.
     fn take_after(&self, made: BorrowedFd<'_>, stat: &Stat) -> Result<(), Errno> {
         let (owner, group) = self.owner(stat);
-        unless_forbidden(rustix::fs::fchown(made, Some(owner), Some(group)))?;
+        // Looking costs nothing; each change is one of the filesystem's own.
+        let is = rustix::fs::fstat(made)?;
+        if (is.st_uid, is.st_gid) != (owner.as_raw(), group.as_raw()) {
+            unless_forbidden(rustix::fs::fchown(made, Some(owner), Some(group)))?;
+        }
         // After the owner: a new one takes permissions away.
-        rustix::fs::fchmod(made, self.mode(stat))?;
+        let mode = self.mode(stat);
+        if is.st_mode & 0o7777 != mode.as_raw_mode() || mode.as_raw_mode() & 0o7000 != 0 {
+            rustix::fs::fchmod(made, mode)?;
+        }
         if self.style.timestamps {
             rustix::fs::futimens(made, &times(stat))?;
         }

@@ -63,7 +63,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     time_to_live_s: 7 * 24 * 3600,
     exclusive: true,
     // What it may use is asked for, so that it is decided when the work begins.
-    uses_repository: false,
+    uses_repository: true,
     part_of: Some("project-copy"),
     for_tests: false,
     example_input: r#"{"copy_id":"0199c4a2-7c1e-7d6b-9d0c-6f2b8f0f4a11","copy_op_id":"0199c4a2-7c1e-7d6b-9d0c-6f2b8f0f4a12","source_project_id":"0199c4a2-7c1e-7d6b-9d0c-6f2b8f0f4a13","from":"bucket","entries":[{"from":"handout","to":"handout"}],"options":{}}"#,
