@@ -251,6 +251,21 @@ pub struct ProjectGeneration {
     pub generation: i64,
 }
 
+/// `work.v1.host-<id>.unfinished`: which of these operations, of which the host keeps something, it may be given again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnfinishedRequest {
+    /// At most 1000.
+    pub op_ids: Vec<OperationId>,
+}
+
+/// Reply to `unfinished`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnfinishedReply {
+    /// Those that have not ended and are this host's. What is kept of any other is nobody's.
+    pub unfinished: Vec<OperationId>,
+}
+
 /// `work.v1.hub.schedule`: has the registry ask for the backups that are due.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
