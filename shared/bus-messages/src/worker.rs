@@ -299,6 +299,9 @@ pub struct RetentionRequest {
     /// Backups that were to be forgotten, and are no longer in the repository.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gone: Vec<BackupId>,
+    /// Backups whose snapshot is lost or spoilt: they are bad from now on, and the repository need not have them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bad: Vec<BackupId>,
 }
 
 /// Reply to `retention`.
@@ -308,7 +311,8 @@ pub struct RetentionReply {
     pub keep: Vec<BackupId>,
     /// Backups that are to be forgotten now.
     pub forget: Vec<BackupId>,
-    /// Backups that are being deleted, and are in use or left for the next round: not to be touched.
+    /// Backups that are not to be touched: bad ones, which may be missing, and such that are being deleted, and are in use or
+    /// left for the next round.
     pub spare: Vec<BackupId>,
     /// Operations of the project that have not ended: what they have stored may be wanted yet.
     pub unfinished: Vec<OperationId>,
