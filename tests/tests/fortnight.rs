@@ -252,7 +252,8 @@ impl Fortnight {
     async fn restore(&mut self, number: usize) {
         let into = self.path("restored");
         let target = RestoreTarget::Whole { project: into.join("project"), persist: into.join("persist") };
-        let request = RestoreRequest { snapshot: self.backups[number].snapshot, target, sample: None };
+        let request =
+            RestoreRequest { snapshot: self.backups[number].snapshot, target, sample: None, resume: false };
         let progress: Arc<dyn Progress> = Arc::new(NoProgress);
         let work = move |location, handle| {
             Repository::open_for_reading(location, handle)?.restore(&request, &progress)

@@ -156,6 +156,12 @@ fn every_message_reads_and_writes_as_its_fixture() {
         "work-retention-request",
         r#"{"op_id":"<id>","attempt":1,"lease_id":"<other>","gone":["<hex>"]}"#,
     );
+    f.check::<RetentionRequest>(
+        "work-retention-request-with-bad-backups",
+        r#"{"op_id":"<id>","attempt":1,"lease_id":"<other>","bad":["<hex>"]}"#,
+    );
+    f.check::<UnfinishedRequest>("work-unfinished-request", r#"{"op_ids":["<id>","<other>"]}"#);
+    f.check::<UnfinishedReply>("work-unfinished-reply", r#"{"unfinished":["<other>"]}"#);
     f.check::<RetentionReply>(
         "work-retention-reply",
         r#"{"keep":["<hex>"],"forget":["<hex>"],"spare":["<hex>"],"unfinished":["<id>"],"grace_s":4000.5}"#,

@@ -134,7 +134,7 @@ impl Sources {
         let directory = volume_work(&self.root, move |root| root.copy_directory(copy)).await?;
         operation.progress("download", "reading the snapshot", None);
         let target = RestoreTarget::Path { path, into: directory.path().to_owned() };
-        match self.runner.restore(operation, repository, snapshot, target, None).await {
+        match self.runner.restore(operation, repository, snapshot, target, None, false).await {
             Ok(_) => {
                 Ok(Source { project_dir: directory.path().join(FILES), made: Made::Downloaded(directory) })
             }

@@ -7,6 +7,7 @@ mod host;
 mod kinds;
 mod runtime_command;
 mod settings;
+mod staged_leftovers;
 mod whole_restore;
 
 use std::collections::BTreeMap;
@@ -86,6 +87,13 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
         cache.clone(),
         shutdown.stopping.clone(),
     ));
+    let leftovers = tokio::spawn(staged_leftovers::run(
+        bus.clone(),
+        caller,
+        root.clone(),
+        Duration::from_secs_f64(settings.host.look_for_leftovers_every_s),
+        shutdown.stopping.clone(),
+    ));
     let host = Arc::new(Host {
         root,
         records,
@@ -128,6 +136,7 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
     worker.run(shutdown.draining, shutdown.stopping).await;
     watching.abort();
     freshness.abort();
+    leftovers.abort();
     service.stop().await;
     bus.drain().await;
     Ok(())

@@ -38,6 +38,8 @@ pub struct HostSettings {
     pub cache_bytes: u64,
     /// Seconds between two looks which projects have changed.
     pub look_for_changes_every_s: f64,
+    /// Seconds between two looks whether what restores have staged is still wanted.
+    pub look_for_leftovers_every_s: f64,
 }
 
 /// How much at the same time.

@@ -20,6 +20,7 @@ mod reveal_password;
 mod secrets;
 mod settings;
 mod streams;
+mod unfinished;
 mod upkeep;
 mod work;
 

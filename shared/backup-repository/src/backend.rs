@@ -30,7 +30,7 @@ use tokio::task::JoinSet;
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind, Result, kind_of_storage_error};
 use crate::metadata_cache::{CacheSettings, MetadataCache, hash};
 use crate::write_deadline::WriteDeadline;
-use rustic_interface::file_name;
+use rustic_interface::{file_name, id_of_name};
 
 /// Packs that go up at the same time. Each holds one pack (16 MiB) in memory.
 const PARALLEL_UPLOADS: usize = 4;
@@ -121,6 +121,8 @@ pub(crate) struct RepositoryBackend {
     config: Mutex<Option<Bytes>>,
     only_key: Mutex<Option<Id>>,
     required_snapshots: Mutex<Vec<Id>>,
+    /// Snapshots that listings lack, because they do not read.
+    hidden_snapshots: Mutex<Vec<Id>>,
     listed_pack_bytes: AtomicU64,
     failure: Mutex<Option<Failure>>,
     counters: Counters,
@@ -162,6 +164,7 @@ impl RepositoryBackend {
             config: Mutex::default(),
             only_key: Mutex::default(),
             required_snapshots: Mutex::default(),
+            hidden_snapshots: Mutex::default(),
             listed_pack_bytes: AtomicU64::new(0),
             failure: Mutex::default(),
             counters: Counters::default(),
@@ -260,6 +263,23 @@ impl RepositoryBackend {
     /// names must not believe it.
     pub(crate) fn require_snapshots(&self, ids: Vec<Id>) {
         *lock(&self.required_snapshots) = ids;
+    }
+
+    /// The snapshots that a listing names, required or hidden ones or not.
+    pub(crate) fn list_snapshots(&self) -> Result<Vec<Id>> {
+        let prefix = format!("{}/{}/", self.root, FileType::Snapshot.dirname());
+        self.counters.list.fetch_add(1, Ordering::Relaxed);
+        let listed = self.runtime.block_on(self.store.list(&prefix));
+        let listed = listed.map_err(|error| BackupRepositoryError::from_storage("list", error))?;
+        let name = |key: &ObjectKey| {
+            id_of_name(FileType::Snapshot, key.as_str().strip_prefix(&prefix).unwrap_or_default())
+        };
+        Ok(listed.iter().filter_map(|object| name(&object.key)).collect())
+    }
+
+    /// From now on, listings of snapshots lack these.
+    pub(crate) fn hide_snapshots(&self, ids: Vec<Id>) {
+        *lock(&self.hidden_snapshots) = ids;
     }
 
     /// The bytes of all packs together, by their latest listing.
@@ -400,8 +420,16 @@ impl RepositoryBackend {
 
     /// A pack, whatever has become of it; `None` where it is not there.
     pub(crate) fn get_as_it_is(&self, pack: &Id) -> Result<Option<Bytes>> {
-        let key =
-            self.file_key(FileType::Pack, pack).map_err(|error| self.error("read", &self.root, &error))?;
+        self.get_whatever_it_is(FileType::Pack, pack)
+    }
+
+    /// The same of a snapshot.
+    pub(crate) fn get_snapshot_as_it_is(&self, snapshot: &Id) -> Result<Option<Bytes>> {
+        self.get_whatever_it_is(FileType::Snapshot, snapshot)
+    }
+
+    fn get_whatever_it_is(&self, file_type: FileType, id: &Id) -> Result<Option<Bytes>> {
+        let key = self.file_key(file_type, id).map_err(|error| self.error("read", &self.root, &error))?;
         self.counters.get.fetch_add(1, Ordering::Relaxed);
         absent_as_none(self.runtime.block_on(self.store.get(&key)))
     }

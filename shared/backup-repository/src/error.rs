@@ -24,6 +24,8 @@ pub enum BackupRepositoryErrorKind {
     SourceUnreadable,
     /// The staging directory is not fresh, or refuses what has to be restored into it.
     DestinationUnusable,
+    /// The disk or a quota is full where something is to be restored.
+    NoSpace,
     /// The repository misses data or holds data that does not match its hash.
     Damaged,
     /// What was restored is not what was backed up.
@@ -32,6 +34,8 @@ pub enum BackupRepositoryErrorKind {
     Canceled,
     /// Nothing moved for so long that the job was ended.
     Stalled,
+    /// The process of the job ended without an answer: it was killed, or wanted more memory than it may have.
+    ProcessEnded,
     /// Worth another attempt later.
     Retryable,
     /// Everything else: repeating the same request gives the same answer.
@@ -41,7 +45,10 @@ pub enum BackupRepositoryErrorKind {
 impl BackupRepositoryErrorKind {
     /// Whether another attempt at the very same request can end better.
     pub fn is_retryable(self) -> bool {
-        matches!(self, Self::Retryable | Self::Stalled | Self::VerificationFailed)
+        matches!(
+            self,
+            Self::Retryable | Self::NoSpace | Self::Stalled | Self::ProcessEnded | Self::VerificationFailed
+        )
     }
 }
 

@@ -170,7 +170,7 @@ impl From<&BackupRepositoryError> for JobFailure {
 impl JobFailure {
     /// The process, not the job, went wrong.
     pub(crate) fn of_process(message: String) -> Self {
-        Self { kind: JobFailureKind::Retryable, reason: BackupRepositoryErrorKind::Retryable, message }
+        Self { kind: JobFailureKind::Retryable, reason: BackupRepositoryErrorKind::ProcessEnded, message }
     }
 }
 

@@ -26,6 +26,7 @@ mod repository;
 mod repository_key;
 mod restore;
 mod restore_content;
+mod resume;
 mod snapshot;
 mod snapshot_tree;
 mod source;

@@ -208,7 +208,7 @@ impl Repository {
         Ok(damaged)
     }
 
-    fn store(&self, file_type: FileType, id: Id, body: Bytes) -> Result<()> {
+    pub(crate) fn store(&self, file_type: FileType, id: Id, body: Bytes) -> Result<()> {
         self.backend
             .write_bytes(file_type, &id, false, body.into())
             .map_err(|error| self.error("write into", &error))

@@ -4,6 +4,9 @@
 //! - A listing that misses something makes a prune delete what is alive. A listing that fails is an error (see
 //!   `backend`). One that lacks a snapshot which the catalog knows is an error, whichever of the two is wrong.
 //!   One that lacks an index makes a blob of some snapshot unknown, which ends the plan before anything is deleted.
+//! - A snapshot that is lost or spoilt is needed by nobody any more, but nobody says so lightly: it is asked for by its name,
+//!   and what is there is read twice. One that the local cache has is stored again. Of any other that has to be there
+//!   the caller is told before anything is deleted, and decides; one that the caller does not need is passed over.
 //! - Somebody who is still writing counts on packs that no snapshot names yet. Prunes, backups and restores of a
 //!   project exclude each other; where one of them may have outlived its lease (the registry knows: `grace_s`),
 //!   packs are only marked now, and deleted by a later prune, when the grace is over.
@@ -13,7 +16,7 @@
 //! - A deletion that was acknowledged and did not happen: the object store verifies each; the packs are listed
 //!   again at the end, and the bytes freed are what is really missing then.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Instant;
 
 use jiff::Span;
@@ -23,6 +26,7 @@ use uuid::Uuid;
 
 use crate::backend::RequestCounts;
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
+use crate::metadata_cache::hash;
 use crate::repository::{Progress, Repository};
 use crate::snapshot::{Purpose, SnapshotId, SnapshotTags};
 
@@ -40,7 +44,7 @@ pub struct PruneRequest {
     pub keep: Vec<SnapshotId>,
     /// Is to go. What is gone already counts as gone.
     pub forget: Vec<SnapshotId>,
-    /// Stays if it is there.
+    /// Stays if it is there, and if it reads.
     pub spare: Vec<SnapshotId>,
     /// Operations whose snapshots stay, known or not.
     pub unfinished: Vec<Uuid>,
@@ -55,6 +59,10 @@ pub struct PruneReceipt {
     pub forgotten: u64,
     /// Snapshots that nobody knew, and are gone.
     pub orphans: u64,
+    /// Snapshots that have to be there, and are lost or spoilt. Where there are any, nothing was deleted.
+    pub bad: Vec<SnapshotId>,
+    /// Snapshots that were lost or spoilt, and that the local cache had.
+    pub stored_again: Vec<SnapshotId>,
     /// Bytes of all packs before, as listed.
     pub bytes_before: u64,
     /// And after.
@@ -70,7 +78,7 @@ pub struct PruneReceipt {
 impl Repository {
     /// Forgets snapshots and frees their space. Blocks.
     ///
-    /// Errors: `Damaged` where a snapshot that has to be there is not, or a blob of one; nothing was deleted then.
+    /// Errors: `Damaged` where a listing lacks a snapshot that is there, or an index a blob; nothing was deleted then.
     /// After any other error, a later prune finishes it.
     pub fn prune(&self, request: &PruneRequest, progress: &dyn Progress) -> Result<PruneReceipt> {
         let began = Instant::now();
@@ -79,7 +87,28 @@ impl Repository {
             return Err(BackupRepositoryError::new(Kind::InvalidArgument, "prune", both, message));
         }
         self.backend.require_snapshots(request.keep.iter().map(|id| *id.to_rustic()).collect());
-        let orphans = self.orphans(request)?;
+        let mut seen = SeenSnapshots::default();
+        let orphans = match self.orphans(request) {
+            Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound) => {
+                tracing::warn!(%error, "a snapshot is lost or spoilt, or a listing lacks one");
+                seen = self.look_at_snapshots(request, progress)?;
+                if !seen.bad.is_empty() {
+                    return Ok(PruneReceipt {
+                        forgotten: 0,
+                        orphans: 0,
+                        bad: seen.bad,
+                        stored_again: seen.stored_again,
+                        bytes_before: 0,
+                        bytes_after: 0,
+                        bytes_waiting: 0,
+                        duration_s: began.elapsed().as_secs_f64(),
+                        requests: self.requests(),
+                    });
+                }
+                self.orphans(request)?
+            }
+            orphans => orphans?,
+        };
         let check = || {
             if progress.is_canceled() {
                 self.backend.guard().close();
@@ -117,6 +146,8 @@ impl Repository {
         Ok(PruneReceipt {
             forgotten: request.forget.len() as u64,
             orphans: orphans.len() as u64,
+            bad: Vec::new(),
+            stored_again: seen.stored_again,
             bytes_before,
             bytes_after,
             bytes_waiting,
@@ -133,8 +164,10 @@ impl Repository {
         let snapshots =
             self.rustic.get_all_snapshots().map_err(|error| self.error("list snapshots of", &error))?;
         let mut orphans = Vec::new();
+        let mut listed = HashSet::new();
         for snapshot in snapshots {
             let id = SnapshotId::from_rustic(snapshot.id.into_inner())?;
+            listed.insert(id);
             // What is not ours, somebody else has put there, and has to delete.
             let Ok(tags) = SnapshotTags::of(&snapshot) else { continue };
             let is_orphan = request.grace_s.is_none()
@@ -146,7 +179,48 @@ impl Repository {
                 orphans.push(id);
             }
         }
+        // What has to be there is required of every listing. What may be missing is asked for.
+        for id in request.spare.iter().filter(|id| !listed.contains(*id)) {
+            if self.backend.get_snapshot_as_it_is(&id.to_rustic())?.is_some_and(|bytes| is_of(id, &bytes)) {
+                let message = "it is there, and a listing lacks it";
+                return Err(BackupRepositoryError::new(Kind::Damaged, "list snapshot", id, message));
+            }
+        }
         Ok(orphans)
+    }
+
+    /// Looks at every snapshot that is known or listed, stores again what the local cache has of those that are lost or spoilt,
+    /// and hides from now on the others of these that need not be there.
+    fn look_at_snapshots(&self, request: &PruneRequest, progress: &dyn Progress) -> Result<SeenSnapshots> {
+        let listed = self.backend.list_snapshots()?;
+        let known = request.keep.iter().chain(&request.spare).copied();
+        let listed = listed.into_iter().map(SnapshotId::from_rustic).collect::<Result<Vec<_>>>()?;
+        let all: BTreeSet<SnapshotId> = known.chain(listed).collect();
+        let mut seen = SeenSnapshots::default();
+        let mut hidden = Vec::new();
+        for id in all {
+            if progress.is_canceled() {
+                return Err(BackupRepositoryError::canceled("prune"));
+            }
+            let rustic_id = id.to_rustic();
+            let reads = || {
+                let bytes = self.backend.get_snapshot_as_it_is(&rustic_id)?;
+                Ok::<_, BackupRepositoryError>(bytes.is_some_and(|bytes| is_of(&id, &bytes)))
+            };
+            if reads()? || reads()? {
+                continue;
+            }
+            if let Some(whole) = self.backend.cache().get(&rustic_id) {
+                self.store(FileType::Snapshot, *rustic_id, whole)?;
+                seen.stored_again.push(id);
+            } else if request.keep.contains(&id) {
+                seen.bad.push(id);
+            } else {
+                hidden.push(*rustic_id);
+            }
+        }
+        self.backend.hide_snapshots(hidden);
+        Ok(seen)
     }
 
     /// A blob that no index knows means that the repository is damaged, or that a listing has missed an index.
@@ -157,6 +231,17 @@ impl Repository {
             BackupRepositoryError::new(Kind::Damaged, "plan a prune of", root, message)
         })
     }
+}
+
+/// What became of snapshots that were lost or spoilt.
+#[derive(Debug, Default)]
+struct SeenSnapshots {
+    bad: Vec<SnapshotId>,
+    stored_again: Vec<SnapshotId>,
+}
+
+fn is_of(id: &SnapshotId, bytes: &[u8]) -> bool {
+    hash(bytes) == *id.to_rustic()
 }
 
 fn options(grace_s: Option<f64>) -> PruneOptions {

@@ -8,8 +8,8 @@
 //! The order matters. Directories come first, then the content of files, then links and special files, then
 //! metadata, directories last: nothing is ever written through a link that came from the snapshot.
 //!
-//! A crash leaves a staging directory to be deleted; the next attempt starts with a fresh one. Whoever makes
-//! the result visible (exchange, rename) first makes it durable (`syncfs`): nothing is flushed here.
+//! A crash leaves staging directories, to be deleted or to be gone on with (see `resume`). Whoever makes the result visible (exchange,
+//! rename) first makes it durable (`syncfs`): nothing is flushed here.
 
 use std::collections::HashMap;
 use std::io;
@@ -27,6 +27,7 @@ use crate::backend::{RepositoryBackend, RequestCounts};
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
 use crate::repository::{Progress, Repository};
 use crate::restore_content::restore_content;
+use crate::resume::{AlreadyThere, look_through};
 use crate::snapshot::SnapshotId;
 use crate::snapshot_tree::{SnapshotPath, SnapshotTrees};
 use crate::source::{PERSIST_ROOT, PROJECT_ROOT};
@@ -48,6 +49,9 @@ pub struct RestoreRequest {
     /// Only some of the files, to prove that the backup restores; all of them where `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<Sample>,
+    /// Whether what is in the staging directories is an earlier attempt's, to be gone on with; else they have to be empty.
+    #[serde(default)]
+    pub resume: bool,
 }
 
 /// Which files of a backup are restored for a proof: the same ones for the same seed. Directories all are.
@@ -73,7 +77,7 @@ impl Sample {
     }
 }
 
-/// Where a restore goes. Each directory has to be empty; one that is missing is created.
+/// Where a restore goes. Each directory has to be empty unless the restore is resumed; one that is missing is created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RestoreTarget {
@@ -110,6 +114,8 @@ pub struct RestoreReceipt {
     pub directories: u64,
     /// Bytes of the regular files.
     pub bytes: u64,
+    /// Bytes of them that an earlier attempt had restored, and this one found to be right.
+    pub resumed_bytes: u64,
     /// Seconds, verification included.
     pub duration_s: f64,
     /// Requests to the object store.
@@ -146,6 +152,8 @@ pub(crate) struct RestoreJob {
     /// How the paths of each staging directory begin in the digest; cut off below it.
     pub(crate) prefixes: Vec<PathBuf>,
     pub(crate) entries: Vec<PlannedEntry>,
+    /// What an earlier attempt has left.
+    pub(crate) already_there: AlreadyThere,
 }
 
 impl Repository {
@@ -158,12 +166,13 @@ impl Repository {
     pub fn restore(self, request: &RestoreRequest, progress: &Arc<dyn Progress>) -> Result<RestoreReceipt> {
         let started = Instant::now();
         let (snapshot, tags) = self.snapshot(request.snapshot)?;
+        let open = |path: &Path| StagingDirectory::open(path, request.resume);
         let (staging, prefixes) = match &request.target {
             RestoreTarget::Whole { project, persist } => (
-                vec![StagingDirectory::open(persist)?, StagingDirectory::open(project)?],
+                vec![open(persist)?, open(project)?],
                 vec![PathBuf::from(PERSIST_ROOT), PathBuf::from(PROJECT_ROOT)],
             ),
-            RestoreTarget::Path { into, .. } => (vec![StagingDirectory::open(into)?], vec![PathBuf::new()]),
+            RestoreTarget::Path { into, .. } => (vec![open(into)?], vec![PathBuf::new()]),
         };
         let root = self.backend.root().to_owned();
         let backend = self.backend;
@@ -176,6 +185,7 @@ impl Repository {
             staging,
             prefixes,
             entries: Vec::new(),
+            already_there: AlreadyThere::default(),
         };
         let mut planned = job.plan(request, &snapshot);
         if planned.as_ref().is_err_and(|error| error.kind() == Kind::Damaged) {
@@ -195,8 +205,11 @@ impl Repository {
             let message = format!("its tree is {tree}, but {recorded} was recorded when it was made");
             return Err(BackupRepositoryError::new(Kind::Damaged, "restore", request.snapshot, message));
         }
+        if request.resume {
+            job.already_there = look_through(&job)?;
+        }
         job.create_directories()?;
-        restore_content(&job)?;
+        let resumed_bytes = restore_content(&job)?;
         job.create_the_rest()?;
         job.set_metadata()?;
         let restored = verify(&job, &expected.restored)?;
@@ -208,6 +221,7 @@ impl Repository {
             files: restored.files,
             directories: restored.directories,
             bytes: restored.bytes,
+            resumed_bytes,
             duration_s: started.elapsed().as_secs_f64(),
             requests: job.backend.requests(),
         })
@@ -224,11 +238,20 @@ impl RestoreJob {
         if self.progress.is_canceled() { Err(BackupRepositoryError::canceled("restore")) } else { Ok(()) }
     }
 
+    /// The number of the entry with this path in the digest. Entries are in the order of their paths.
+    pub(crate) fn entry_at(&self, path: &Path) -> Option<usize> {
+        self.entries.binary_search_by(|entry| entry.path.as_path().cmp(path)).ok()
+    }
+
     pub(crate) fn failed(&self, entry: &PlannedEntry, error: io::Error) -> BackupRepositoryError {
+        self.unusable(&entry.path, error)
+    }
+
+    pub(crate) fn unusable(&self, path: &Path, error: io::Error) -> BackupRepositoryError {
         let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        let kind = if full { Kind::Retryable } else { Kind::DestinationUnusable };
+        let kind = if full { Kind::NoSpace } else { Kind::DestinationUnusable };
         let message = "it cannot be restored there";
-        BackupRepositoryError::new(kind, "restore", entry.path.display(), message).with_source(error)
+        BackupRepositoryError::new(kind, "restore", path.display(), message).with_source(error)
     }
 
     /// Lists what is to be restored and returns the digests that it has to have.
@@ -318,7 +341,10 @@ impl RestoreJob {
     }
 
     fn create_directories(&self) -> Result<()> {
-        for entry in self.entries.iter().filter(|entry| entry.node.is_dir()) {
+        for (number, entry) in self.entries.iter().enumerate().filter(|(_, entry)| entry.node.is_dir()) {
+            if self.already_there.directories.contains(&number) {
+                continue;
+            }
             let below = self.below(entry);
             if !below.as_os_str().is_empty() {
                 self.staging[entry.staging]

@@ -65,10 +65,14 @@ fn missing(id: &DataId) -> BackupRepositoryError {
     BackupRepositoryError::new(Kind::Damaged, "find blob", hex.as_str(), "the repository does not have it")
 }
 
-/// Writes the content of all files.
-pub(crate) fn restore_content(job: &RestoreJob) -> Result<()> {
-    let (files, parts) = plan(job)?;
+/// Writes the content of all files, but for what is there already: says how many bytes that is.
+pub(crate) fn restore_content(job: &RestoreJob) -> Result<u64> {
     let done = Done::default();
+    let (files, parts) = plan(job, &done)?;
+    let resumed_bytes = done.bytes.load(Ordering::Relaxed);
+    if resumed_bytes > 0 {
+        job.progress.stored(done.files.load(Ordering::Relaxed), resumed_bytes);
+    }
     for file in files.iter().filter(|file| file.length == 0) {
         let entry = &job.entries[file.entry];
         job.staging[entry.staging]
@@ -94,7 +98,7 @@ pub(crate) fn restore_content(job: &RestoreJob) -> Result<()> {
             });
         }
     });
-    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(resumed_bytes), Err)
 }
 
 #[derive(Debug, Default)]
@@ -103,15 +107,23 @@ struct Done {
     bytes: AtomicU64,
 }
 
-fn plan(job: &RestoreJob) -> Result<(Vec<TargetFile>, Vec<Part>)> {
+fn plan(job: &RestoreJob, done: &Done) -> Result<(Vec<TargetFile>, Vec<Part>)> {
     let mut files = Vec::new();
     let mut blobs: BTreeMap<(Id, u32), Blob> = BTreeMap::new();
     for entry in job.files() {
         let mut position = 0;
         let content = job.entries[entry].node.content.as_deref().unwrap_or_default();
-        for id in content {
+        let there = job.already_there.chunks.get(&entry);
+        let mut missing_chunks = 0;
+        for (number, id) in content.iter().enumerate() {
             let found = job.rustic.get_index_entry(id).map_err(|_| missing(id))?;
             let data_length = found.data_length();
+            if there.is_some_and(|there| there[number]) {
+                position += u64::from(data_length);
+                done.bytes.fetch_add(u64::from(data_length), Ordering::Relaxed);
+                continue;
+            }
+            missing_chunks += 1;
             blobs
                 .entry((found.pack.into_inner(), found.location.offset))
                 .or_insert_with(|| Blob {
@@ -124,8 +136,10 @@ fn plan(job: &RestoreJob) -> Result<(Vec<TargetFile>, Vec<Part>)> {
                 .push((files.len(), position));
             position += u64::from(data_length);
         }
-        let chunks = u32::try_from(content.len()).unwrap_or(u32::MAX);
-        files.push(TargetFile { entry, length: position, missing_chunks: AtomicU32::new(chunks) });
+        if missing_chunks == 0 && !content.is_empty() {
+            done.files.fetch_add(1, Ordering::Relaxed);
+        }
+        files.push(TargetFile { entry, length: position, missing_chunks: AtomicU32::new(missing_chunks) });
     }
     let mut parts: Vec<Part> = Vec::new();
     for ((pack, offset), blob) in blobs {

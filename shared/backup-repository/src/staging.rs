@@ -1,7 +1,8 @@
-//! Creating entries in a fresh staging directory.
+//! Creating entries in a staging directory.
 //!
 //! Everything happens relative to the directory's descriptor, so that exchanging it for a link does not lead
-//! a restore elsewhere, and a tree deeper than the kernel's longest path is restored as it was backed up.
+//! a restore elsewhere, and a tree deeper than the kernel's longest path is restored as it was backed up. The
+//! directory is locked as long as anything is created in it, so that nobody else goes on with it meanwhile.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustic_core::repofile::{Node, NodeType};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Timespec, Timestamps};
 use rustix::fs::{Gid, Uid};
 
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
@@ -42,13 +43,18 @@ impl AsFd for Handle<'_> {
 }
 
 impl StagingDirectory {
-    /// Opens a directory for a restore, creating it where it is missing. It must be empty.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    /// Opens a directory for a restore, creating it where it is missing. It must be empty, unless what is there `stays`.
+    pub(crate) fn open(path: &Path, stays: bool) -> Result<Self> {
         let fail = |message: &str| {
             BackupRepositoryError::new(Kind::DestinationUnusable, "restore into", path.display(), message)
         };
         std::fs::create_dir_all(path).map_err(|error| fail("it cannot be created").with_source(error))?;
         let directory = open_root(path, "restore into")?;
+        rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| fail("another restore is writing to it").with_source(error))?;
+        if stays {
+            return Ok(Self { directory });
+        }
         let mut entries = rustix::fs::Dir::read_from(&directory)
             .map_err(|error| fail("it cannot be read").with_source(error))?;
         while let Some(entry) = entries.read() {
@@ -94,10 +100,22 @@ impl StagingDirectory {
         Ok(rustix::fs::openat(handle, name, flags, Mode::RUSR | Mode::WUSR)?.into())
     }
 
+    /// Opens a file that is there, for reading and writing.
+    pub(crate) fn open_for_update(&self, path: &Path) -> io::Result<File> {
+        let (handle, name) = self.at(path)?;
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(handle, name, flags, Mode::empty())?.into())
+    }
+
     pub(crate) fn open_for_reading(&self, path: &Path) -> io::Result<File> {
         let (handle, name) = self.at(path)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(handle, name, flags, Mode::empty())?.into())
+    }
+
+    pub(crate) fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let (handle, name) = self.at(path)?;
+        Ok(rustix::fs::unlinkat(handle, name, AtFlags::empty())?)
     }
 
     /// Creates what is neither a directory nor a regular file.
@@ -179,6 +197,15 @@ impl StagingDirectory {
             })?;
         }
         Ok(())
+    }
+}
+
+impl Drop for StagingDirectory {
+    /// Unlocks in so many words: a process that is just being started may hold a copy of the handle for a moment.
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::flock(&self.directory, FlockOperation::Unlock) {
+            tracing::debug!(%error, "could not unlock a staging directory");
+        }
     }
 }
 

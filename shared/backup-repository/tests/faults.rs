@@ -93,8 +93,12 @@ async fn every_request_of_a_restore_can_fail_and_none_gives_a_false_success() {
     fill(&test, 40);
     let backup = test.back_up(test.request(None)).await.unwrap();
     let counting = FaultyStore::new(Arc::clone(&test.store), |_, _, _| false);
-    let request =
-        |name: &str| RestoreRequest { snapshot: backup.snapshot, target: test.whole(name), sample: None };
+    let request = |name: &str| RestoreRequest {
+        snapshot: backup.snapshot,
+        target: test.whole(name),
+        sample: None,
+        resume: false,
+    };
     restore(test.location_on(counting.clone()), request("good"), Arc::new(NoProgress)).await.unwrap();
     for failing in 0..counting.requests.load(Ordering::SeqCst) {
         let store = FaultyStore::new(Arc::clone(&test.store), move |_, _, number| number == failing);
@@ -109,7 +113,12 @@ async fn a_canceled_restore_says_so() {
     let test = TestRepository::new().await;
     fill(&test, 30);
     let backup = test.back_up(test.request(None)).await.unwrap();
-    let request = RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored"), sample: None };
+    let request = RestoreRequest {
+        snapshot: backup.snapshot,
+        target: test.whole("restored"),
+        sample: None,
+        resume: false,
+    };
     let error = restore(test.location(), request, StopAfter::new(5_000_000)).await.unwrap_err();
     assert_eq!(error.kind(), BackupRepositoryErrorKind::Canceled);
 }
@@ -254,7 +263,12 @@ async fn a_restore_spoiled_on_its_way_is_not_called_a_match() {
     let test = TestRepository::new().await;
     fs::write(test.project().join("ledger"), b"owes 100").unwrap();
     let backup = test.back_up(test.request(None)).await.unwrap();
-    let request = RestoreRequest { snapshot: backup.snapshot, target: test.whole("restored"), sample: None };
+    let request = RestoreRequest {
+        snapshot: backup.snapshot,
+        target: test.whole("restored"),
+        sample: None,
+        resume: false,
+    };
     let progress = Arc::new(Spoiler { file: test.path("restored/project/ledger"), calls: AtomicU64::new(0) });
     let error = restore(test.location(), request, progress).await.unwrap_err();
     assert_eq!(error.kind(), BackupRepositoryErrorKind::VerificationFailed);
@@ -333,5 +347,66 @@ async fn a_pack_of_directories_that_is_damaged_is_stored_again_from_the_cache() 
     assert_eq!((receipt.stored_again.len(), receipt.set_aside.len()), (1, 0), "{receipt:?}");
     assert!(test.check().await.is_sound());
     test.restore(backup.snapshot, test.whole("restored")).await.unwrap();
+    assert_same(&test.project(), &test.path("restored/project"));
+}
+
+/// A file system of so many megabytes, unmounted when this is dropped. `None`, said aloud, where this process may not mount.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(megabytes: u32) -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"]).arg(directory.path());
+        match mount.output() {
+            Ok(output) if output.status.success() => Some(Self(directory)),
+            other => {
+                let required =
+                    is_root() && std::env::var("LONGHAUL_REQUIRE_TOOLS").is_ok_and(|value| value == "1");
+                assert!(!required, "LONGHAUL_REQUIRE_TOOLS=1, but nothing can be mounted: {other:?}");
+                // Past the capture of the test harness, which would keep it quiet.
+                let _ = std::io::Write::write_all(
+                    &mut std::io::stderr(),
+                    b"SKIPPED: no small disk can be mounted here\n",
+                );
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_ends_a_restore_with_a_word_for_it_and_a_full_cache_ends_nothing() {
+    let test = TestRepository::new().await;
+    fill(&test, 20);
+    let backup = test.back_up(test.request(None)).await.unwrap();
+    let Some(disk) = SmallDisk::new(12) else { return };
+    let target = RestoreTarget::Whole {
+        project: disk.0.path().join("project"),
+        persist: disk.0.path().join("persist"),
+    };
+    let error = test.restore(backup.snapshot, target).await.unwrap_err();
+    assert_eq!(error.kind(), BackupRepositoryErrorKind::NoSpace, "{}", error.chain());
+    assert!(error.kind().is_retryable() && error.chain().contains("project/"), "{}", error.chain());
+
+    // What the restore has left fills it to the last byte.
+    let cache = Some(CacheSettings { directory: disk.0.path().join("cache"), limit_bytes: 1 << 30 });
+    let location = || RepositoryLocation { cache: cache.clone(), ..test.location() };
+    fs::write(test.project().join("new"), noise(1_000_000, 77)).unwrap();
+    let second =
+        back_up(location(), test.request(Some(backup.snapshot)), Arc::new(NoProgress)).await.unwrap();
+    let request = RestoreRequest {
+        snapshot: second.snapshot,
+        target: test.whole("restored"),
+        sample: None,
+        resume: false,
+    };
+    restore(location(), request, Arc::new(NoProgress)).await.unwrap();
     assert_same(&test.project(), &test.path("restored/project"));
 }

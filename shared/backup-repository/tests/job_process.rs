@@ -124,6 +124,7 @@ async fn a_backup_a_check_and_a_restore_run_in_children_and_report_progress() {
         snapshot: backup.snapshot,
         target: test.whole("restored"),
         sample: None,
+        resume: false,
     });
     match end(&mut spawn(&request(&test, task))).await {
         JobEvent::Finished(JobResult::Restore(receipt)) => assert_eq!(receipt.tree, backup.tree),
@@ -141,7 +142,10 @@ async fn a_killed_child_is_a_retryable_failure_and_leaves_no_snapshot() {
     let pid = Pid::from_raw(i32::try_from(job.process_id().unwrap()).unwrap()).unwrap();
     rustix::process::kill_process(pid, Signal::KILL).unwrap();
     let failure = failure(&mut job).await;
-    assert_eq!(failure.kind, JobFailureKind::Retryable);
+    assert_eq!(
+        (failure.kind, failure.reason),
+        (JobFailureKind::Retryable, BackupRepositoryErrorKind::ProcessEnded)
+    );
     assert!(failure.message.contains("signal: 9"), "{}", failure.message);
     assert!(test.snapshots().await.is_empty());
     assert!(test.check().await.is_sound());
@@ -218,6 +222,7 @@ async fn a_child_that_wants_too_much_memory_dies_alone() {
     request.memory_limit_bytes = Some(40 << 20);
     let failure = failure(&mut spawn(&request)).await;
     assert_eq!(failure.kind, JobFailureKind::Retryable, "{}", failure.message);
+    assert_eq!(failure.reason, BackupRepositoryErrorKind::ProcessEnded, "{}", failure.message);
     assert!(test.snapshots().await.is_empty());
 }
 
@@ -225,8 +230,12 @@ async fn a_child_that_wants_too_much_memory_dies_alone() {
 async fn errors_come_through_with_their_kind_and_without_the_key() {
     let test = TestRepository::new().await;
     let unknown: SnapshotId = "ab".repeat(32).parse().unwrap();
-    let task =
-        JobTask::Restore(RestoreRequest { snapshot: unknown, target: test.whole("restored"), sample: None });
+    let task = JobTask::Restore(RestoreRequest {
+        snapshot: unknown,
+        target: test.whole("restored"),
+        sample: None,
+        resume: false,
+    });
     let got = failure(&mut spawn(&request(&test, task.clone()))).await;
     assert_eq!((got.kind, got.reason), (JobFailureKind::Permanent, BackupRepositoryErrorKind::NotFound));
 

@@ -109,7 +109,8 @@ async fn a_sample_restores_some_files_the_same_ones_for_a_seed_and_proves_the_tr
     let backup = test.back_up(test.request(None)).await.unwrap();
     let sampled = |share: f64, seed: u64, name: &str| {
         let sample = Some(Sample { share, seed });
-        let request = RestoreRequest { snapshot: backup.snapshot, target: test.whole(name), sample };
+        let request =
+            RestoreRequest { snapshot: backup.snapshot, target: test.whole(name), sample, resume: false };
         restore(test.location(), request, Arc::new(NoProgress))
     };
     let one = sampled(0.3, 1, "one").await.unwrap();

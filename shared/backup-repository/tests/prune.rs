@@ -274,3 +274,71 @@ async fn a_prune_whose_time_is_over_in_its_middle_deletes_nothing_more() {
         assert_whole(&test, third, &format!("request {last}")).await;
     }
 }
+
+fn snapshot_file(test: &TestRepository, id: SnapshotId) -> std::path::PathBuf {
+    test.repository_path().join("snapshots").join(id.to_string())
+}
+
+fn spoil(file: &std::path::Path) {
+    let mut bytes = fs::read(file).unwrap();
+    bytes[20] ^= 1;
+    fs::write(file, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_lost_or_spoilt_is_told_of_first_and_then_in_nobodys_way() {
+    for is_lost in [true, false] {
+        let (test, [first, second, third]) = three_backups().await;
+        let file = snapshot_file(&test, second);
+        if is_lost {
+            fs::remove_file(&file).unwrap();
+        } else {
+            spoil(&file);
+        }
+        let before = objects(&test);
+        for _ in 0..2 {
+            let receipt = prune(test.location(), request(&[second, third], &[first])).await.unwrap();
+            assert_eq!((&receipt.bad[..], receipt.forgotten), (&[second][..], 0), "lost: {is_lost}");
+            assert_eq!(objects(&test), before, "something was deleted");
+        }
+        // Its owner knows now, and wants the space of the first.
+        let knowing = PruneRequest { spare: vec![second], ..request(&[third], &[first]) };
+        let receipt = prune(test.location(), knowing).await.unwrap();
+        assert_eq!((receipt.bad.len(), receipt.forgotten), (0, 1), "lost: {is_lost}");
+        assert!(receipt.bytes_after < receipt.bytes_before, "{receipt:?}");
+        assert!(!snapshot_file(&test, first).exists());
+        assert_eq!(file.exists(), !is_lost);
+        test.restore(third, test.whole("restored")).await.unwrap();
+        assert_same(&test.project(), &test.path("restored/project"));
+        // Deleted at last, as any other.
+        prune(test.location(), request(&[third], &[second])).await.unwrap();
+        assert!(!file.exists());
+        assert_whole(&test, third, "in the end").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_snapshot_that_the_cache_has_is_stored_again() {
+    let (test, [first, second, third]) = three_backups().await;
+    let cache = CacheSettings { directory: test.path("cache"), limit_bytes: 1 << 30 };
+    let location = || RepositoryLocation { cache: Some(cache.clone()), ..test.location() };
+    prune(location(), request(&[first, second, third], &[])).await.unwrap();
+    fs::remove_file(snapshot_file(&test, second)).unwrap();
+    let receipt = prune(location(), request(&[second, third], &[first])).await.unwrap();
+    assert_eq!((&receipt.stored_again[..], receipt.bad.len(), receipt.forgotten), (&[second][..], 0, 1));
+    test.restore(second, test.whole("second")).await.unwrap();
+    assert_whole(&test, third, "stored again").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_need_not_be_there_is_believed_to_be_lost_only_where_asking_for_it_says_so() {
+    let (test, [first, second, third]) = three_backups().await;
+    let before = objects(&test);
+    let plan = format!(
+        r#"{{"faults":[{{"operation":"list","key":"*/snapshots/{second}","action":"omit_from_listing"}}]}}"#
+    );
+    let knowing = PruneRequest { spare: vec![second], ..request(&[third], &[first]) };
+    let error = prune(test.location_on(faulty(&test, &plan)), knowing).await.unwrap_err();
+    assert_eq!(error.kind(), BackupRepositoryErrorKind::Damaged, "{}", error.chain());
+    assert_eq!(objects(&test), before, "something was deleted");
+}

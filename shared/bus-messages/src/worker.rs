@@ -288,6 +288,21 @@ pub struct ProjectGeneration {
     pub generation: i64,
 }
 
+/// `work.v1.host-<id>.unfinished`: which of these operations, of which the host keeps something, it may be given again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnfinishedRequest {
+    /// At most 1000.
+    pub op_ids: Vec<OperationId>,
+}
+
+/// Reply to `unfinished`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnfinishedReply {
+    /// Those that have not ended and are this host's. What is kept of any other is nobody's.
+    pub unfinished: Vec<OperationId>,
+}
+
 /// `work.v1.hub.schedule`: has the registry ask for the backups that are due.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -321,6 +336,9 @@ pub struct RetentionRequest {
     /// Backups that were to be forgotten, and are no longer in the repository.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gone: Vec<BackupId>,
+    /// Backups whose snapshot is lost or spoilt: they are bad from now on, and the repository need not have them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bad: Vec<BackupId>,
 }
 
 /// Reply to `retention`.
@@ -330,7 +348,8 @@ pub struct RetentionReply {
     pub keep: Vec<BackupId>,
     /// Backups that are to be forgotten now.
     pub forget: Vec<BackupId>,
-    /// Backups that are being deleted, and are in use or left for the next round: not to be touched.
+    /// Backups that are not to be touched: bad ones, which may be missing, and such that are being deleted, and are in use or
+    /// left for the next round.
     pub spare: Vec<BackupId>,
     /// Operations of the project that have not ended: what they have stored may be wanted yet.
     pub unfinished: Vec<OperationId>,

@@ -184,6 +184,26 @@ pub(crate) async fn note_proof(
     .map(drop)
 }
 
+/// Notes which backups of a project have lost their snapshots. Nothing is restored from them unasked, and the project counts
+/// as one with changes that are not saved.
+pub(crate) async fn note_lost_snapshots(
+    connection: &mut PgConnection,
+    project: ProjectId,
+    backups: &[BackupId],
+) -> Result<(), DatabaseError> {
+    let backups: Vec<String> = backups.iter().map(BackupId::to_string).collect();
+    let noted = sqlx::query!(
+        "UPDATE backups SET bad_since = now(), bad_reason = 'its snapshot is lost or does not read'
+         WHERE project_id = $1 AND backup_id = ANY ($2) AND bad_since IS NULL",
+        project.as_uuid(),
+        &backups,
+    )
+    .execute(&mut *connection)
+    .await
+    .during("note which backups have lost their snapshots")?;
+    if noted.rows_affected() > 0 { note_damage(connection, project).await } else { Ok(()) }
+}
+
 /// Notes that a check has found a project's repository damaged, in the transaction that ends its operation: until the next
 /// backup, which stores again what was lost, the project counts as one with changes that are not saved.
 pub(crate) async fn note_damage(

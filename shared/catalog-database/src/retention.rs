@@ -11,6 +11,7 @@ use domain_model::{
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use crate::backups::note_lost_snapshots;
 use crate::error::During;
 use crate::{Database, DatabaseError};
 
@@ -41,7 +42,7 @@ pub struct RetentionRound {
     pub keep: Vec<BackupId>,
     /// Backups to be forgotten.
     pub forget: Vec<BackupId>,
-    /// Backups that are marked and not to be touched now.
+    /// Backups that are not to be touched now: marked ones, and bad ones, which may be missing.
     pub spare: Vec<BackupId>,
     /// Operations of the project that have not ended.
     pub unfinished: Vec<OperationId>,
@@ -163,13 +164,14 @@ impl Database {
         Ok(DeletionMark::Marked)
     }
 
-    /// One round of a prune of a project: takes the rows of what is gone, marks what the policy drops (the built-in
-    /// one where it is `None`), and says what is to be forgotten now.
+    /// One round of a prune of a project: takes the rows of what is gone, notes whose snapshots are lost (`bad`), marks what the
+    /// policy drops (the built-in one where it is `None`), and says what is to be forgotten now.
     pub async fn retention_round(
         &self,
         project: ProjectId,
         prune: OperationId,
         gone: &[BackupId],
+        bad: &[BackupId],
         policy: Option<RetentionPolicy>,
     ) -> Result<RetentionRound, DatabaseError> {
         const DURING: &str = "decide what a prune forgets";
@@ -184,6 +186,9 @@ impl Database {
         .execute(&mut *transaction)
         .await
         .during("take the rows of backups that are gone")?;
+        if !bad.is_empty() {
+            note_lost_snapshots(&mut transaction, project, bad).await?;
+        }
         let rows = backups_in_use(&mut transaction, project, Some(prune)).await?;
         // A bad backup takes nobody's place, and goes when somebody deletes it.
         let retained: Vec<RetainedBackup> = rows
@@ -213,6 +218,8 @@ impl Database {
         for row in rows {
             let marked = row.deleting || dropped.contains(&row.backup_id);
             let list = match (marked, row.used_by.is_none() && round.forget.len() < MOST_FORGOTTEN) {
+                // A snapshot that is lost must not keep the space of all others from coming back.
+                (false, _) if row.bad => &mut round.spare,
                 (false, _) => &mut round.keep,
                 (true, true) => &mut round.forget,
                 (true, false) => &mut round.spare,

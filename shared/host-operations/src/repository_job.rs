@@ -156,7 +156,8 @@ impl JobRunner {
         }
     }
 
-    /// Has a job restore a backup or a sample of it, and compare what it has written with what it has read.
+    /// Has a job restore a backup or a sample of it, and compare what it has written with what it has read. With `resume` it
+    /// goes on with what an earlier job has written.
     ///
     /// # Errors
     /// As [`Self::run`]; a permanent failure where the backup's id does not read.
@@ -167,9 +168,10 @@ impl JobRunner {
         backup: &BackupId,
         target: RestoreTarget,
         sample: Option<Sample>,
+        resume: bool,
     ) -> Result<RestoreReceipt, OperationFailure> {
         let snapshot = snapshot_of(backup)?;
-        let task = JobTask::Restore(RestoreRequest { snapshot, target, sample });
+        let task = JobTask::Restore(RestoreRequest { snapshot, target, sample, resume });
         match self.run(operation, grant, task, "download").await? {
             JobResult::Restore(receipt) => Ok(receipt),
             other => Err(something_else(&other)),
@@ -214,10 +216,12 @@ fn code_of(reason: BackupRepositoryErrorKind) -> &'static str {
         BackupRepositoryErrorKind::InvalidArgument => "invalid_argument",
         BackupRepositoryErrorKind::SourceUnreadable => "source_unreadable",
         BackupRepositoryErrorKind::DestinationUnusable => "destination_unusable",
+        BackupRepositoryErrorKind::NoSpace => "no_space",
         BackupRepositoryErrorKind::Damaged => "repository_damaged",
         BackupRepositoryErrorKind::VerificationFailed => "verification_failed",
         BackupRepositoryErrorKind::Canceled => "canceled",
         BackupRepositoryErrorKind::Stalled => "stalled",
+        BackupRepositoryErrorKind::ProcessEnded => "job_died",
         BackupRepositoryErrorKind::Retryable => "bucket_unreachable",
         BackupRepositoryErrorKind::Permanent => "job",
     }

@@ -241,14 +241,19 @@ impl OperationContext {
         self.unless_stopped(self.ask("copy", &request)).await?
     }
 
-    /// What a prune of the project's repository is to forget, after saying which of that is gone.
+    /// What a prune of the project's repository is to forget, after saying which of that is gone, and which backups have
+    /// turned out to be bad.
     ///
     /// # Errors
     /// As [`Self::repository`].
-    pub async fn retention(&self, gone: Vec<BackupId>) -> Result<RetentionReply, OperationFailure> {
+    pub async fn retention(
+        &self,
+        gone: Vec<BackupId>,
+        bad: Vec<BackupId>,
+    ) -> Result<RetentionReply, OperationFailure> {
         let lease = &self.attempt.lease;
-        let request =
-            RetentionRequest { op_id: self.op_id(), attempt: lease.attempt, lease_id: lease.lease_id, gone };
+        let (op_id, attempt, lease_id) = (self.op_id(), lease.attempt, lease.lease_id);
+        let request = RetentionRequest { op_id, attempt, lease_id, gone, bad };
         self.unless_stopped(self.ask("retention", &request)).await?
     }
 

@@ -24,6 +24,8 @@ pub(crate) enum Settled {
     Finished,
     /// The old content is in place, as if the restore or copy had never begun.
     RolledBack,
+    /// The old content is in place, and what is staged stays for another attempt.
+    Kept,
     /// A copy that was in place in part: the rest is deleted, and a record stays.
     Dropped,
     /// A copy that had been in place before; its record stays.
@@ -54,6 +56,7 @@ impl HostRoot {
             journal.work = Work::Whole {
                 project: identity(&staged.project_dir)?,
                 persist: identity(&staged.persist_dir)?,
+                resumable: matches!(journal.work, Work::Whole { resumable: true, .. }),
             };
             // The old trees are deleted soon; the new ones must not be in memory only by then.
             rustix::fs::syncfs(directory.handle()).map_err(VolumeError::io("sync", directory.path()))?;
@@ -67,7 +70,7 @@ impl HostRoot {
     /// Takes a whole restore in the phase `Exchanging` to `Exchanged`.
     fn finish_whole(&self, directory: &OperationDirectory, journal: &mut Journal) -> Result<(), VolumeError> {
         if journal.phase == Phase::Exchanging
-            && let Work::Whole { project: Some(project), persist: Some(persist) } = journal.work
+            && let Work::Whole { project: Some(project), persist: Some(persist), .. } = journal.work
         {
             let id = journal.project;
             for (new, name, live) in

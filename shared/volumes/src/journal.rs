@@ -55,7 +55,13 @@ pub(crate) enum Phase {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Work {
     /// Both trees of a project. The identities of the staged trees are known once the exchange begins.
-    Whole { project: Option<TreeIdentity>, persist: Option<TreeIdentity> },
+    Whole {
+        project: Option<TreeIdentity>,
+        persist: Option<TreeIdentity>,
+        /// Whether another attempt may go on with what is staged, so that a crash is no reason to delete it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        resumable: bool,
+    },
     /// One path in the project's files; the inode number of the staged content is known once the exchange begins.
     Path { target: ProjectPath, content_inode: Option<u64> },
     /// Files and directories into the project's files; the inode number of the staging directory, and what has been
@@ -136,6 +142,11 @@ impl Journal {
             Ok(PreparedJournal(file))
         };
         write().map_err(VolumeError::io("write the journal", &path))
+    }
+
+    /// Whether another attempt may go on with what is staged.
+    pub(crate) fn is_resumable(&self) -> bool {
+        self.phase == Phase::Staged && matches!(self.work, Work::Whole { resumable: true, .. })
     }
 
     /// Refuses a journal of another project.

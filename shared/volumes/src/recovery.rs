@@ -8,6 +8,7 @@ use crate::VolumeError;
 use crate::error::VolumeErrorKind;
 use crate::exchange::Settled;
 use crate::host_root::HostRoot;
+use crate::journal::Journal;
 use crate::operation_directory::OperationDirectory;
 
 /// What [`HostRoot::recover`] found and did, by operation.
@@ -17,6 +18,8 @@ pub struct RecoveryReport {
     pub finished: Vec<Uuid>,
     /// Restores and copies whose exchange had not begun: the old content is in place.
     pub rolled_back: Vec<Uuid>,
+    /// Restores whose exchange had not begun, and whose next attempt goes on with what is staged ([`HostRoot::stage_again`]).
+    pub kept: Vec<Uuid>,
     /// Copies that had begun to be put in place more than an hour ago: what was not in place yet is deleted.
     pub dropped: Vec<Uuid>,
     /// Operations whose snapshots were deleted.
@@ -36,6 +39,7 @@ impl RecoveryReport {
     pub fn is_empty(&self) -> bool {
         self.finished.is_empty()
             && self.rolled_back.is_empty()
+            && self.kept.is_empty()
             && self.dropped.is_empty()
             && self.snapshots_deleted.is_empty()
             && self.copy_directories_deleted.is_empty()
@@ -50,6 +54,9 @@ impl HostRoot {
     /// nobody holds. To be called at start, before any other operation. One failure does not keep the others from being
     /// ended.
     ///
+    /// What a restore has staged that another attempt can go on with stays. Whoever knows that there will be none calls
+    /// [`HostRoot::abandon`].
+    ///
     /// A copy that had begun to be put in place is finished only if that was less than an hour ago. Of an older one, what
     /// is not in place yet is deleted: people and later copies may have written there since. Another attempt of it
     /// fails. The record of a copy that is in place, in part at least, stays for two weeks.
@@ -61,9 +68,10 @@ impl HostRoot {
         let mut report = RecoveryReport::default();
         for op_id in operations_in(&self.staging(), &mut report.unknown)? {
             let settled = OperationDirectory::claim_existing(&self.staging(), op_id)
-                .and_then(|directory| directory.map(|directory| self.settle(directory)).transpose());
+                .and_then(|directory| directory.map(|directory| self.settle_or_keep(directory)).transpose());
             match settled {
                 Ok(None | Some(Settled::Recorded | Settled::Expired)) => {}
+                Ok(Some(Settled::Kept)) => report.kept.push(op_id),
                 Ok(Some(Settled::Finished)) => report.finished.push(op_id),
                 Ok(Some(Settled::Dropped)) => report.dropped.push(op_id),
                 Ok(Some(Settled::RolledBack)) => report.rolled_back.push(op_id),
@@ -92,6 +100,39 @@ impl HostRoot {
             }
         }
         Ok(report)
+    }
+
+    fn settle_or_keep(&self, directory: OperationDirectory) -> Result<Settled, VolumeError> {
+        match Journal::read(&directory)? {
+            Some(journal) if journal.is_resumable() => Ok(Settled::Kept),
+            _ => self.settle(directory),
+        }
+    }
+
+    /// The operations that another attempt of could go on with what is staged here, those under way among them.
+    ///
+    /// # Errors
+    ///
+    /// Only if the staging directory cannot be listed. What does not read is left out: recovery reports it.
+    pub fn resumable(&self) -> Result<Vec<Uuid>, VolumeError> {
+        let mut operations = operations_in(&self.staging(), &mut Vec::new())?;
+        operations.retain(|op_id| {
+            let journal = Journal::read_in(&self.staging().join(op_id.to_string()));
+            matches!(journal, Ok(Some(journal)) if journal.is_resumable())
+        });
+        Ok(operations)
+    }
+
+    /// Deletes what is staged of an operation that has no other attempt. Whether there was anything.
+    ///
+    /// # Errors
+    ///
+    /// `InUse` if an attempt is at work after all; it is left alone.
+    pub fn abandon(&self, op_id: Uuid) -> Result<bool, VolumeError> {
+        match OperationDirectory::claim_existing(&self.staging(), op_id)? {
+            Some(directory) => self.settle(directory).map(|_settled| true),
+            None => Ok(false),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use uuid::Uuid;
 
 use crate::VolumeError;
-use crate::btrfs::{is_subvolume, missing_subvolumes};
+use crate::btrfs::{SubvolumeFacts, is_subvolume, missing_subvolumes};
 use crate::deletion::delete_tree;
 use crate::host_root::{Filesystem, HostRoot, directory_exists};
 use crate::operation_directory::OperationDirectory;
@@ -192,10 +192,38 @@ impl HostRoot {
             let snapshot = directory.path().join(tree.name);
             self.btrfs.snapshot_read_only(tree.live, &snapshot)?;
             self.steps.done("a snapshot is made")?;
-            let missing = tree.paths.iter().flat_map(|path| missing_subvolumes(&snapshot, path));
-            nested.extend(missing.map(|path| Path::new(tree.name).join(path)));
+            let mut missing: Vec<PathBuf> =
+                tree.paths.iter().flat_map(|path| missing_subvolumes(&snapshot, path)).collect();
+            missing.extend(self.subvolumes_within(tree.live, &missing));
+            missing.sort_unstable();
+            missing.dedup();
+            nested.extend(missing.iter().map(|path| Path::new(tree.name).join(path)));
         }
         Ok(nested)
+    }
+
+    /// The subvolumes within the nested subvolumes `outermost` of `live`, which no snapshot shows. Paths are relative to `live`.
+    /// They are named for people: what cannot be listed is left out.
+    fn subvolumes_within(&self, live: &Path, outermost: &[PathBuf]) -> Vec<PathBuf> {
+        if outermost.is_empty() {
+            return Vec::new();
+        }
+        let listed =
+            self.btrfs.list_subvolumes(self.path()).and_then(|all| Ok((self.btrfs.subvolume_id(live)?, all)));
+        match listed {
+            Ok((id, all)) => {
+                let own = all.iter().find(|subvolume| subvolume.id == id).map(|own| own.path.clone());
+                let below = |subvolume: SubvolumeFacts| {
+                    Path::new(&subvolume.path).strip_prefix(own.as_deref()?).map(Path::to_owned).ok()
+                };
+                let within = |path: &PathBuf| outermost.iter().any(|outer| path.starts_with(outer));
+                all.into_iter().filter_map(below).filter(within).collect()
+            }
+            Err(error) => {
+                tracing::warn!(path = %live.display(), %error, "subvolumes within nested ones are not named");
+                Vec::new()
+            }
+        }
     }
 
     /// Deletes the snapshots of the operation `op_id`; none there is fine. Only the holder of the operation calls this,
@@ -302,6 +330,24 @@ mod tests {
         assert_eq!(source.nested_subvolumes, [Path::new("project/sub/nested")]);
         assert!(source.project_dir.join("sub/nested/precious").exists());
         assert!(is_empty(&root.snapshots()));
+    }
+
+    #[test]
+    fn what_is_nested_in_what_is_nested_is_named_too() {
+        let Some(mount) = BtrfsMount::new() else { return };
+        let root = HostRoot::open(mount.path()).unwrap();
+        let (project, other) = (filled_project(&root), filled_project(&root));
+        for path in ["one", "one/two", "one/two/in/three", "four"] {
+            let path = root.project_dir(project).join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            root.btrfs.create_subvolume(&path).unwrap();
+        }
+        root.btrfs.create_subvolume(&root.persist_dir(project).join("five")).unwrap();
+        root.btrfs.create_subvolume(&root.project_dir(other).join("not-mine")).unwrap();
+        let source = root.snapshot(project, Uuid::now_v7()).unwrap();
+        let expected =
+            ["persist/five", "project/four", "project/one", "project/one/two", "project/one/two/in/three"];
+        assert_eq!(source.nested_subvolumes, expected.map(Path::new));
     }
 
     #[test]

@@ -1,9 +1,15 @@
 //! Staging a whole restore beside the live trees.
+//!
+//! What a restore has staged can be large, so an attempt that did not come to its end leaves it for the next one:
+//! after [`HostRoot::stage_again`] a crash is no reason to delete it. It is only ever material: whoever goes on with it
+//! looks at every byte of it. It is deleted once there is no other attempt ([`HostRoot::abandon`]).
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{Gid, Mode, Uid};
+use rustix::fs::{FlockOperation, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::VolumeError;
@@ -11,10 +17,17 @@ use crate::host_root::{HostRoot, directory_exists};
 use crate::journal::{Journal, Work};
 use crate::operation_directory::OperationDirectory;
 
-/// Two empty trees to restore into, beside the live ones. Dropping this without [`HostRoot::discard`] leaves them for
-/// [`HostRoot::recover`].
+/// A process that writes into a staged tree ends with the one that has started it. It has so many looks to do so, with
+/// `BETWEEN_LOOKS` between them.
+const LOOKS_FOR_WRITERS: u32 = 50;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
+/// Two trees to restore into, beside the live ones. Dropping this without [`HostRoot::discard`] leaves them for
+/// [`HostRoot::recover`], or for the next attempt.
 #[derive(Debug)]
 pub struct Staged {
+    /// Whether they are an earlier attempt's, with what it has restored; else they are empty.
+    pub resumed: bool,
     /// Where the project's files are to be restored to.
     pub project_dir: PathBuf,
     /// Where the persist store is to be restored to.
@@ -31,18 +44,51 @@ impl HostRoot {
     /// `InUse` if an earlier attempt is still at work; `Damaged` if what it left cannot be understood.
     pub fn stage(&self, project: Uuid, op_id: Uuid) -> Result<Staged, VolumeError> {
         let directory = self.claim_empty_staging(op_id)?;
-        Journal::new(project, Work::Whole { project: None, persist: None }).write(&directory)?;
+        self.stage_in(directory, project, false)
+    }
+
+    /// As [`HostRoot::stage`], but goes on with what an earlier attempt of the same restore has staged, and leaves what it
+    /// stages itself to a later one. What is there is of any attempt and any backup, and may be half-written: the caller
+    /// looks at every byte. What a process may still be writing to, because it was paused while its parent died, is
+    /// deleted: it would go on writing into what is in place by then. Whoever writes into a tree holds a lock (`flock`) on it.
+    ///
+    /// # Errors
+    ///
+    /// As [`HostRoot::stage`].
+    pub fn stage_again(&self, project: Uuid, op_id: Uuid) -> Result<Staged, VolumeError> {
+        if let Some(directory) = OperationDirectory::claim_existing(&self.staging(), op_id)? {
+            let journal = Journal::read(&directory)?;
+            if journal.is_some_and(|journal| journal.project == project && journal.is_resumable()) {
+                let staged = trees_in(directory, true);
+                if nobody_writes_into(&staged.project_dir)? && nobody_writes_into(&staged.persist_dir)? {
+                    return Ok(staged);
+                }
+                self.settle(staged.directory)?;
+            } else {
+                self.settle(directory)?;
+            }
+        }
+        self.stage_in(self.claim_empty_staging(op_id)?, project, true)
+    }
+
+    fn stage_in(
+        &self,
+        directory: OperationDirectory,
+        project: Uuid,
+        resumable: bool,
+    ) -> Result<Staged, VolumeError> {
+        Journal::new(project, Work::Whole { project: None, persist: None, resumable }).write(&directory)?;
         self.steps.done("the journal of a whole restore is begun")?;
-        let project_dir = directory.path().join("project");
-        let persist_dir = directory.path().join("persist");
-        for (tree, live) in
-            [(&project_dir, self.project_dir(project)), (&persist_dir, self.persist_dir(project))]
-        {
+        let staged = trees_in(directory, false);
+        for (tree, live) in [
+            (&staged.project_dir, self.project_dir(project)),
+            (&staged.persist_dir, self.persist_dir(project)),
+        ] {
             self.create_tree(tree)?;
             copy_owner_and_mode(&live, tree)?;
             self.steps.done("a tree is staged")?;
         }
-        Ok(Staged { project_dir, persist_dir, directory })
+        Ok(staged)
     }
 
     /// The staging directory of `op_id`, locked and empty.
@@ -58,6 +104,33 @@ impl HostRoot {
     pub fn discard(&self, staged: Staged) -> Result<(), VolumeError> {
         self.settle(staged.directory).map(drop)
     }
+}
+
+fn trees_in(directory: OperationDirectory, resumed: bool) -> Staged {
+    let (project_dir, persist_dir) = (directory.path().join("project"), directory.path().join("persist"));
+    Staged { resumed, project_dir, persist_dir, directory }
+}
+
+/// Whether a staged tree is there, and nobody holds the lock of those that write into it, or lets go of it soon.
+fn nobody_writes_into(tree: &Path) -> Result<bool, VolumeError> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = match rustix::fs::open(tree, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(false),
+        other => other.map_err(VolumeError::io("open the directory", tree))?,
+    };
+    for _ in 0..LOOKS_FOR_WRITERS {
+        match rustix::fs::flock(&handle, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                rustix::fs::flock(&handle, FlockOperation::Unlock)
+                    .map_err(VolumeError::io("unlock the directory", tree))?;
+                return Ok(true);
+            }
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(BETWEEN_LOOKS),
+            Err(errno) => return Err(VolumeError::io("lock the directory", tree)(errno)),
+        }
+    }
+    tracing::warn!(path = %tree.display(), "a staged tree is still being written to; the restore begins anew");
+    Ok(false)
 }
 
 /// Gives `tree` the owner and mode of `live`, if that exists. An owner that may not be given is left out.
@@ -94,7 +167,14 @@ mod tests {
     }
 
     fn restore(root: &HostRoot, project: Uuid, op_id: Uuid) -> Result<(), VolumeError> {
-        let staged = root.stage(project, op_id)?;
+        restore_from(root, root.stage(project, op_id)?)
+    }
+
+    fn restore_again(root: &HostRoot, project: Uuid, op_id: Uuid) -> Result<(), VolumeError> {
+        restore_from(root, root.stage_again(project, op_id)?)
+    }
+
+    fn restore_from(root: &HostRoot, staged: Staged) -> Result<(), VolumeError> {
         fill(&staged.project_dir, "new");
         fill(&staged.persist_dir, "new");
         root.exchange(&staged)?;
@@ -170,10 +250,96 @@ mod tests {
         });
     }
 
+    #[test]
+    fn what_was_staged_outlasts_a_crash_until_the_next_attempt_or_until_there_is_none() {
+        on_each_filesystem(|new_root| {
+            let root = new_root();
+            let (project, op_id) = (project_with_old_files(&root), Uuid::now_v7());
+            let staged = root.stage_again(project, op_id).unwrap();
+            assert!(!staged.resumed);
+            fill(&staged.project_dir, "new");
+            assert!(matches!(root.abandon(op_id), Err(error) if error.kind() == VolumeErrorKind::InUse));
+            drop(staged);
+
+            for _ in 0..2 {
+                assert_eq!(root.recover().unwrap().kept, [op_id]);
+                assert_eq!(root.resumable().unwrap(), [op_id]);
+            }
+            let staged = root.stage_again(project, op_id).unwrap();
+            assert!(staged.resumed);
+            assert_eq!(mark_of(&staged.project_dir), "new");
+            fill(&staged.persist_dir, "new");
+            root.exchange(&staged).unwrap();
+            drop(staged);
+            // From here on it is the exchange that counts.
+            assert!(root.resumable().unwrap().is_empty());
+            assert_eq!(root.recover().unwrap().finished, [op_id]);
+            assert_eq!(marks(&root, project), ("new".into(), "new".into()));
+
+            let abandoned = Uuid::now_v7();
+            drop(root.stage_again(project, abandoned).unwrap());
+            assert!(root.abandon(abandoned).unwrap());
+            assert!(!root.abandon(abandoned).unwrap());
+            assert!(is_empty(&root.staging()));
+        });
+    }
+
+    #[test]
+    fn only_what_is_whole_and_of_the_same_restore_is_gone_on_with() {
+        on_each_filesystem(|new_root| {
+            let root = new_root();
+            let (project, op_id) = (project_with_old_files(&root), Uuid::now_v7());
+            // Staged not to be gone on with: a proof.
+            fill(&root.stage(project, op_id).unwrap().project_dir, "new");
+            assert!(!root.stage_again(project, op_id).unwrap().resumed);
+            // Of another project: the journal says so, whatever the name of the directory.
+            assert!(!root.stage_again(Uuid::new_v4(), op_id).unwrap().resumed);
+            // After a crash between the journal and the trees.
+            let other = Uuid::now_v7();
+            for steps in 1..=2 {
+                let crashed = Crash::after(&root, steps).stage_again(project, other);
+                assert!(Crash::happened(&crashed));
+                assert_eq!(root.recover().unwrap().kept.len(), 2);
+            }
+            let staged = root.stage_again(project, other).unwrap();
+            assert!(!staged.resumed && is_empty(&staged.project_dir) && is_empty(&staged.persist_dir));
+        });
+    }
+
+    #[test]
+    fn what_somebody_may_still_be_writing_to_is_deleted() {
+        on_each_filesystem(|new_root| {
+            let root = new_root();
+            let (project, op_id) = (project_with_old_files(&root), Uuid::now_v7());
+            let staged = root.stage_again(project, op_id).unwrap();
+            fill(&staged.project_dir, "new");
+            let writer = std::fs::File::open(&staged.project_dir).unwrap();
+            writer.lock().unwrap();
+            drop(staged);
+            let staged = root.stage_again(project, op_id).unwrap();
+            assert!(!staged.resumed && is_empty(&staged.project_dir));
+            // One that ends in time is waited for.
+            let ending = std::fs::File::open(&staged.persist_dir).unwrap();
+            ending.lock().unwrap();
+            drop(staged);
+            let end = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(300));
+                drop(ending);
+            });
+            assert!(root.stage_again(project, op_id).unwrap().resumed);
+            end.join().unwrap();
+        });
+    }
+
     /// A crash after every step of a restore, and then one after every step of its recovery.
     #[test]
     fn a_crash_at_any_step_leaves_after_recovery_the_old_or_the_new_trees_and_nothing_else() {
-        for existing in [true, false] {
+        for (existing, restore) in [
+            (true, restore as fn(&_, _, _) -> _),
+            (false, restore),
+            (true, restore_again),
+            (false, restore_again),
+        ] {
             on_each_filesystem(|new_root| {
                 let (mut crashes, mut finished, mut rolled_back) = (0, 0, 0);
                 for restore_steps in 1.. {
@@ -190,6 +356,9 @@ mod tests {
                         }
                         let second = root.recover().unwrap();
                         assert!(second.failed.is_empty() && second.in_use.is_empty(), "{second:?}");
+                        for op_id in &second.kept {
+                            rolled_back += usize::from(root.abandon(*op_id).unwrap());
+                        }
                         assert!(
                             is_empty(&root.staging()),
                             "after {restore_steps} and {recovery_steps} steps"

@@ -25,6 +25,7 @@ mod path_restore;
 mod project_start;
 mod proof;
 mod restarts;
+mod restore_resume;
 mod retention;
 mod wire_conformance;
 

@@ -31,7 +31,7 @@ async fn nested_subvolumes_are_backed_up_and_replaced_by_a_restore_in_place() {
     assert_eq!(backup["source"], "live", "a snapshot lacks what is nested: {backup:#}");
     let events = client.events(scope(&project), &op_id).await;
     let told = |text: &str| events.iter().any(|event| event["message"].as_str().unwrap().contains(text));
-    assert!(told("project/nested"), "{events:#?}");
+    assert!(told("project/nested, project/nested/in/nested"), "{events:#?}");
 
     let elsewhere = json!({ "backup_id": "latest", "host_id": system.host(1) });
     client.done(&project, "project-restore", elsewhere).await;

@@ -1,6 +1,7 @@
 //! That backups restore is proven, and one that does not is not restored from.
 
 use std::fs;
+use std::path::PathBuf;
 
 use bus_messages::ErrorCode;
 use serde_json::{Value, json};
@@ -129,6 +130,65 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
     client.done(&project, "repo-check", json!({ "read_data_shares": 1 })).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_whose_snapshot_is_lost_or_spoilt_is_bad_and_in_nobodys_way() {
+    let options = SystemOptions { hosts: 2, ..SystemOptions::default() };
+    let system = TestSystem::start(options).await.unwrap();
+    let client = system.operator().await;
+    let project = client.create_project_with_files(&system, 95).await;
+    let files = system.project_files(0, &project);
+    let mut backups = Vec::new();
+    for round in 0..4 {
+        add_bytes(&files, &format!("of-round-{round}.bin"), 2_000_000, round);
+        backups.push(client.done(&project, "project-backup", json!({})).await["backup_id"].clone());
+    }
+    let [first, lost, spoilt, last] = &backups[..] else { panic!("four backups") };
+    let snapshots = repository(&system, &client, &project).await.join("snapshots");
+    let file = |id: &Value| snapshots.join(id.as_str().unwrap());
+    // Neither is known any more where it was made.
+    fs::remove_dir_all(system.data_directory().join("cache/host-backup-0")).unwrap();
+    fs::remove_file(file(lost)).unwrap();
+    let mut bytes = fs::read(file(spoilt)).unwrap();
+    bytes[20] ^= 1;
+    fs::write(file(spoilt), bytes).unwrap();
+    let op_id = client.create(scope(&project), "repo-check", json!({})).await;
+    let checked = client.ended(scope(&project), &op_id).await;
+    assert_eq!(checked["error"]["code"], "repository_damaged", "{checked:#}");
+
+    // The first is to go: what only it needs comes back, and nothing else.
+    let pruned = deleted(&client, &project, first).await;
+    assert!(!file(first).exists(), "{pruned:#}");
+    assert_eq!(found_bad(&system).await, 2.0);
+    for id in [lost, spoilt] {
+        let request = json!({ "backup_id": id });
+        let backup = client.call(scope(&project), "backup.get", request).await["backup"].take();
+        assert!(backup["bad_since"].is_string(), "{backup:#}");
+        let restore = json!({ "backup_id": id, "host_id": system.host(1) });
+        let request = json!({ "kind": "project-restore", "input": restore });
+        let refusal = client.refused(scope(&project), "lro.create", request).await;
+        assert!(refusal.message.contains("its snapshot is lost"), "{refusal:?}");
+    }
+    let status = client.call(scope(&project), "project.status", json!({})).await;
+    assert_eq!(status["changed_since_backup"], true, "{status:#}");
+    let restore = json!({ "backup_id": last, "host_id": system.host(1) });
+    client.done(&project, "project-restore", restore).await;
+    assert_same_tree(&files, &system.project_files(1, &project));
+
+    // Deleted, they are gone for good, and the repository is whole.
+    for id in [lost, spoilt] {
+        deleted(&client, &project, id).await;
+    }
+    assert!(!file(spoilt).exists());
+    client.done(&project, "repo-check", json!({ "read_data_shares": 1 })).await;
+    client.done(&project, "restore-drill", json!({ "backup_id": last })).await;
+}
+
+/// Deletes a backup: what the prune has done.
+async fn deleted(client: &test_harness::Client, project: &str, id: &Value) -> Value {
+    let deleted = client.call(scope(project), "backup.delete", json!({ "backup_id": id })).await;
+    client.result(scope(project), deleted["op"]["op_id"].as_str().unwrap()).await
+}
+
 /// What the registry counts.
 async fn found_bad(system: &TestSystem) -> f64 {
     let url = system.ready().metrics["registry"].clone();
@@ -139,13 +199,17 @@ async fn found_bad(system: &TestSystem) -> f64 {
 }
 
 /// The packs of a project's repository.
-async fn packs(system: &TestSystem, client: &test_harness::Client, project: &str) -> Vec<std::path::PathBuf> {
+async fn packs(system: &TestSystem, client: &test_harness::Client, project: &str) -> Vec<PathBuf> {
+    let data = repository(system, client, project).await.join("data");
+    let shelves = fs::read_dir(data).unwrap().map(|shelf| shelf.unwrap().path());
+    shelves.flat_map(|shelf| fs::read_dir(shelf).unwrap()).map(|pack| pack.unwrap().path()).collect()
+}
+
+/// Where the repository of a project is, in a bucket that is a directory.
+async fn repository(system: &TestSystem, client: &test_harness::Client, project: &str) -> PathBuf {
     let bucket_id =
         client.call(scope(project), "project.get", json!({})).await["project"]["backup_bucket_id"].clone();
     let bucket = client.call("hub", "bucket.get", json!({ "bucket_id": bucket_id })).await;
     let ReadyObjectStore::Local { root } = system.ready().object_store else { panic!("not a directory") };
-    let name = bucket["bucket"]["name"].as_str().unwrap().to_owned();
-    let data = root.join(name).join(format!("rustic/project-{project}/data"));
-    let shelves = fs::read_dir(data).unwrap().map(|shelf| shelf.unwrap().path());
-    shelves.flat_map(|shelf| fs::read_dir(shelf).unwrap()).map(|pack| pack.unwrap().path()).collect()
+    root.join(bucket["bucket"]["name"].as_str().unwrap()).join(format!("rustic/project-{project}"))
 }

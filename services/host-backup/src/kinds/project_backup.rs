@@ -5,6 +5,7 @@
 //! the repository that the hub does not know (found by its operation's id in the next attempt). Nothing is a
 //! backup before the hub has recorded the success.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -18,6 +19,9 @@ use serde_json::Value;
 use volumes::BackupSource;
 
 use crate::host::{SharedHost, source_kind, source_state, timestamp};
+
+/// How many nested subvolumes an event names.
+const MOST_NAMED: usize = 20;
 
 /// Does `project-backup`.
 pub(crate) struct ProjectBackup {
@@ -57,10 +61,10 @@ impl ProjectBackup {
         let op_uuid = operation.op_id().as_uuid();
         let source = freeze(&self.host.root, project, op_uuid).await?;
         if !source.nested_subvolumes.is_empty() {
-            let nested: Vec<String> =
-                source.nested_subvolumes.iter().map(|path| path.display().to_string()).collect();
-            let message =
-                format!("read live, since a snapshot lacks the nested subvolumes {}", nested.join(", "));
+            let message = format!(
+                "read live, since a snapshot lacks the nested subvolumes {}",
+                some_of(&source.nested_subvolumes)
+            );
             operation.event(EventLevel::Warn, "snapshot", message, None);
         }
         let outcome = self.upload(operation, &grant, input, &source).await;
@@ -123,5 +127,30 @@ impl ProjectBackup {
         };
         operation.progress("upload", "reading the files", None);
         self.host.runner.back_up(operation, grant, request).await
+    }
+}
+
+/// Some of many paths, in words.
+fn some_of(paths: &[PathBuf]) -> String {
+    let named: Vec<String> = paths.iter().take(MOST_NAMED).map(|path| path.display().to_string()).collect();
+    let more = match paths.len() - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{}{more}", named.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_paths_are_named_in_part() {
+        let paths = |count: usize| -> Vec<PathBuf> {
+            (0..count).map(|number| PathBuf::from(format!("project/{number}"))).collect()
+        };
+        assert_eq!(some_of(&paths(2)), "project/0, project/1");
+        assert!(some_of(&paths(MOST_NAMED)).ends_with("project/19"));
+        assert!(some_of(&paths(MOST_NAMED + 3)).ends_with("project/19 and 3 more"));
     }
 }

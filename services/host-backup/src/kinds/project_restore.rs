@@ -1,8 +1,8 @@
 //! `project-restore`: stage, verify, exchange.
 //!
-//! The live files are never written in place. What a crash leaves before the exchange is a staged tree
-//! (deleted at the next start); in the middle of it, a journal from which the next start finishes it; after
-//! it, the old tree (deleted at the next start). Repeating a restore that was done restores again, to the
+//! The live files are never written in place. What a crash leaves before the exchange is a staged tree: of a whole
+//! restore, the next attempt goes on with it, and of a path the next start deletes it. In the middle of the exchange
+//! it is a journal from which the next start finishes it; after it, the old tree (deleted at the next start). Repeating a restore that was done restores again, to the
 //! same end. A dry run writes nothing.
 
 use std::path::PathBuf;
@@ -180,6 +180,7 @@ impl ProjectRestore {
                 grant,
                 backup,
                 RestoreTarget::Path { path: snapshot_path, into: into.clone() },
+                false,
             )
             .await;
         let conflict = match input.conflict {

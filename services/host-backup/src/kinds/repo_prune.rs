@@ -3,7 +3,8 @@
 //! The registry marks a backup before anything of it is deleted, and from then on it is neither listed nor
 //! restored. A crash after that leaves marked backups, whole or in part; the next attempt is told of them again.
 //! What a crash in the middle of a prune leaves, `backup-repository` says. The row of a backup goes last, when its
-//! snapshot is gone.
+//! snapshot is gone. A backup whose snapshot is lost or spoilt is told of before anything is deleted: the registry calls it bad
+//! from then on, and the prune goes on without it.
 
 use std::time::Instant;
 
@@ -20,6 +21,9 @@ use crate::host::SharedHost;
 
 /// Each round forgets what the registry names, a thousand backups at most; more rounds than this are a defect.
 const MOST_ROUNDS: u32 = 1000;
+
+/// How many bad backups an event names.
+const MOST_NAMED: usize = 5;
 
 /// Does `repo-prune`.
 pub(crate) struct RepoPrune {
@@ -57,12 +61,29 @@ impl RepoPrune {
         operation.progress("retention", "asking what is to go", None);
         let mut result: Option<RepoPruneResult> = None;
         let mut gone: Vec<BackupId> = Vec::new();
+        let mut bad: Vec<BackupId> = Vec::new();
         for _ in 0..MOST_ROUNDS {
-            let round = operation.retention(gone).await?;
+            let round = operation.retention(std::mem::take(&mut gone), std::mem::take(&mut bad)).await?;
             if let Some(result) = result.take_if(|_| round.forget.is_empty()) {
                 return Ok(RepoPruneResult { duration_s: began.elapsed().as_secs_f64(), ..result });
             }
             let receipt = self.round(operation, &grant, &round).await?;
+            for id in &receipt.stored_again {
+                let message =
+                    format!("the snapshot {id} was lost or spoilt, and is stored again from the cache");
+                operation.event(EventLevel::Warn, "prune", message, None);
+            }
+            if !receipt.bad.is_empty() {
+                bad = backups(&receipt.bad)?;
+                let message = format!(
+                    "nothing was deleted yet: {} bad backups, whose snapshots are lost or spoilt: {}",
+                    bad.len(),
+                    some_of(&bad)
+                );
+                tracing::error!(op.id = %operation.op_id(), message);
+                operation.event(EventLevel::Error, "prune", message, None);
+                continue;
+            }
             let result = result.get_or_insert(RepoPruneResult {
                 forgotten: 0,
                 orphans: 0,
@@ -112,6 +133,19 @@ impl RepoPrune {
             other => Err(something_else(&other)),
         }
     }
+}
+
+fn some_of(bad: &[BackupId]) -> String {
+    let named: Vec<&str> = bad.iter().take(MOST_NAMED).map(BackupId::as_str).collect();
+    named.join(", ")
+}
+
+fn backups(snapshots: &[SnapshotId]) -> Result<Vec<BackupId>, OperationFailure> {
+    let read = |id: &SnapshotId| {
+        let read = id.to_string().parse();
+        read.map_err(|error| OperationFailure::permanent("job", format!("{id}: {error}")))
+    };
+    snapshots.iter().map(read).collect()
 }
 
 fn snapshots(backups: &[BackupId]) -> Result<Vec<SnapshotId>, OperationFailure> {

@@ -68,7 +68,7 @@ impl RestoreDrill {
             seed: input.seed.unwrap_or_else(|| operation.op_id().as_uuid().as_u64_pair().1 >> 11),
         });
         operation.progress("download", "reading the backup", None);
-        let restored = self.host.runner.restore(operation, &grant, &backup, target, sample).await;
+        let restored = self.host.runner.restore(operation, &grant, &backup, target, sample, false).await;
         operation.progress("clean-up", "deleting what was restored", None);
         self.host.volumes(move |root| root.discard(staged)).await?;
         let (reason, files, bytes, of_files) = match restored {

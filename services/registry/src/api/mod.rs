@@ -178,6 +178,7 @@ pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<Runni
         .work("work-repository", work::repository)
         .work("work-retention", work::retention)
         .work("work-freshness", backup_schedule::freshness)
+        .work("work-unfinished", crate::unfinished::unfinished)
         .work("work-schedule", backup_schedule::schedule)
         .work("work-copy", crate::copies::step);
     endpoints.service.start().await

@@ -29,8 +29,10 @@ pub(crate) async fn repository(registry: Arc<Registry>, request: IncomingRequest
 /// what the policy drops is marked here, in the same transaction that says so.
 pub(crate) async fn retention(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     let wanted: RetentionRequest = request.decode()?;
-    if wanted.gone.len() > MOST_GONE {
-        return Err(ApiError::invalid_argument(format!("at most {MOST_GONE} backups can be gone at once")));
+    if wanted.gone.len().max(wanted.bad.len()) > MOST_GONE {
+        return Err(ApiError::invalid_argument(format!(
+            "at most {MOST_GONE} backups can be gone or bad at once"
+        )));
     }
     let fence = LeaseFence { op_id: wanted.op_id, attempt: wanted.attempt, lease_id: wanted.lease_id };
     let op = leased(&registry, &fence).await?;
@@ -42,8 +44,12 @@ pub(crate) async fn retention(registry: Arc<Registry>, request: IncomingRequest)
     };
     let standing = registry.database.backup_standing(project).await.map_err(from_database)?;
     let policy = standing.map(|standing| standing.policy).unwrap_or_default().over(&registry.backups).keep;
-    let round = registry.database.retention_round(project, op.op_id, &wanted.gone, policy);
+    let round = registry.database.retention_round(project, op.op_id, &wanted.gone, &wanted.bad, policy);
     let round = round.await.map_err(from_database)?;
+    for backup in &wanted.bad {
+        registry.metrics.bad_backups.inc();
+        tracing::error!(op.id = %op.op_id, project.id = %project, backup.id = %backup, "the snapshot of a backup is lost");
+    }
     tracing::info!(
         op.id = %op.op_id, gone = wanted.gone.len(), forget = round.forget.len(), keep = round.keep.len(),
         grace_s = round.grace_s, "decided what a prune forgets"

@@ -55,7 +55,11 @@ impl ReadBackend for RepositoryBackend {
                     files.retain(|(id, _)| *id == only);
                 }
             }
-            FileType::Snapshot => self.check_required(&files)?,
+            FileType::Snapshot => {
+                self.check_required(&files)?;
+                let hidden = lock(&self.hidden_snapshots);
+                files.retain(|(id, _)| !hidden.contains(id));
+            }
             FileType::Pack => {
                 let bytes = files.iter().map(|(_, size)| u64::from(*size)).sum();
                 self.listed_pack_bytes.store(bytes, Ordering::SeqCst);

@@ -111,8 +111,12 @@ impl TestRepository {
     }
 
     pub async fn restore(&self, snapshot: SnapshotId, target: RestoreTarget) -> Result<RestoreReceipt> {
-        restore(self.location(), RestoreRequest { snapshot, target, sample: None }, Arc::new(NoProgress))
-            .await
+        restore(
+            self.location(),
+            RestoreRequest { snapshot, target, sample: None, resume: false },
+            Arc::new(NoProgress),
+        )
+        .await
     }
 
     pub fn whole(&self, name: &str) -> RestoreTarget {

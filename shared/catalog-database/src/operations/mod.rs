@@ -13,6 +13,7 @@ mod list;
 mod row;
 mod sweep;
 mod transition;
+mod unfinished;
 
 pub(crate) use create::insert;
 pub(crate) use row::{OperationRow, scope_of};

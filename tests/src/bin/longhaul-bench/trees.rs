@@ -49,7 +49,7 @@ pub(crate) fn make(root: &Path, files: u32, bytes: u64, seed: u64) -> anyhow::Re
     Ok(())
 }
 
-/// Overwrites a kilobyte in the middle of one file in `every`.
+/// Overwrites a kilobyte in the middle of one file in `every`, or as much as is there: no file gets longer.
 pub(crate) fn change(root: &Path, files: u32, every: u32, seed: u64) -> anyhow::Result<u32> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut changed = 0;
@@ -57,9 +57,9 @@ pub(crate) fn change(root: &Path, files: u32, every: u32, seed: u64) -> anyhow::
         let path = path_of(root, number);
         let mut overwrite = || -> std::io::Result<()> {
             let mut file = fs::File::options().write(true).open(&path)?;
-            let middle = file.metadata()?.len() / 2;
-            file.seek(SeekFrom::Start(middle))?;
-            file.write_all(&noise(&mut random, 1024))
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(length / 2))?;
+            file.write_all(&noise(&mut random, (length - length / 2).min(1024) as usize))
         };
         overwrite().with_context(|| format!("changing {}", path.display()))?;
         changed += 1;
@@ -151,5 +151,18 @@ mod tests {
         assert!(bytes.abs_diff(2_560_000) < 25_600, "{bytes}");
         assert_eq!(change(directory.path(), 256, 100, 2).unwrap(), 3);
         assert_eq!(count(directory.path()).unwrap().0, 256);
+    }
+
+    #[test]
+    fn small_files_change_and_keep_their_lengths() {
+        let directory = tempfile::tempdir().unwrap();
+        make(directory.path(), 64, 64 * 2_000, 1).unwrap();
+        let before = count(directory.path()).unwrap();
+        let smallest = path_of(directory.path(), 0);
+        let content = fs::read(&smallest).unwrap();
+        assert!(content.len() < 1024, "{}", content.len());
+        change(directory.path(), 64, 1, 2).unwrap();
+        assert_ne!(fs::read(&smallest).unwrap(), content);
+        assert_eq!(count(directory.path()).unwrap(), before);
     }
 }
