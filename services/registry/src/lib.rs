@@ -121,11 +121,11 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
         let authorization = Authorization::new(bus, database.clone(), &settings.authorization)?;
         tasks.spawn(Arc::new(authorization).answer(background.clone()));
     }
-    let service = api::start(&registry, &front).await?;
+    let service = api::start(&registry, &front, shutdown.draining.clone()).await?;
     tracing::info!("answers");
 
     shutdown.draining.cancelled().await;
-    // Takes no more requests and answers those under way, long polls at most until the second stage.
+    // Takes no more requests and answers those under way, at most until the second stage.
     shutdown.stopping.run_until_cancelled(service.stop()).await;
     background.cancel();
     tasks.close();

@@ -5,6 +5,7 @@ mod backups;
 mod buckets;
 mod copies;
 mod hosts;
+mod long_poll;
 pub(crate) mod operations;
 mod projects;
 
@@ -16,6 +17,7 @@ use bus_client::{Bus, BusError, EndpointDefinition, IncomingRequest, Reply, Runn
 use bus_messages::{ApiError, ErrorCode, ProgressEvent, kinds};
 use bus_subjects::ApiSubject;
 use domain_model::{AccountId, HostId, ProjectId, Scope};
+use tokio_util::sync::CancellationToken;
 
 use crate::registry::Registry;
 use crate::{backup_schedule, work};
@@ -127,8 +129,12 @@ fn bad_cursor() -> ApiError {
     ApiError::invalid_argument("this cursor is not one that a list gave; leave it out for the first page")
 }
 
-/// Starts every endpoint.
-pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<RunningService, BusError> {
+/// Starts every endpoint. Long polls end at `draining`.
+pub(crate) async fn start(
+    registry: &Arc<Registry>,
+    front: &Bus,
+    draining: CancellationToken,
+) -> Result<RunningService, BusError> {
     let description = "Projects, buckets, backups and long-running operations";
     let service = front.service(SERVICE, env!("CARGO_PKG_VERSION"), description, BTreeMap::new());
     let endpoints = Endpoints { registry: Arc::clone(registry), service };
@@ -136,7 +142,9 @@ pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<Runni
         .api("lro-create", create_metadata(), operations::create)
         .api("lro-get", example(r#"{"op_id":"<uuid>"}"#), operations::get)
         .api("lro-list", example(r#"{"status":"running","limit":50}"#), operations::list)
-        .waiting("lro-wait", example(r#"{"op_id":"<uuid>","timeout_s":30}"#), operations::wait)
+        .waiting("lro-wait", example(r#"{"op_id":"<uuid>","timeout_s":30}"#), move |registry, request| {
+            long_poll::wait(registry, request, draining.clone())
+        })
         .api("lro-cancel", example(r#"{"op_id":"<uuid>"}"#), operations::cancel)
         .api("lro-retry", example(r#"{"op_id":"<uuid>","from_start":false}"#), operations::retry)
         .api("lro-events", example(r#"{"op_id":"<uuid>","after_n":0}"#), operations::events)
