@@ -45,6 +45,7 @@ use crate::ApiError;
 /// Which workers an operation of a kind goes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RoutingRule {
+use crate::encoding::place_and_cause;
     /// Those of the control plane.
     Hub,
     /// Those on the host that has the project's files, unless the input names another.
@@ -130,8 +131,8 @@ pub fn named(name: &str) -> &'static KindDefinition {
 
 /// Reads an input as `T` and writes it out again, so that what is stored has every default filled in.
 fn normalise<T: DeserializeOwned + Serialize>(kind: &str, input: &Value) -> Result<Value, ApiError> {
-    let read = |value: &Value| serde_json::from_value::<T>(value.clone());
-    let parsed = read(input).map_err(|cause| {
+    let parsed = T::deserialize(input).map_err(|cause| {
+        let cause = place_and_cause::<T, _>(input, cause);
         ApiError::invalid_argument(format!(
             "the input does not fit the kind {kind}: {cause}; its schema is shown by `nats micro info registry`"
         ))
