@@ -20,7 +20,7 @@ use domain_model::{AccountId, HostId, ProjectId, Scope};
 use tokio_util::sync::CancellationToken;
 
 use crate::registry::Registry;
-use crate::{backup_schedule, work};
+use crate::{backup_schedule, declared_kinds, work};
 
 /// The name of the service, and of the queue group of its endpoints.
 pub(crate) const SERVICE: &str = "registry";
@@ -139,7 +139,7 @@ pub(crate) async fn start(
     let service = front.service(SERVICE, env!("CARGO_PKG_VERSION"), description, BTreeMap::new());
     let endpoints = Endpoints { registry: Arc::clone(registry), service };
     let endpoints = endpoints
-        .api("lro-create", create_metadata(), operations::create)
+        .api("lro-create", create_metadata(), declared_kinds::create)
         .api("lro-get", example(r#"{"op_id":"<uuid>"}"#), operations::get)
         .api("lro-list", example(r#"{"status":"running","limit":50}"#), operations::list)
         .waiting("lro-wait", example(r#"{"op_id":"<uuid>","timeout_s":30}"#), move |registry, request| {
@@ -187,7 +187,8 @@ pub(crate) async fn start(
         .work("work-retention", work::retention)
         .work("work-freshness", backup_schedule::freshness)
         .work("work-schedule", backup_schedule::schedule)
-        .work("work-copy", crate::copies::step);
+        .work("work-copy", crate::copies::step)
+        .work("work-declare", declared_kinds::declare);
     endpoints.service.start().await
 }
 
@@ -250,7 +251,7 @@ fn example(request: &str) -> BTreeMap<String, String> {
 fn create_metadata() -> BTreeMap<String, String> {
     let mut metadata =
         example(r#"{"kind":"project-backup","input":{"tags":["before-exam"]},"dedupe_key":"nightly"}"#);
-    for kind in kinds::ALL {
+    for kind in kinds::ALL.iter().copied().chain(kinds::all_declared()) {
         let mut phases: Vec<String> =
             kind.phases.iter().map(|phase| format!("{}:{}", phase.name, phase.weight)).collect();
         phases.push(ProgressEvent::DONE.to_owned());
