@@ -229,6 +229,7 @@ fn every_message_reads_and_writes_as_its_fixture() {
         "host-status-reply",
         r#"{"host":{"id":"<id>","name":"host-0","region":"weur","status":"active","trusted":false,"last_seen":null,"created_at":"<moment>"},"memory_pressure":0.5,"io_pressure":null,"load_seen":"<moment>","cache_bytes":10,"cache_limit_bytes":1000,"projects":3,"unsaved_projects":1,"queued_ops":0,"running_ops":[{"op_id":"<id>","kind":"project-backup","scope":"project-<id>","started_at":"<moment>","progress":12.5,"phase":"upload"}]}"#,
     );
+    f.check::<DeclareKinds>("work-declare-request", r#"{"kinds":[{"name":"word-count","description":"d","scope":"hub","phases":[{"name":"count","weight":9}],"max_attempts":3,"time_to_live_s":60,"exclusive":false,"example_input":{"texts":[]},"input_schema":{"type":"object"},"result_schema":{}}]}"#);
     f.check::<ScheduleRequest>("work-schedule-request", r#"{"limit":200}"#);
     f.check::<ScheduleReply>("work-schedule-reply", r#"{"looked_at":3,"scheduled":2,"missed":1}"#);
     f.check::<ChangeCollaborator>("project-add-collaborator-request", r#"{"account_id":"<id>"}"#);

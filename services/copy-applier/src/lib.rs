@@ -27,6 +27,9 @@ pub use settings::{CopyApplierSettings, CopySettings, HostSettings};
 /// The committed defaults, commented.
 pub const DEFAULT_SETTINGS: &str = include_str!("../copy-applier.default.toml");
 
+/// How long the end of the process may be held up by what is no longer needed.
+const TIDYING: Duration = Duration::from_secs(2);
+
 /// Runs the service until it is shut down.
 pub async fn run(settings: CopyApplierSettings, shutdown: Shutdown, runtime: Runtime) -> anyhow::Result<()> {
     let health = runtime.health.register("bus");
@@ -86,9 +89,11 @@ pub async fn run(settings: CopyApplierSettings, shutdown: Shutdown, runtime: Run
         }
     });
     tracing::info!(host.id = %settings.host.id, "works");
-    worker.run(shutdown.draining, shutdown.stopping).await;
+    // What it works on is handed back at once, and goes on with the next process: no reason to wait for its end.
+    worker.run(shutdown.draining.clone(), shutdown.draining).await;
     looking_after.abort();
-    sources.discard_all().await;
+    // What is not deleted by then is at the next start.
+    let _ = tokio::time::timeout(TIDYING, sources.discard_all()).await;
     service.stop().await;
     bus.drain().await;
     Ok(())

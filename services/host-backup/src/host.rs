@@ -26,6 +26,29 @@ impl Host {
         volume_work(&self.root, work).await
     }
 
+    /// Deletes what is no longer needed. Where the service is being stopped, that is left to its next start, which
+    /// finds it: whoever waits for the operation is not to wait for a tree to be deleted.
+    pub(crate) async fn tidy<F>(
+        &self,
+        operation: &OperationContext,
+        delete: F,
+    ) -> Result<(), OperationFailure>
+    where
+        F: FnOnce(&HostRoot) -> Result<(), VolumeError> + Send + 'static,
+    {
+        let left = async {
+            operation.cancellation().cancelled().await;
+            if !operation.is_stopping() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = left => Ok(()),
+            deleted = self.volumes(delete) => deleted,
+        }
+    }
+
     /// Begins the record of a job.
     pub(crate) fn record(&self, operation: &OperationContext, project: ProjectId) -> Record {
         Record::begin(&self.records, operation, project)

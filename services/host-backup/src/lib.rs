@@ -133,7 +133,8 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
         }
     });
     tracing::info!(host.id = %settings.host.id, "works");
-    worker.run(shutdown.draining, shutdown.stopping).await;
+    // What it works on is handed back at once, and goes on with the next process: no reason to wait for its end.
+    worker.run(shutdown.draining.clone(), shutdown.draining).await;
     watching.abort();
     freshness.abort();
     leftovers.abort();

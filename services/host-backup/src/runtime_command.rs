@@ -78,7 +78,7 @@ impl RuntimeCommand {
                     ),
                 }
             };
-            if still_told {
+            if still_told && ended.is_ok() {
                 // Its last words.
                 let _ = tokio::time::timeout(LAST_WORDS, told).await;
             }

@@ -43,13 +43,13 @@ impl Host {
             Err(failure) if another_attempt_goes_on_with_it(&failure) => return Err(failure),
             Err(failure) => {
                 operation.progress("clean-up", "deleting what was staged", None);
-                self.volumes(move |root| root.discard(staged)).await?;
+                self.tidy(operation, move |root| root.discard(staged)).await?;
                 return Err(failure);
             }
         };
         let staged = self.volumes(move |root| root.exchange(&staged).map(|()| staged)).await?;
         operation.progress("clean-up", "deleting the files that were replaced", None);
-        if let Err(error) = self.volumes(move |root| root.discard(staged)).await {
+        if let Err(error) = self.tidy(operation, move |root| root.discard(staged)).await {
             tracing::warn!(op.id = %operation.op_id(), ?error, "replaced files could not be deleted");
         }
         Ok((receipt, "project".to_owned()))

@@ -10,6 +10,7 @@ mod backup_schedule;
 mod browsing;
 mod copies;
 mod creation_limit;
+mod declared_kinds;
 mod errors;
 mod gathering;
 mod metrics;
@@ -60,6 +61,7 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
     let master_key = MasterKey::new(&settings.master_key.id, &settings.master_key.key)?;
     let database = Database::connect(&settings.database.url, settings.database.connections).await?;
     database.migrate().await?;
+    declared_kinds::look(&database).await?;
     let front = connect(&settings.nats, "registry").await?;
     let writer = connect(&settings.nats_writer, "registry-writer").await?;
     let buckets = settings.object_store.connection.connect().context("connect to the object store")?;
@@ -69,7 +71,7 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
     let repositories = Repositories::new(database.clone(), buckets, settings.object_store, master_key);
     let mut operations = settings.operations;
     if let Some(unknown) =
-        operations.caps.keys().find(|name| kinds::ALL.iter().all(|kind| kind.name != **name))
+        operations.caps.keys().find(|name| !name.parse().is_ok_and(|name| kinds::find(&name).is_some()))
     {
         anyhow::bail!("operations.caps names {unknown:?}, which is no kind");
     }
@@ -109,6 +111,7 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
     tasks.spawn(upkeep::sweep(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::look_after_stream(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::clean_up_copies(Arc::clone(&registry), background.clone()));
+    tasks.spawn(declared_kinds::keep_up(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::measure_unsaved(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::watch_health(
         Arc::clone(&registry),
@@ -122,11 +125,11 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
         let authorization = Authorization::new(bus, database.clone(), &settings.authorization)?;
         tasks.spawn(Arc::new(authorization).answer(background.clone()));
     }
-    let service = api::start(&registry, &front).await?;
+    let service = api::start(&registry, &front, shutdown.draining.clone()).await?;
     tracing::info!("answers");
 
     shutdown.draining.cancelled().await;
-    // Takes no more requests and answers those under way, long polls at most until the second stage.
+    // Takes no more requests and answers those under way, at most until the second stage.
     shutdown.stopping.run_until_cancelled(service.stop()).await;
     background.cancel();
     tasks.close();

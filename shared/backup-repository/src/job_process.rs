@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -26,8 +26,8 @@ use crate::job::{JobEvent, JobFailure, JobFailureKind, JobRequest};
 use crate::job_child::{CANCEL_LINE, READY_LINE, UNTIL_WORD};
 use crate::write_deadline::WriteUntil;
 
-/// How long a canceled job may take to end before it is killed.
-const CANCEL_GRACE: Duration = Duration::from_secs(5);
+/// How long a process may take for what is no work: to end, or to say that it takes another job.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a process without a job is kept.
 const IDLE_TIME: Duration = Duration::from_secs(60);
@@ -83,13 +83,13 @@ impl JobProcesses {
         };
         let process_id = child.process.id();
         let (sender, events) = mpsc::channel(64);
-        let cancel = Arc::new(Notify::new());
+        let (cancel, canceled) = watch::channel(None);
         let (until, moved) = watch::channel(request.write_until);
         let pool = Arc::downgrade(&self.0);
         let supervisor = Supervisor {
             child,
             sender,
-            cancel: Arc::clone(&cancel),
+            cancel: canceled,
             until: moved,
             stall_limit: request.stall_limit_s.and_then(|limit| Duration::try_from_secs_f64(limit).ok()),
             pool,
@@ -159,7 +159,7 @@ impl Pool {
 pub struct JobProcess {
     process_id: Option<u32>,
     events: mpsc::Receiver<JobEvent>,
-    cancel: Arc<Notify>,
+    cancel: watch::Sender<Option<Duration>>,
     until: watch::Sender<Option<WriteUntil>>,
     supervisor: AbortHandle,
     /// Whether the last event was given out: then the process may be another job's already.
@@ -182,10 +182,10 @@ impl JobProcess {
         event
     }
 
-    /// Asks the job to stop; it is killed if it has not ended after five seconds. Goes on delivering events,
+    /// Asks the job to stop; it is killed if it has not ended after `patience`. Goes on delivering events,
     /// of which the last may still be `Finished` if the job was faster.
-    pub fn cancel(&self) {
-        self.cancel.notify_one();
+    pub fn cancel(&self, patience: Duration) {
+        self.cancel.send_replace(Some(patience));
     }
 
     /// Moves the time until which it may write and delete.
@@ -207,7 +207,7 @@ impl JobProcess {
 struct Supervisor {
     child: JobChild,
     sender: mpsc::Sender<JobEvent>,
-    cancel: Arc<Notify>,
+    cancel: watch::Receiver<Option<Duration>>,
     until: watch::Receiver<Option<WriteUntil>>,
     stall_limit: Option<Duration>,
     pool: Weak<Pool>,
@@ -234,8 +234,9 @@ impl Supervisor {
                     Some(event) => last = Some(event),
                     None => break,
                 },
-                () = self.cancel.notified(), if kill_at.is_none() => {
-                    kill_at = Some(Instant::now() + CANCEL_GRACE);
+                Ok(()) = self.cancel.changed(), if kill_at.is_none() => {
+                    let patience = self.cancel.borrow_and_update().unwrap_or_default();
+                    kill_at = Some(Instant::now() + patience);
                     let _ = self.child.input.write_all(format!("{CANCEL_LINE}\n").as_bytes()).await;
                 }
                 Ok(()) = self.until.changed() => {
@@ -258,7 +259,7 @@ impl Supervisor {
         match last {
             Some(event) => {
                 let _ = self.sender.send(event).await;
-                let ready = tokio::time::timeout(CANCEL_GRACE, self.child.output.next_line()).await;
+                let ready = tokio::time::timeout(PATIENCE, self.child.output.next_line()).await;
                 if kill_at.is_none()
                     && matches!(ready, Ok(Ok(Some(line))) if line == READY_LINE)
                     && let Some(pool) = self.pool.upgrade()
@@ -298,7 +299,7 @@ impl JobChild {
 
     /// Waits for a process that has nothing more to say: it ends, or it is no use any more.
     async fn end(&mut self) -> Option<ExitStatus> {
-        match tokio::time::timeout(CANCEL_GRACE, self.process.wait()).await {
+        match tokio::time::timeout(PATIENCE, self.process.wait()).await {
             Ok(status) => status.ok(),
             Err(_) => {
                 let _ = self.process.start_kill();

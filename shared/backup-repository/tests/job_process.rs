@@ -166,7 +166,7 @@ async fn a_canceled_child_ends_in_order() {
     let mut job = spawn(&request(&test, JobTask::Backup(test.request(None))));
     wait_for_bytes(&mut job).await;
     let canceled = Instant::now();
-    job.cancel();
+    job.cancel(Duration::from_secs(5));
     let failure = failure(&mut job).await;
     assert_eq!(failure.kind, JobFailureKind::Canceled, "{}", failure.message);
     assert!(canceled.elapsed() < Duration::from_secs(2), "{:?}", canceled.elapsed());
@@ -280,7 +280,7 @@ async fn a_process_does_job_after_job_until_one_fails() {
     }
 
     // A cancel that comes too late is not one of the next job.
-    first.cancel();
+    first.cancel(Duration::from_secs(5));
     let mut bad = backup();
     bad.root = "rustic/project-elsewhere".to_owned();
     let mut failing = processes.start(&bad).unwrap();

@@ -1,5 +1,5 @@
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserializer, Serialize};
 
 /// How a body is written. JSON by default, so that `nats req` and `nats sub` are readable as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -62,10 +62,16 @@ impl Encoding {
             return Err(error("it is no object with named fields".to_owned()));
         }
         match self {
-            Self::Json => serde_json::from_slice(body).map_err(|cause| error(cause.to_string())),
+            Self::Json => serde_json::from_slice(body).map_err(|cause| {
+                let again = &mut serde_json::Deserializer::from_slice(body);
+                error(place_and_cause::<T, _>(again, cause))
+            }),
             Self::MessagePack => {
                 let mut reader = rmp_serde::Deserializer::new(std::io::Cursor::new(body));
-                let value = T::deserialize(&mut reader).map_err(|cause| error(cause.to_string()))?;
+                let value = T::deserialize(&mut reader).map_err(|cause| {
+                    let again = &mut rmp_serde::Deserializer::new(std::io::Cursor::new(body));
+                    error(place_and_cause::<T, _>(again, cause))
+                })?;
                 if reader.get_ref().position() == body.len() as u64 {
                     Ok(value)
                 } else {
@@ -87,6 +93,20 @@ impl Encoding {
     }
 }
 
+/// Why something does not read, after the path of the field in which it is. It is read once more for that, so that what
+/// does read pays nothing for it.
+pub(crate) fn place_and_cause<'de, T, D>(again: D, cause: D::Error) -> String
+where
+    T: DeserializeOwned,
+    D: Deserializer<'de>,
+    D::Error: std::fmt::Display,
+{
+    match serde_path_to_error::deserialize::<D, T>(again) {
+        Err(error) if error.path().iter().next().is_some() => format!("{}: {}", error.path(), error.inner()),
+        _ => cause.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +125,20 @@ mod tests {
             let trailing = [good.as_slice(), b" 1"].concat();
             assert!(encoding.decode::<GetOperation>(&trailing).is_err());
             assert!(encoding.decode::<OperationReply>(b"").is_err());
+        }
+    }
+
+    #[test]
+    fn both_encodings_name_the_field_that_does_not_read() {
+        let id = "0199c4a2-7c1e-7d6b-9d0c-6f2b8f0f4a11";
+        for encoding in [Encoding::Json, Encoding::MessagePack] {
+            let wrong = encoding.encode(&serde_json::json!({ "op_id": 7 }));
+            let error = encoding.decode::<GetOperation>(&wrong).unwrap_err().to_string();
+            assert!(error.contains(": op_id: invalid type: integer `7`"), "{error}");
+            let fence = serde_json::json!({ "op_id": id, "attempt": "first", "lease_id": id });
+            let wrong = encoding.encode(&serde_json::json!({ "worker_id": "w", "ops": [fence] }));
+            let error = encoding.decode::<crate::ProgressRequest>(&wrong).unwrap_err().to_string();
+            assert!(error.contains(": ops[0].attempt: "), "{error}");
         }
     }
 

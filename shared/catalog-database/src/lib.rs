@@ -10,6 +10,7 @@ mod buckets;
 mod copies;
 mod copy_repositories;
 mod database;
+mod declared_kinds;
 mod error;
 mod hosts;
 mod operations;

@@ -18,7 +18,8 @@ pub enum Scope {
 }
 
 /// The type of a [`Scope`], without its id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ScopeType {
     /// See [`Scope::Project`].
     Project,

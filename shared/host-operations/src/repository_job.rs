@@ -59,6 +59,10 @@ impl ObjectStoreRequests {
 /// The hidden argument that makes a service's program a job of itself.
 pub const JOB_ARGUMENT: &str = "job";
 
+/// How long the job of a canceled operation may take to end in order before it is killed.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
+/// As `CANCEL_PATIENCE`, where the service is being stopped: its leases are to be handed back at once.
+const STOP_PATIENCE: Duration = Duration::from_millis(400);
 /// The pause between two looks whether the lease was renewed.
 const LOOK_AT_LEASE: Duration = Duration::from_millis(500);
 
@@ -97,7 +101,7 @@ impl JobRunner {
                 }
                 () = cancellation.cancelled(), if !asked => {
                     asked = true;
-                    job.cancel();
+                    job.cancel(if operation.is_stopping() { STOP_PATIENCE } else { CANCEL_PATIENCE });
                     continue;
                 }
             };

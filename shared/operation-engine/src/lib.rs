@@ -11,6 +11,7 @@
 
 mod attempt;
 mod context;
+mod declare;
 mod event_log;
 mod finish;
 mod handler;
@@ -19,5 +20,6 @@ mod turns;
 mod worker;
 
 pub use context::OperationContext;
+pub use declare::declare_kinds;
 pub use handler::{OperationFailure, OperationHandler};
 pub use worker::{Worker, WorkerTiming};

@@ -5,32 +5,30 @@ mod word_count;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus_client::{Bus, Credentials};
-use bus_messages::kinds;
-use catalog_database::{CreateOutcome, Database, NewOperation};
-use domain_model::{OperationId, Routing, Scope};
-use operation_engine::{OperationHandler, Worker, WorkerTiming};
+use bus_client::{Bus, Credentials, RequestError};
+use bus_messages::kinds::{DeclareKinds, KindDeclaration};
+use bus_messages::{ApiError, Encoding, ErrorCode, Nothing};
+use catalog_database::Database;
+use domain_model::Routing;
+use operation_engine::{OperationHandler, Worker, declare_kinds};
 use secrecy::SecretString;
 use serde_json::{Value, json};
-use test_harness::{HostIdentity, TestSystem, wait_for};
+use test_harness::{Client, HostIdentity, Server, SystemOptions, TestSystem, wait_for};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 use word_count::WordCount;
-
-use crate::system;
 
 const DOCUMENT: &str = include_str!("../../../docs/adding-a-kind.md");
 const CODE: &str = include_str!("adding_a_kind/word_count.rs");
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn the_page_shows_the_file_that_is_tested() {
     let shown = DOCUMENT.split("```rust\n").nth(1).unwrap().split("```").next().unwrap();
     assert_eq!(shown, CODE, "copy tests/tests/system/adding_a_kind/word_count.rs into docs/adding-a-kind.md");
-    assert_eq!(DOCUMENT.matches("```rust\n").count(), 1);
 }
 
-/// A worker of another team: its own process, with the identity of a worker of the hub.
+/// A service of another team: its own process, with the identity of a service in the hub.
 struct OtherTeam {
     running: JoinHandle<()>,
     stopping: CancellationToken,
@@ -38,10 +36,9 @@ struct OtherTeam {
 
 impl OtherTeam {
     async fn start(bus: Bus) -> Self {
+        declare_kinds(&bus, &[WordCount.definition()]).await.unwrap();
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
-        // No nudge comes for what is not created through the registry.
-        let timing = WorkerTiming { poll: Duration::from_millis(200), ..WorkerTiming::default() };
-        let worker = Worker::new(bus, Routing::Hub, "another team".to_owned()).timing(timing);
+        let worker = Worker::new(bus, Routing::Hub, "another team".to_owned());
         let worker = worker.handler(Arc::new(WordCount), 4);
         let running = tokio::spawn(worker.run(draining, stopping.clone()));
         Self { running, stopping }
@@ -53,41 +50,17 @@ impl OtherTeam {
     }
 }
 
-async fn identity_of_a_worker(system: &TestSystem) -> Bus {
-    let secrets = std::fs::read(system.data_directory().join("secrets/nats.json")).unwrap();
-    let mut secrets: Value = serde_json::from_slice(&secrets).unwrap();
-    let identity: HostIdentity = serde_json::from_value(secrets["scheduler"].take()).unwrap();
+async fn connect(system: &TestSystem, identity: HostIdentity) -> Bus {
     let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
     system.connect(credentials, &identity.inbox_prefix).await.bus().clone()
 }
 
-/// What the registry does for a kind that it has: it fills in the input, and adds the row.
-async fn create(system: &TestSystem, input: Value) -> String {
-    let definition = WordCount.definition();
-    let input = (definition.normalise_input)(&input).unwrap();
-    let database = Database::connect(&SecretString::from(system.ready().database_url), 1).await.unwrap();
-    let new = NewOperation {
-        id: OperationId::from(Uuid::now_v7()),
-        kind: definition.kind(),
-        scope: Scope::Hub,
-        created_by: "test".to_owned(),
-        routing: Routing::Hub,
-        input,
-        input_hash: Vec::new(),
-        max_attempts: definition.max_attempts,
-        priority: 0,
-        not_before: None,
-        time_to_live_s: definition.time_to_live_s,
-        dedupe_key: None,
-        exclusive_key: None,
-        parent: None,
-        retry_of: None,
-        checkpoint: None,
-    };
-    match database.create_operation(&new, false).await.unwrap() {
-        CreateOutcome::Created { op, .. } => op.op_id.to_string(),
-        other => panic!("{other:?}"),
-    }
+async fn in_the_hub(system: &TestSystem) -> Bus {
+    connect(system, system.scheduler_identity().unwrap()).await
+}
+
+async fn system() -> TestSystem {
+    TestSystem::start(SystemOptions { test_kinds: true, ..SystemOptions::default() }).await.unwrap()
 }
 
 fn texts(count: usize) -> Vec<&'static str> {
@@ -98,42 +71,37 @@ fn texts(count: usize) -> Vec<&'static str> {
 async fn the_example_counts_goes_on_from_its_checkpoint_and_is_canceled() {
     let system = system().await;
     let client = system.operator().await;
-    let worker = OtherTeam::start(identity_of_a_worker(&system).await).await;
+    let create = |input: Value| client.create("hub", "word-count", input);
+    let worker = OtherTeam::start(in_the_hub(&system).await).await;
 
-    let op_id = create(&system, json!({ "texts": texts(3) })).await;
+    let op_id = create(json!({ "texts": texts(3) })).await;
     assert_eq!(client.result("hub", &op_id).await, json!({ "texts": 3, "words": 18 }));
-    let op_id = create(&system, json!({ "texts": [" "] })).await;
+    let op_id = create(json!({ "texts": [" "] })).await;
     let op = client.ended("hub", &op_id).await;
     assert_eq!((&op["status"], &op["error"]["code"]), (&json!("failed"), &json!("no_words")));
 
     // Its worker is stopped in the middle: another goes on behind the last text.
     let slow = json!({ "texts": texts(40), "milliseconds_a_text": 100 });
-    let op_id = create(&system, slow.clone()).await;
-    let counted = |at_least: u64| {
-        let (client, op_id) = (&client, op_id.clone());
-        async move {
-            wait_for("texts to be counted", Duration::from_secs(60), || async {
-                let events = client.events("hub", &op_id).await;
-                let current = events.iter().filter_map(|event| event["progress"]["current"].as_u64()).max();
-                if current >= Some(at_least) { Ok(()) } else { Err(format!("{current:?}")) }
-            })
-            .await;
-        }
-    };
-    counted(5).await;
+    let op_id = create(slow.clone()).await;
+    wait_for("texts to be counted", PATIENCE, || async {
+        let events = client.events("hub", &op_id).await;
+        let current = events.iter().filter_map(|event| event["progress"]["current"].as_u64()).max();
+        if current >= Some(5) { Ok(()) } else { Err(format!("{current:?}")) }
+    })
+    .await;
     worker.stop().await;
     let handed_back = client.until("hub", &op_id, "status", &["queued"]).await;
     assert_eq!((&handed_back["attempt"], &handed_back["phase"]), (&json!(1), &json!("count")));
     let percent = handed_back["progress"].as_f64().unwrap();
     assert!((1.0..90.0).contains(&percent), "counting has nine tenths of the weight: {percent}");
-    let worker = OtherTeam::start(identity_of_a_worker(&system).await).await;
+    let worker = OtherTeam::start(in_the_hub(&system).await).await;
     assert_eq!(client.result("hub", &op_id).await, json!({ "texts": 40, "words": 240 }));
     let events = client.events("hub", &op_id).await;
     let second = events.iter().find(|event| event["attempt"] == 2).unwrap();
     assert!(second["progress"]["current"].as_u64() >= Some(5), "it goes on, not from the start: {second}");
     assert_eq!(events.last().unwrap()["phase"], "done");
 
-    let op_id = create(&system, slow).await;
+    let op_id = create(slow).await;
     client.until("hub", &op_id, "status", &["running"]).await;
     client.call("hub", "lro.cancel", json!({ "op_id": op_id })).await;
     let op = client.ended("hub", &op_id).await;
@@ -141,16 +109,122 @@ async fn the_example_counts_goes_on_from_its_checkpoint_and_is_canceled() {
     worker.stop().await;
 }
 
-/// The page says that a kind has to be in the table of the registry. When this fails, the page is to be changed.
+async fn refused_input(client: &Client, kind: &str, input: Value) -> ApiError {
+    client.refused("hub", "lro.create", json!({ "kind": kind, "input": input })).await
+}
+
+async fn shown_by_micro_info(client: &Client, key: &str) -> bool {
+    let timeout = Duration::from_secs(10);
+    let info =
+        client.bus().request_raw("$SRV.INFO.registry".to_owned(), None, "".into(), timeout).await.unwrap();
+    let info: Value = serde_json::from_slice(&info.payload).unwrap();
+    let endpoints = info["endpoints"].as_array().unwrap();
+    let create = endpoints.iter().find(|endpoint| endpoint["name"] == "lro-create").unwrap();
+    create["metadata"].get(key).is_some()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_in_the_table_of_kinds_is_refused() {
+async fn a_declared_kind_is_checked_at_create_and_known_to_every_registry_for_good() {
     let system = system().await;
     let client = system.operator().await;
-    let definition = WordCount.definition();
-    assert!(kinds::find(&definition.kind()).is_none());
-    let input: Value = serde_json::from_str(definition.example_input).unwrap();
-    let refused =
-        client.refused("hub", "lro.create", json!({ "kind": definition.name, "input": input })).await;
-    assert_eq!(refused.status, 400);
-    assert!(refused.message.contains("there is no kind word-count"), "{refused:?}");
+    let good: Value = serde_json::from_str(WordCount.definition().example_input).unwrap();
+    let before = refused_input(&client, "word-count", good.clone()).await;
+    assert!(before.status == 400 && before.message.contains("there is no kind word-count"), "{before:?}");
+
+    declare_kinds(&in_the_hub(&system).await, &[WordCount.definition()]).await.unwrap();
+    let op_id = client.create("hub", "word-count", good.clone()).await;
+    let op = client.operation("hub", &op_id).await;
+    let full = json!({ "texts": good["texts"], "milliseconds_a_text": 0 });
+    assert_eq!((&op["status"], &op["input"]), (&json!("queued"), &full), "defaults are filled in");
+    for (input, words) in [
+        (json!({}), "missing field `texts`"),
+        (json!({ "texts": [], "colour": 1 }), "unknown field `colour`"),
+        (json!({ "texts": ["a", 7] }), "texts[1]: invalid type: 7"),
+        (json!({ "texts": [], "milliseconds_a_text": -1 }), "milliseconds_a_text"),
+        (json!("text"), "an object"),
+    ] {
+        let error = refused_input(&client, "word-count", input).await;
+        assert!(error.status == 400 && error.message.contains(words), "{error:?}");
+    }
+
+    // Of what was declared to another registry, the first create is the first that this one hears.
+    let database = Database::connect(&SecretString::from(system.ready().database_url), 1).await.unwrap();
+    let mut elsewhere = WordCount.definition().declaration();
+    elsewhere.name = "word-count-elsewhere".parse().unwrap();
+    database.declare_kind(&elsewhere).await.unwrap();
+    client.create("hub", "word-count-elsewhere", good.clone()).await;
+
+    let old = system.kill_nine(Server::Registry);
+    system.restarted(Server::Registry, old).await;
+    wait_for("the new registry to answer", PATIENCE, || async {
+        let list = client.ask("hub", "lro.list", &json!({ "limit": 1 })).await;
+        list.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    client.create("hub", "word-count", good).await;
+    assert!(shown_by_micro_info(&client, "word-count.input_schema").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_held_to_its_declaration_is_not_declared() {
+    let system = system().await;
+    let client = system.operator().await;
+    let hub = in_the_hub(&system).await;
+    let declare = |bus: Bus, caller: String, kinds: Vec<KindDeclaration>| async move {
+        let subject = format!("work.v1.{caller}.declare");
+        let answer: Result<Nothing, RequestError> = bus
+            .request(subject, &DeclareKinds { kinds }, Encoding::MessagePack, Duration::from_secs(10))
+            .await;
+        answer
+    };
+    let good = || WordCount.definition().declaration();
+    let changed = |change: &dyn Fn(&mut KindDeclaration)| {
+        let mut declaration = good();
+        change(&mut declaration);
+        declaration
+    };
+    let wrong = [
+        (
+            changed(&|kind| kind.name = "project-backup".parse().unwrap()),
+            ErrorCode::AlreadyExists,
+            "another name",
+        ),
+        (changed(&|kind| kind.phases.clear()), ErrorCode::InvalidArgument, "phases"),
+        (changed(&|kind| kind.phases[1].name = "count".to_owned()), ErrorCode::InvalidArgument, "phases"),
+        (changed(&|kind| kind.phases[0].name = "done".to_owned()), ErrorCode::InvalidArgument, "done"),
+        (changed(&|kind| kind.phases[0].weight = 0), ErrorCode::InvalidArgument, "weight"),
+        (changed(&|kind| kind.max_attempts = 0), ErrorCode::InvalidArgument, "max_attempts"),
+        (changed(&|kind| kind.time_to_live_s = 0), ErrorCode::InvalidArgument, "time_to_live_s"),
+        (changed(&|kind| kind.example_input = json!({ "texts": 7 })), ErrorCode::InvalidArgument, "texts"),
+        (
+            changed(&|kind| kind.input_schema["additionalProperties"] = json!(true)),
+            ErrorCode::InvalidArgument,
+            "deny_unknown_fields",
+        ),
+        (
+            changed(&|kind| kind.input_schema["properties"]["texts"]["uniqueItems"] = json!(true)),
+            ErrorCode::InvalidArgument,
+            "uniqueItems",
+        ),
+        (changed(&|kind| kind.description = "d".repeat(1001)), ErrorCode::InvalidArgument, "description"),
+    ];
+    for (declaration, code, words) in wrong {
+        // Nothing of a declaration is kept of which one kind is wrong.
+        match declare(hub.clone(), "hub".to_owned(), vec![good(), declaration]).await {
+            Err(RequestError::Api(error)) => {
+                assert!(error.code == code && error.message.contains(words), "{words}: {error:?}");
+            }
+            other => panic!("{words}: {other:?}"),
+        }
+    }
+
+    // A host declares nothing: neither as itself nor as the hub.
+    let host = connect(&system, system.host_identity(0).unwrap()).await;
+    let as_itself = declare(host.clone(), format!("host-{}", system.host(0)), vec![good()]).await;
+    assert!(matches!(&as_itself, Err(RequestError::Api(error)) if error.status == 403), "{as_itself:?}");
+    let as_the_hub = declare(host, "hub".to_owned(), vec![good()]).await;
+    assert!(matches!(&as_the_hub, Err(RequestError::PermissionDenied { .. })), "{as_the_hub:?}");
+
+    let input = json!({ "texts": texts(1) });
+    assert_eq!(refused_input(&client, "word-count", input).await.status, 400, "nothing was declared");
 }

@@ -29,6 +29,7 @@ mod restore_resume;
 mod retention;
 mod wire_conformance;
 
+mod stopping;
 use test_harness::{InUse, SharedSystem, SystemOptions};
 
 /// For tests that hurt nobody: each works on projects and operations of its own.

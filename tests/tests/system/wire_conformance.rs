@@ -304,7 +304,7 @@ async fn rows_of_lro(client: &Client, worker: &Bus, project: &str) -> Vec<Row<Ca
         if good.get("op_id").is_some() {
             for wrong in [json!(7), json!("1"), json!(null), json!([queued])] {
                 let body = message(with(good.clone(), "op_id", wrong));
-                add(verb, "hub", Malformed, body, refused(InvalidArgument, ""));
+                add(verb, "hub", Malformed, body, refused(InvalidArgument, ": op_id: "));
             }
             add(verb, project, WrongScope, message(good.clone()), refused(NotFound, "lro.list"));
             let unknown = message(with(good, "op_id", json!(NO_OPERATION)));
@@ -314,6 +314,14 @@ async fn rows_of_lro(client: &Client, worker: &Bus, project: &str) -> Vec<Row<Ca
 
     // What each answers.
     let good = waiting(new_key);
+    for (field, wrong, place) in [
+        ("priority", json!("high"), ": priority: "),
+        ("force", json!("yes"), ": force: "),
+        ("input", json!({ "seconds": "one" }), ": seconds: "),
+    ] {
+        let body = message(with(good.clone(), field, wrong));
+        add("create", "hub", Malformed, body, refused(InvalidArgument, place));
+    }
     let other = with(good.clone(), "input", json!({ "seconds": 2 }));
     add(
         "create",
@@ -368,7 +376,7 @@ async fn rows_of_lro(client: &Client, worker: &Bus, project: &str) -> Vec<Row<Ca
     let list = |filter: Value| message(with(filter, "limit", json!(1)));
     add("list", "hub", Good, list(json!({ "status": "running" })), reply([("/ops/0/op_id", json!(running))]));
     for wrong in [json!(0), json!(201), json!(-1), json!("many"), json!(1.5)] {
-        add("list", "hub", Malformed, message(json!({ "limit": wrong })), refused(InvalidArgument, ""));
+        add("list", "hub", Malformed, message(json!({ "limit": wrong })), refused(InvalidArgument, "limit"));
     }
     add(
         "list",
@@ -415,7 +423,7 @@ async fn rows_of_lro(client: &Client, worker: &Bus, project: &str) -> Vec<Row<Ca
     );
     for wrong in [json!(-1), json!("all")] {
         let body = message(json!({ "op_id": queued, "after_n": wrong }));
-        add("events", "hub", Malformed, body, refused(InvalidArgument, ""));
+        add("events", "hub", Malformed, body, refused(InvalidArgument, ": after_n: "));
     }
     add(
         "events",
@@ -448,7 +456,7 @@ async fn rows_of_lro(client: &Client, worker: &Bus, project: &str) -> Vec<Row<Ca
     add("retry", "hub", Good, message(id(&queued)), refused(FailedPrecondition, "queued"));
     add("retry", "hub", Good, message(id(&running)), refused(FailedPrecondition, "running"));
     let from_start = json!({ "op_id": failed, "from_start": "yes" });
-    add("retry", "hub", Malformed, message(from_start), refused(InvalidArgument, ""));
+    add("retry", "hub", Malformed, message(from_start), refused(InvalidArgument, ": from_start: "));
     add("retry", "hub", TerminalOp, message(id(&succeeded)), refused(FailedPrecondition, "succeeded"));
 
     // Last of all, since it changes what the others look at.
@@ -538,13 +546,22 @@ async fn the_worker_protocol(client: &Client, worker: &Bus, encoding: Encoding) 
     let many: serde_json::Map<_, _> = (0..65).map(|n| (format!("kind-{n}"), json!(1))).collect();
     for (what, request) in [
         ("a kind that is no name", with(claim(), "kinds", json!({ "NOT A KIND": 1 }))),
-        ("slots below none", with(claim(), "kinds", json!({ "test-sleep": -1 }))),
         ("too many kinds", with(claim(), "kinds", json!(many))),
         ("a worker without a name", with(claim(), "worker_id", json!(""))),
         ("a worker with a long name", with(claim(), "worker_id", json!("w".repeat(201)))),
     ] {
         add("claim", what, message(request), refused(InvalidArgument, ""));
     }
+
+    let below = with(claim(), "kinds", json!({ "test-sleep": -1 }));
+    add("claim", "slots below none", message(below), refused(InvalidArgument, ": kinds.test-sleep: "));
+    let attempt = progress(with(fence.clone(), "attempt", json!("first")));
+    add(
+        "progress",
+        "an attempt that is no number",
+        message(attempt),
+        refused(InvalidArgument, ": ops[0].attempt: "),
+    );
 
     let lost =
         || reply([("/ops/0/ok", json!(false)), ("/ops/0/lost", json!(true)), ("/ops/0/stored_n", json!(0))]);

@@ -126,7 +126,9 @@ impl CopySnapshot {
         let op_uuid = operation.op_id().as_uuid();
         let directory = self.host.volumes(move |root| root.copy_directory(op_uuid)).await?;
         let outcome = self.upload(operation, grant, input, source, &directory).await;
-        if let Err(error) = self.host.volumes(move |root| root.discard_copy_directory(directory)).await {
+        if let Err(error) =
+            self.host.tidy(operation, move |root| root.discard_copy_directory(directory)).await
+        {
             tracing::warn!(op.id = %operation.op_id(), ?error, "what was made for a copy could not be deleted");
         }
         outcome

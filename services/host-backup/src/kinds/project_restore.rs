@@ -206,7 +206,7 @@ impl ProjectRestore {
         let receipt = match placed {
             Ok(receipt) => receipt,
             Err(failure) => {
-                self.host.volumes(move |root| root.discard_path(staged)).await?;
+                self.host.tidy(operation, move |root| root.discard_path(staged)).await?;
                 return Err(failure);
             }
         };
@@ -214,7 +214,7 @@ impl ProjectRestore {
             self.host.volumes(move |root| Ok((root.exchange_path(&staged, conflict), staged))).await?;
         let outcome = self.host.volumes(move |_| outcome).await;
         operation.progress("clean-up", "deleting what was staged or replaced", None);
-        self.host.volumes(move |root| root.discard_path(staged)).await?;
+        self.host.tidy(operation, move |root| root.discard_path(staged)).await?;
         if outcome? == PathOutcome::Kept {
             let message = format!("{target} is there already and is kept as it is");
             operation.event(EventLevel::Warn, "exchange", message, None);

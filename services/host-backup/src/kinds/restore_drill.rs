@@ -70,7 +70,7 @@ impl RestoreDrill {
         operation.progress("download", "reading the backup", None);
         let restored = self.host.runner.restore(operation, &grant, &backup, target, sample, false).await;
         operation.progress("clean-up", "deleting what was restored", None);
-        self.host.volumes(move |root| root.discard(staged)).await?;
+        self.host.tidy(operation, move |root| root.discard(staged)).await?;
         let (reason, files, bytes, of_files) = match restored {
             Ok(receipt) if receipt.tree == recorded => (None, receipt.files, receipt.bytes, receipt.of_files),
             Ok(receipt) => {

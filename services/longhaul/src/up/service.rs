@@ -15,7 +15,7 @@ use super::settings_files::section;
 
 /// The first start of the registry includes the migrations of the database.
 const PATIENCE_TO_START: Duration = Duration::from_secs(90);
-/// A service gives running work 20 s after the first signal, and ends within 10 s after that.
+/// A service may answer what it was asked for 20 s after the first signal, and ends within 10 s after that.
 const PATIENCE_TO_STOP: Duration = Duration::from_secs(35);
 const BETWEEN_SIGNALS: Duration = Duration::from_millis(100);
 const PATIENCE_IN_A_HURRY: Duration = Duration::from_secs(5);

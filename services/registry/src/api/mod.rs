@@ -5,6 +5,7 @@ mod backups;
 mod buckets;
 mod copies;
 mod hosts;
+mod long_poll;
 pub(crate) mod operations;
 mod projects;
 
@@ -16,9 +17,10 @@ use bus_client::{Bus, BusError, EndpointDefinition, IncomingRequest, Reply, Runn
 use bus_messages::{ApiError, ErrorCode, ProgressEvent, kinds};
 use bus_subjects::ApiSubject;
 use domain_model::{AccountId, HostId, ProjectId, Scope};
+use tokio_util::sync::CancellationToken;
 
 use crate::registry::Registry;
-use crate::{backup_schedule, work};
+use crate::{backup_schedule, declared_kinds, work};
 
 /// The name of the service, and of the queue group of its endpoints.
 pub(crate) const SERVICE: &str = "registry";
@@ -127,16 +129,22 @@ fn bad_cursor() -> ApiError {
     ApiError::invalid_argument("this cursor is not one that a list gave; leave it out for the first page")
 }
 
-/// Starts every endpoint.
-pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<RunningService, BusError> {
+/// Starts every endpoint. Long polls end at `draining`.
+pub(crate) async fn start(
+    registry: &Arc<Registry>,
+    front: &Bus,
+    draining: CancellationToken,
+) -> Result<RunningService, BusError> {
     let description = "Projects, buckets, backups and long-running operations";
     let service = front.service(SERVICE, env!("CARGO_PKG_VERSION"), description, BTreeMap::new());
     let endpoints = Endpoints { registry: Arc::clone(registry), service };
     let endpoints = endpoints
-        .api("lro-create", create_metadata(), operations::create)
+        .api("lro-create", create_metadata(), declared_kinds::create)
         .api("lro-get", example(r#"{"op_id":"<uuid>"}"#), operations::get)
         .api("lro-list", example(r#"{"status":"running","limit":50}"#), operations::list)
-        .waiting("lro-wait", example(r#"{"op_id":"<uuid>","timeout_s":30}"#), operations::wait)
+        .waiting("lro-wait", example(r#"{"op_id":"<uuid>","timeout_s":30}"#), move |registry, request| {
+            long_poll::wait(registry, request, draining.clone())
+        })
         .api("lro-cancel", example(r#"{"op_id":"<uuid>"}"#), operations::cancel)
         .api("lro-retry", example(r#"{"op_id":"<uuid>","from_start":false}"#), operations::retry)
         .api("lro-events", example(r#"{"op_id":"<uuid>","after_n":0}"#), operations::events)
@@ -180,7 +188,8 @@ pub(crate) async fn start(registry: &Arc<Registry>, front: &Bus) -> Result<Runni
         .work("work-freshness", backup_schedule::freshness)
         .work("work-unfinished", crate::unfinished::unfinished)
         .work("work-schedule", backup_schedule::schedule)
-        .work("work-copy", crate::copies::step);
+        .work("work-copy", crate::copies::step)
+        .work("work-declare", declared_kinds::declare);
     endpoints.service.start().await
 }
 
@@ -243,7 +252,7 @@ fn example(request: &str) -> BTreeMap<String, String> {
 fn create_metadata() -> BTreeMap<String, String> {
     let mut metadata =
         example(r#"{"kind":"project-backup","input":{"tags":["before-exam"]},"dedupe_key":"nightly"}"#);
-    for kind in kinds::ALL {
+    for kind in kinds::ALL.iter().copied().chain(kinds::all_declared()) {
         let mut phases: Vec<String> =
             kind.phases.iter().map(|phase| format!("{}:{}", phase.name, phase.weight)).collect();
         phases.push(ProgressEvent::DONE.to_owned());

@@ -18,8 +18,8 @@ pub struct RequestInfo {
     pub user: String,
 }
 
-/// A request, as a handler gets it.
-#[derive(Debug)]
+/// A request, as a handler gets it. Cheap to clone.
+#[derive(Debug, Clone)]
 pub struct IncomingRequest {
     subject: String,
     headers: Headers,

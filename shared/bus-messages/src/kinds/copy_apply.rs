@@ -67,8 +67,8 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     part_of: Some("project-copy"),
     for_tests: false,
     example_input: r#"{"copy_id":"0199c4a2-7c1e-7d6b-9d0c-6f2b8f0f4a11","copy_op_id":"0199c4a2-7c1e-7d6b-9d0c-6f2b8f0f4a12","source_project_id":"0199c4a2-7c1e-7d6b-9d0c-6f2b8f0f4a13","from":"bucket","entries":[{"from":"handout","to":"handout"}],"options":{}}"#,
-    normalise_input: |input| normalise::<CopyApplyInput>("copy-apply", input),
+    normalise_input: &|input| normalise::<CopyApplyInput>("copy-apply", input),
     host_in_input: no_host,
-    input_schema: schema::<CopyApplyInput>,
-    result_schema: schema::<CopyApplyResult>,
+    input_schema: &schema::<CopyApplyInput>,
+    result_schema: &schema::<CopyApplyResult>,
 };

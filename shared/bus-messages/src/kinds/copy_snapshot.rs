@@ -50,8 +50,8 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     part_of: Some("project-copy"),
     for_tests: false,
     example_input: r#"{"paths":["handout"],"dereference":false,"force":true}"#,
-    normalise_input: |input| normalise::<CopySnapshotInput>("copy-snapshot", input),
+    normalise_input: &|input| normalise::<CopySnapshotInput>("copy-snapshot", input),
     host_in_input: no_host,
-    input_schema: schema::<CopySnapshotInput>,
-    result_schema: schema::<CopySnapshotResult>,
+    input_schema: &schema::<CopySnapshotInput>,
+    result_schema: &schema::<CopySnapshotResult>,
 };

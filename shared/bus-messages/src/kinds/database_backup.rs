@@ -48,8 +48,8 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     part_of: None,
     for_tests: false,
     example_input: "{}",
-    normalise_input: |input| normalise::<DatabaseBackupInput>("database-backup", input),
+    normalise_input: &|input| normalise::<DatabaseBackupInput>("database-backup", input),
     host_in_input: no_host,
-    input_schema: schema::<DatabaseBackupInput>,
-    result_schema: schema::<DatabaseBackupResult>,
+    input_schema: &schema::<DatabaseBackupInput>,
+    result_schema: &schema::<DatabaseBackupResult>,
 };

@@ -55,7 +55,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     part_of: None,
     for_tests: false,
     example_input: r#"{"backup_id":"latest","rollback":false}"#,
-    normalise_input: |input| {
+    normalise_input: &|input| {
         let normalised = normalise::<DatabaseRestoreInput>("database-restore", input)?;
         match (normalised["backup_id"].as_str(), normalised["rollback"] == true) {
             (Some(name), false) if is_name(name) => Ok(normalised),
@@ -67,8 +67,8 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
         }
     },
     host_in_input: no_host,
-    input_schema: schema::<DatabaseRestoreInput>,
-    result_schema: schema::<DatabaseRestoreResult>,
+    input_schema: &schema::<DatabaseRestoreInput>,
+    result_schema: &schema::<DatabaseRestoreResult>,
 };
 
 /// Whether it can be a part of a key. Which names there are is known to the service alone.

@@ -4,6 +4,7 @@ mod copy_apply;
 mod copy_snapshot;
 mod database_backup;
 mod database_restore;
+mod declared;
 mod project_backup;
 mod project_copy;
 mod project_restore;
@@ -13,6 +14,8 @@ mod repo_check;
 mod repo_prune;
 mod restore_drill;
 mod test_sleep;
+
+use std::fmt;
 
 use domain_model::{HostId, OperationKind, Phase, ScopeType};
 use schemars::{JsonSchema, Schema};
@@ -24,6 +27,7 @@ pub use copy_apply::{CopiedFrom, CopyApplyInput, CopyApplyResult};
 pub use copy_snapshot::{CopySnapshotInput, CopySnapshotResult};
 pub use database_backup::{DatabaseBackupInput, DatabaseBackupResult};
 pub use database_restore::{DatabaseRestoreInput, DatabaseRestoreResult};
+pub use declared::{CheckInput, DeclareKinds, DeclaredPhase, KindDeclaration, all_declared, make_known};
 pub use project_backup::{ProjectBackupInput, ProjectBackupResult, SourceKind};
 pub use project_copy::{
     COPY_GRACE_S, CopyDestination, CopyEntry, CopyOptions, CopyOutcome, CopyPaths, CopySource,
@@ -41,6 +45,7 @@ pub use restore_drill::{DrillSample, Proof, RestoreDrillInput, RestoreDrillResul
 pub use test_sleep::{TestSleepInput, TestSleepResult};
 
 use crate::ApiError;
+use crate::encoding::place_and_cause;
 
 /// Which workers an operation of a kind goes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +59,6 @@ pub enum RoutingRule {
 }
 
 /// A kind of operation. Static: a service knows its kinds when it is built.
-#[derive(Debug)]
 pub struct KindDefinition {
     /// Its name.
     pub name: &'static str,
@@ -81,23 +85,61 @@ pub struct KindDefinition {
     /// An example of its input.
     pub example_input: &'static str,
     /// Checks an input and writes it out in full, every default filled in.
-    pub normalise_input: fn(&Value) -> Result<Value, ApiError>,
+    pub normalise_input: &'static (dyn Fn(&Value) -> Result<Value, ApiError> + Send + Sync),
     /// The host that the input names, if any.
     pub host_in_input: fn(&Value) -> Option<HostId>,
     /// JSON Schema of the input.
-    pub input_schema: fn() -> Schema,
+    pub input_schema: &'static (dyn Fn() -> Schema + Send + Sync),
     /// JSON Schema of the result.
-    pub result_schema: fn() -> Schema,
+    pub result_schema: &'static (dyn Fn() -> Schema + Send + Sync),
+}
+
+impl fmt::Debug for KindDefinition {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("KindDefinition").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl KindDefinition {
+    /// A kind that a service in the hub brings along, and declares when it starts: of the hub, three attempts, a day to
+    /// live. Other values are set over these.
+    pub const fn declared<I, R>(
+        name: &'static str,
+        description: &'static str,
+        phases: &'static [Phase],
+        example_input: &'static str,
+    ) -> Self
+    where
+        I: DeserializeOwned + Serialize + JsonSchema + 'static,
+        R: JsonSchema + 'static,
+    {
+        Self {
+            name,
+            description,
+            scope: ScopeType::Hub,
+            routing: RoutingRule::Hub,
+            phases,
+            max_attempts: 3,
+            time_to_live_s: 24 * 3600,
+            exclusive: false,
+            uses_repository: false,
+            part_of: None,
+            for_tests: false,
+            example_input,
+            normalise_input: &normalise_own::<I>,
+            host_in_input: no_host,
+            input_schema: &schema::<I>,
+            result_schema: &schema::<R>,
+        }
+    }
+
     /// Its name.
     pub fn kind(&self) -> OperationKind {
         self.name.parse().expect("names of kinds are checked by a test")
     }
 }
 
-/// Every kind there is.
+/// Every kind that the registry is built with.
 pub const ALL: &[&KindDefinition] = &[
     &copy_apply::DEFINITION,
     &copy_snapshot::DEFINITION,
@@ -114,9 +156,10 @@ pub const ALL: &[&KindDefinition] = &[
     &test_sleep::DEFINITION,
 ];
 
-/// The kind with this name.
+/// The kind with this name: one of [`ALL`], or one that was declared to this process.
 pub fn find(kind: &OperationKind) -> Option<&'static KindDefinition> {
-    ALL.iter().copied().find(|definition| definition.name == kind.as_str())
+    let built_in = ALL.iter().copied().find(|definition| definition.name == kind.as_str());
+    built_in.or_else(|| declared::find(kind.as_str()))
 }
 
 /// The kind with this name, for the service that does it.
@@ -130,13 +173,17 @@ pub fn named(name: &str) -> &'static KindDefinition {
 
 /// Reads an input as `T` and writes it out again, so that what is stored has every default filled in.
 fn normalise<T: DeserializeOwned + Serialize>(kind: &str, input: &Value) -> Result<Value, ApiError> {
-    let read = |value: &Value| serde_json::from_value::<T>(value.clone());
-    let parsed = read(input).map_err(|cause| {
+    let parsed = T::deserialize(input).map_err(|cause| {
+        let cause = place_and_cause::<T, _>(input, cause);
         ApiError::invalid_argument(format!(
             "the input does not fit the kind {kind}: {cause}; its schema is shown by `nats micro info registry`"
         ))
     })?;
     Ok(serde_json::to_value(parsed).expect("inputs have text keys only"))
+}
+
+fn normalise_own<T: DeserializeOwned + Serialize>(input: &Value) -> Result<Value, ApiError> {
+    normalise::<T>("of this service", input)
 }
 
 fn no_host(_: &Value) -> Option<HostId> {

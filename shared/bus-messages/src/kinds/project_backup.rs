@@ -74,7 +74,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     part_of: None,
     for_tests: false,
     example_input: r#"{"tags":["before-exam"],"pinned":false}"#,
-    normalise_input: |input| {
+    normalise_input: &|input| {
         let normalised = normalise::<ProjectBackupInput>("project-backup", input)?;
         let tags = normalised["tags"].as_array().map_or(0, Vec::len);
         if tags > 16 {
@@ -83,6 +83,6 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
         Ok(normalised)
     },
     host_in_input: no_host,
-    input_schema: schema::<ProjectBackupInput>,
-    result_schema: schema::<ProjectBackupResult>,
+    input_schema: &schema::<ProjectBackupInput>,
+    result_schema: &schema::<ProjectBackupResult>,
 };

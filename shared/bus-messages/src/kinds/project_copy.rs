@@ -219,7 +219,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     part_of: None,
     for_tests: false,
     example_input: r#"{"src":{"path":"handout"},"dests":[{"project_id":"0199c4a2-7c1e-7d6b-9d0c-6f2b8f0f4a11","path":"handout"}],"options":{"force":true}}"#,
-    normalise_input: |input| {
+    normalise_input: &|input| {
         let normalised = normalise::<ProjectCopyInput>("project-copy", input)?;
         let mut input: ProjectCopyInput = serde_json::from_value(normalised)
             .map_err(|error| ApiError::invalid_argument(format!("the input does not read: {error}")))?;
@@ -228,8 +228,8 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
         Ok(serde_json::to_value(input).unwrap_or_default())
     },
     host_in_input: no_host,
-    input_schema: schema::<ProjectCopyInput>,
-    result_schema: schema::<ProjectCopyResult>,
+    input_schema: &schema::<ProjectCopyInput>,
+    result_schema: &schema::<ProjectCopyResult>,
 };
 
 fn check(input: &ProjectCopyInput) -> Result<(), ApiError> {

@@ -186,14 +186,14 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     part_of: None,
     for_tests: false,
     example_input: r#"{"backup_id":"latest","path":"project/src","target":"restored/src","conflict":"fail"}"#,
-    normalise_input: |input| {
+    normalise_input: &|input| {
         let normalised = normalise::<ProjectRestoreInput>("project-restore", input)?;
         check(&normalised)?;
         Ok(normalised)
     },
     host_in_input: |input| input.get("host_id")?.as_str()?.parse().ok(),
-    input_schema: schema::<ProjectRestoreInput>,
-    result_schema: schema::<ProjectRestoreResult>,
+    input_schema: &schema::<ProjectRestoreInput>,
+    result_schema: &schema::<ProjectRestoreResult>,
 };
 
 fn check(input: &Value) -> Result<(), ApiError> {

@@ -55,8 +55,8 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     part_of: None,
     for_tests: false,
     example_input: r#"{"backup_id":"latest"}"#,
-    normalise_input: |input| normalise::<ProjectStartInput>("project-start", input),
+    normalise_input: &|input| normalise::<ProjectStartInput>("project-start", input),
     host_in_input: no_host,
-    input_schema: schema::<ProjectStartInput>,
-    result_schema: schema::<ProjectStartResult>,
+    input_schema: &schema::<ProjectStartInput>,
+    result_schema: &schema::<ProjectStartResult>,
 };

@@ -31,8 +31,8 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     part_of: None,
     for_tests: false,
     example_input: "{}",
-    normalise_input: |input| normalise::<ProjectStopInput>("project-stop", input),
+    normalise_input: &|input| normalise::<ProjectStopInput>("project-stop", input),
     host_in_input: no_host,
-    input_schema: schema::<ProjectStopInput>,
-    result_schema: schema::<ProjectStopResult>,
+    input_schema: &schema::<ProjectStopInput>,
+    result_schema: &schema::<ProjectStopResult>,
 };

@@ -50,7 +50,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     part_of: None,
     for_tests: false,
     example_input: r#"{"read_data_shares":30}"#,
-    normalise_input: |input| {
+    normalise_input: &|input| {
         let normalised = normalise::<RepoCheckInput>("repo-check", input)?;
         let shares = normalised["read_data_shares"].as_u64().unwrap_or_default();
         if shares > u64::from(MOST_SHARES) {
@@ -62,6 +62,6 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
         Ok(normalised)
     },
     host_in_input: no_host,
-    input_schema: schema::<RepoCheckInput>,
-    result_schema: schema::<RepoCheckResult>,
+    input_schema: &schema::<RepoCheckInput>,
+    result_schema: &schema::<RepoCheckResult>,
 };

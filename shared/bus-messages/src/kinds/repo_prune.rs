@@ -48,8 +48,8 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     part_of: None,
     for_tests: false,
     example_input: "{}",
-    normalise_input: |input| normalise::<RepoPruneInput>("repo-prune", input),
+    normalise_input: &|input| normalise::<RepoPruneInput>("repo-prune", input),
     host_in_input: no_host,
-    input_schema: schema::<RepoPruneInput>,
-    result_schema: schema::<RepoPruneResult>,
+    input_schema: &schema::<RepoPruneInput>,
+    result_schema: &schema::<RepoPruneResult>,
 };

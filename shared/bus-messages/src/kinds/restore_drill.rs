@@ -84,7 +84,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     part_of: None,
     for_tests: false,
     example_input: r#"{"backup_id":"latest"}"#,
-    normalise_input: |input| {
+    normalise_input: &|input| {
         let normalised = normalise::<RestoreDrillInput>("restore-drill", input)?;
         match normalised.get("share").and_then(serde_json::Value::as_f64) {
             Some(share) if !(share > 0.0 && share <= 1.0) => {
@@ -97,6 +97,6 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
         }
     },
     host_in_input: no_host,
-    input_schema: schema::<RestoreDrillInput>,
-    result_schema: schema::<RestoreDrillResult>,
+    input_schema: &schema::<RestoreDrillInput>,
+    result_schema: &schema::<RestoreDrillResult>,
 };

@@ -48,7 +48,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     part_of: None,
     for_tests: true,
     example_input: r#"{"seconds":2,"steps":10,"fail_at_step":null,"children":0}"#,
-    normalise_input: |input| {
+    normalise_input: &|input| {
         let normalised = normalise::<TestSleepInput>("test-sleep", input)?;
         let within = |field: &str, low: f64, high: f64| match normalised[field].as_f64() {
             Some(value) if !(low..=high).contains(&value) => {
@@ -62,6 +62,6 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
         Ok(normalised)
     },
     host_in_input: no_host,
-    input_schema: schema::<TestSleepInput>,
-    result_schema: schema::<TestSleepResult>,
+    input_schema: &schema::<TestSleepInput>,
+    result_schema: &schema::<TestSleepResult>,
 };

@@ -3,20 +3,17 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bus_messages::ApiError;
-use bus_messages::kinds::{KindDefinition, RoutingRule};
-use domain_model::{Phase, Progress, ScopeType};
+use bus_messages::kinds::KindDefinition;
+use domain_model::{Phase, Progress};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
-use schemars::{JsonSchema, schema_for};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-
-// --- the declaration ------------------------------------------------------------------------
 
 /// What goes in. An unknown field is refused; a missing one gets its default.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct WordCountInput {
+struct Input {
     texts: Vec<String>,
     #[serde(default)]
     milliseconds_a_text: u64,
@@ -24,34 +21,17 @@ struct WordCountInput {
 
 /// What comes out; what has been counted so far is the checkpoint.
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
-struct WordCountResult {
+struct Output {
     texts: usize,
     words: usize,
 }
 
-static DEFINITION: KindDefinition = KindDefinition {
-    name: "word-count",
-    description: "Counts the words of texts",
-    scope: ScopeType::Hub,
-    routing: RoutingRule::Hub,
-    phases: &[Phase { name: "count", weight: 9 }, Phase { name: "check", weight: 1 }],
-    max_attempts: 3,
-    time_to_live_s: 24 * 3600,
-    exclusive: false,
-    uses_repository: false,
-    part_of: None,
-    for_tests: false,
-    example_input: r#"{"texts":["to be or not to be"]}"#,
-    normalise_input: |input| match WordCountInput::deserialize(input) {
-        Ok(input) => Ok(json!(input)),
-        Err(error) => Err(ApiError::invalid_argument(error)),
-    },
-    host_in_input: |_| None,
-    input_schema: || schema_for!(WordCountInput),
-    result_schema: || schema_for!(WordCountResult),
-};
-
-// --- the handler ----------------------------------------------------------------------------
+static DEFINITION: KindDefinition = KindDefinition::declared::<Input, Output>(
+    "word-count",
+    "Counts the words of texts",
+    &[Phase { name: "count", weight: 9 }, Phase { name: "check", weight: 1 }],
+    r#"{"texts":["to be or not to be"]}"#,
+);
 
 /// Works on `word-count`.
 pub(crate) struct WordCount;
@@ -63,12 +43,11 @@ impl OperationHandler for WordCount {
     }
 
     async fn run(&self, operation: &OperationContext) -> Result<Value, OperationFailure> {
-        let input: WordCountInput = operation.input()?;
-        let mut done: WordCountResult = operation.checkpoint()?.unwrap_or_default();
-        let of_all =
-            |texts: usize| Some(Progress::count(texts as u64, Some(input.texts.len() as u64), "texts"));
+        let input: Input = operation.input()?;
+        let mut done: Output = operation.checkpoint()?.unwrap_or_default();
         while let Some(text) = input.texts.get(done.texts) {
-            operation.progress("count", format!("{} words so far", done.words), of_all(done.texts));
+            let progress = Progress::count(done.texts as u64, Some(input.texts.len() as u64), "texts");
+            operation.progress("count", format!("{} words so far", done.words), Some(progress));
             // Dropped where it is when somebody cancels, the lease is lost, or the worker is stopped.
             let pause = tokio::time::sleep(Duration::from_millis(input.milliseconds_a_text));
             operation.unless_stopped(pause).await?;
