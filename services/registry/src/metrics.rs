@@ -17,6 +17,7 @@ pub(crate) struct RegistryMetrics {
     pub events: Counter,
     pub relay_failures: Counter,
     pub outbox_entries: Gauge,
+    pub outbox_lag_seconds: Gauge,
     pub operations: Family<Labels, Gauge>,
     pub claim_seconds: Histogram,
     pub backups_missed: Counter,
@@ -45,6 +46,8 @@ impl RegistryMetrics {
             relay_failures: metrics
                 .counter("longhaul_relay_failures", "Relays of the outbox that are to be repeated"),
             outbox_entries: metrics.gauge("longhaul_outbox_entries", "Entries that wait for the stream"),
+            outbox_lag_seconds: metrics
+                .gauge("longhaul_outbox_lag_seconds", "For how long the oldest of them has waited"),
             operations: metrics
                 .gauge_family("longhaul_operations", "Operations queued and running, by kind and routing"),
             claim_seconds: metrics.histogram(

@@ -100,8 +100,9 @@ pub(crate) async fn look_after_stream(registry: Arc<Registry>, stopping: Cancell
             }
             Err(error) => tracing::debug!(error = chain(&error), "the stream does not answer"),
         }
-        if let Ok((entries, _)) = registry.database.outbox_lag().await {
+        if let Ok((entries, age_s)) = registry.database.outbox_lag().await {
             registry.metrics.outbox_entries.set(entries);
+            registry.metrics.outbox_lag_seconds.set(age_s as i64);
         }
         if let Ok(counts) = registry.database.operation_counts().await {
             registry.metrics.operations.clear();

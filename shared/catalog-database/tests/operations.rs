@@ -189,6 +189,25 @@ async fn attempts_are_used_up_and_their_errors_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_operation_that_ends_each_of_its_workers_fails_in_the_end() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let id = create(database, &new_operation()).await;
+    for losses in 1..=10 {
+        let poisoned = claim_for(database, 1, -1.0).await.remove(0);
+        assert_eq!((poisoned.op.attempt, poisoned.op.lease_losses), (losses, losses - 1));
+        // Losing a lease counts apart from failing.
+        assert!(poisoned.op.max_attempts < 10);
+        assert_eq!(database.sweep_operations(10, 0.0).await.unwrap().leases_lost.len(), 1);
+    }
+    let op = operation(database, id).await;
+    let error = op.error.unwrap();
+    assert_eq!((op.status, error.code.as_str()), (OperationStatus::Failed, "lease_lost"));
+    assert_eq!(error.history.len(), 10, "{:?}", error.history);
+    assert!(claim(database, 1).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_parent_waits_without_a_lease_and_goes_on_after_its_last_child() {
     let Some(catalog) = catalog().await else { return };
     let database = &catalog.database;

@@ -590,7 +590,7 @@ async fn a_checkpoint_is_stored_before_the_work_goes_on() {
             assert_eq!(context.checkpoint::<Value>()?, Some(json!({ "done": 3 })));
             context.save_checkpoint(&json!({ "done": 4 })).await?;
             assert_eq!(registry.of(context.op_id()).checkpoint, Some(json!({ "done": 4 })));
-            let large = context.save_checkpoint(&"x".repeat(70_000)).await;
+            let large = context.save_checkpoint(&"x".repeat(1_000_000)).await;
             assert!(
                 matches!(large, Err(OperationFailure::Failed { code, .. }) if code == "checkpoint_too_large")
             );

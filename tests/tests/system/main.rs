@@ -9,6 +9,7 @@ mod bad_input;
 mod browsing;
 mod buckets;
 mod clients;
+mod clock;
 mod cluster;
 mod command_line;
 mod copies;
@@ -17,6 +18,7 @@ mod copies_under_way;
 mod database_operations;
 mod documents;
 mod faults;
+mod floods;
 mod main_job;
 mod measures;
 mod nested_subvolumes;
@@ -27,9 +29,9 @@ mod proof;
 mod restarts;
 mod restore_resume;
 mod retention;
+mod stopping;
 mod wire_conformance;
 
-mod stopping;
 use test_harness::{InUse, SharedSystem, SystemOptions};
 
 /// For tests that hurt nobody: each works on projects and operations of its own.

@@ -1,6 +1,7 @@
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bus_messages::{ApiError, Encoding, ErrorBody, ErrorCode};
@@ -33,13 +34,44 @@ struct Statistics {
     last_error: Mutex<String>,
 }
 
+/// Requests that are handled or wait for it, in all and of each sender: somebody who floods an endpoint takes its places,
+/// and must not take those of others, too. Who asks from the service's own account is one sender.
+#[derive(Debug, Default)]
+struct Places {
+    all: usize,
+    of: HashMap<Option<String>, usize>,
+}
+
+impl Places {
+    /// Takes a place, where there is one: as many wait as are handled. Who has few of them gets one all the same.
+    fn take(&mut self, sender: &Option<String>, concurrency: usize) -> bool {
+        let own = self.of.get(sender).copied().unwrap_or(0);
+        let is_modest = own < concurrency / 4 && self.all < concurrency.saturating_mul(8);
+        let room = self.all < concurrency.saturating_mul(2) || is_modest;
+        if room {
+            self.all += 1;
+            *self.of.entry(sender.clone()).or_default() += 1;
+        }
+        room
+    }
+
+    fn leave(&mut self, sender: &Option<String>) {
+        self.all = self.all.saturating_sub(1);
+        if let Some(own) = self.of.get_mut(sender) {
+            *own = own.saturating_sub(1);
+            if *own == 0 {
+                self.of.remove(sender);
+            }
+        }
+    }
+}
+
 pub(super) struct Endpoint {
     bus: Bus,
     definition: EndpointDefinition,
     handler: Handler,
     statistics: Statistics,
-    /// Requests that are handled or wait for it.
-    taken: AtomicUsize,
+    places: Mutex<Places>,
     permits: Semaphore,
 }
 
@@ -51,7 +83,7 @@ impl Endpoint {
             definition,
             handler,
             statistics: Statistics::default(),
-            taken: AtomicUsize::new(0),
+            places: Mutex::default(),
             permits,
         }
     }
@@ -98,11 +130,19 @@ impl Endpoint {
             message.payload,
         );
         let endpoint = Arc::clone(self);
-        let room = self.taken.fetch_add(1, Ordering::Relaxed) < self.definition.concurrency.saturating_mul(2);
+        let sender = request.as_ref().ok().and_then(|request| request.request_info());
+        let sender = sender.map(|info| info.user.clone());
+        let room = self.places().take(&sender, self.definition.concurrency);
         tasks.spawn(async move {
             endpoint.answer(request, &reply_to, room).await;
-            endpoint.taken.fetch_sub(1, Ordering::Relaxed);
+            if room {
+                endpoint.places().leave(&sender);
+            }
         });
+    }
+
+    fn places(&self) -> std::sync::MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn answer(&self, request: Result<IncomingRequest, ApiError>, reply_to: &str, room: bool) {
@@ -211,5 +251,28 @@ impl Endpoint {
                 "too_many_requests": self.statistics.too_many_requests.load(Ordering::Relaxed),
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_floods_an_endpoint_leaves_places_for_others() {
+        let mut places = Places::default();
+        let sender = |name: &str| Some(name.to_owned());
+        let took =
+            |places: &mut Places, name: &str| (0..1000).filter(|_| places.take(&sender(name), 16)).count();
+        assert_eq!(took(&mut places, "eager"), 32);
+        assert_eq!(took(&mut places, "calm"), 4, "few at a time, however many the other has");
+        assert!(places.take(&None, 16));
+        for _ in 0..32 {
+            places.leave(&sender("eager"));
+        }
+        assert_eq!(took(&mut places, "calm"), 32 - 5);
+        // However many senders there are, there is an end to it.
+        let all: usize = (0..1000).map(|number| took(&mut places, &format!("sender-{number}"))).sum();
+        assert_eq!(all, 8 * 16 - 32);
     }
 }
