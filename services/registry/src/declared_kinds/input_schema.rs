@@ -158,7 +158,10 @@ mod tests {
             (json!({ "type": "object" }), "additionalProperties"),
             (json!("object"), "object"),
             (object(json!({ "properties": { "a": { "$ref": "#/$defs/Nothing" } } })), "Nothing"),
-            (object(json!({ "properties": { "a": { "$ref": "https://example.org/schema" } } })), "example.org"),
+            (
+                object(json!({ "properties": { "a": { "$ref": "https://example.org/schema" } } })),
+                "example.org",
+            ),
             (object(json!({ "properties": { "a": { "type": "word" } } })), "word"),
             (object(json!({ "required": "a" })), "array"),
         ] {
