@@ -4,6 +4,7 @@
 //! nats-server do with no engine in the way.
 
 mod bench_system;
+mod depth;
 mod empty_worker;
 mod events;
 mod floors;
@@ -62,6 +63,8 @@ enum Part {
     Floors,
     /// One operation at a time: acknowledged, started, seen.
     Latency,
+    /// Claims with few and with many operations ready.
+    Depth,
     /// Empty operations by the thousand.
     Throughput,
     /// Progress of many operations at once.
@@ -125,6 +128,9 @@ pub(crate) async fn measure(options: Options) -> anyhow::Result<Figures> {
             system.add_operations(options.others, DAY_S, 0).await?;
             latency::one_at_a_time(&system, &mut figures, "future", options.single).await?;
             figures.add_ratio("lro.start.future_to_idle", "lro.start.future.p50", "lro.start.idle.p50");
+        }
+        if wanted(Part::Depth) {
+            depth::claims(&system, &mut figures, options.others, options.single).await?;
         }
         if wanted(Part::Throughput) {
             system.start_afresh().await?;
