@@ -27,6 +27,7 @@ mod repository_key;
 mod restore;
 mod restore_content;
 mod resume;
+mod side_by_side;
 mod snapshot;
 mod snapshot_tree;
 mod source;

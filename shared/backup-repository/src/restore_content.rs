@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustic_core::repofile::BlobType;
 use rustic_core::{DataId, Id};
 
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
 use crate::restore::RestoreJob;
+use crate::side_by_side::side_by_side;
 
 /// Parts of packs that are fetched at the same time.
 const READERS: usize = 6;
@@ -80,25 +80,8 @@ pub(crate) fn restore_content(job: &RestoreJob) -> Result<u64> {
             .map_err(|error| job.failed(entry, error))?;
         done.files.fetch_add(1, Ordering::Relaxed);
     }
-    let next = AtomicUsize::new(0);
-    let stop = AtomicBool::new(false);
-    let failure = Mutex::new(None);
-    std::thread::scope(|scope| {
-        for _ in 0..READERS.min(parts.len()) {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) else {
-                        break;
-                    };
-                    if let Err(error) = restore_part(job, &files, part, &done) {
-                        stop.store(true, Ordering::Relaxed);
-                        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                    }
-                }
-            });
-        }
-    });
-    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(resumed_bytes), Err)
+    side_by_side(&parts, READERS, |(): &mut (), part| restore_part(job, &files, part, &done))?;
+    Ok(resumed_bytes)
 }
 
 #[derive(Debug, Default)]

@@ -14,8 +14,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode};
 use rustix::io::Errno;
@@ -24,6 +22,7 @@ use crate::error::Result;
 use crate::metadata_cache::hash;
 use crate::restore::RestoreJob;
 use crate::restore_content::chunk_length;
+use crate::side_by_side::{busy_threads, side_by_side};
 use crate::walk::OPEN_DIRECTORY;
 
 /// What a job found in its staging directories that belongs there, by the numbers of its entries.
@@ -55,7 +54,10 @@ pub(crate) fn look_through(job: &RestoreJob) -> Result<AlreadyThere> {
         let directory = staging.descriptor().map_err(failed)?;
         delete_what_does_not_belong(job, directory, prefix, &mut found, &mut files)?;
     }
-    found.chunks = look_into(job, &files)?;
+    let chunks = side_by_side(&files, busy_threads(), |buffer, number| {
+        Ok((*number, right_chunks(job, *number, buffer)?))
+    });
+    found.chunks = chunks?.into_iter().collect();
     Ok(found)
 }
 
@@ -124,36 +126,6 @@ fn level(directory: OwnedFd, path: PathBuf, stays: bool) -> std::result::Result<
         }
     }
     Ok(Level { directory, path, names, stays })
-}
-
-/// Hashes the chunks of files, side by side.
-fn look_into(job: &RestoreJob, files: &[usize]) -> Result<HashMap<usize, Vec<bool>>> {
-    let next = AtomicUsize::new(0);
-    let found = Mutex::new(HashMap::with_capacity(files.len()));
-    let failure = Mutex::new(None);
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).min(4);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                let mut buffer = Vec::new();
-                while let Some(number) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    match right_chunks(job, *number, &mut buffer) {
-                        Ok(chunks) => {
-                            found.lock().unwrap_or_else(PoisonError::into_inner).insert(*number, chunks);
-                        }
-                        Err(error) => {
-                            next.store(files.len(), Ordering::Relaxed);
-                            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                        }
-                    }
-                }
-            });
-        }
-    });
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner)),
-    }
 }
 
 /// Which chunks of a file are those of the backup. The others read as zeros afterwards, or are not there: what is written

@@ -9,8 +9,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rustic_core::repofile::Node;
 
@@ -18,6 +17,7 @@ use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Res
 use crate::metadata_cache::hash;
 use crate::restore::{PlannedEntry, RestoreJob};
 use crate::restore_content::chunk_length;
+use crate::side_by_side::{busy_threads, side_by_side};
 use crate::tree_digest::{TreeCounts, TreeDigest};
 use crate::walk::{ExtendedAttributes, Walk};
 
@@ -106,33 +106,10 @@ fn difference(entry: &PlannedEntry, found: &Node) -> Option<String> {
 /// Numbers of the files whose bytes are not those of the snapshot.
 fn files_with_other_content(job: &RestoreJob) -> Result<HashSet<usize>> {
     let files: Vec<usize> = job.files().collect();
-    let next = AtomicUsize::new(0);
-    let spoiled = Mutex::new(HashSet::new());
-    let failure = Mutex::new(None);
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).min(4);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                let mut buffer = Vec::new();
-                while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    match has_same_content(job, *file, &mut buffer) {
-                        Ok(true) => {}
-                        Ok(false) => {
-                            spoiled.lock().unwrap_or_else(PoisonError::into_inner).insert(*file);
-                        }
-                        Err(error) => {
-                            next.store(files.len(), Ordering::Relaxed);
-                            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                        }
-                    }
-                }
-            });
-        }
+    let spoiled = side_by_side(&files, busy_threads(), |buffer, number| {
+        Ok((!has_same_content(job, *number, buffer)?).then_some(*number))
     });
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => Ok(spoiled.into_inner().unwrap_or_else(PoisonError::into_inner)),
-    }
+    Ok(spoiled?.into_iter().flatten().collect())
 }
 
 fn has_same_content(job: &RestoreJob, number: usize, buffer: &mut Vec<u8>) -> Result<bool> {
