@@ -8,19 +8,14 @@ use domain_model::Routing;
 
 use crate::errors::from_database;
 use crate::registry::Registry;
-use crate::work::caller;
-
-const MOST_OPERATIONS: usize = 1000;
+use crate::work::{caller, not_too_many};
 
 pub(crate) async fn unfinished(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     let host @ Routing::Host(_) = caller(&request)? else {
         return Err(ApiError::new(ErrorCode::PermissionDenied, "only a host keeps something of operations"));
     };
     let asked: UnfinishedRequest = request.decode()?;
-    if asked.op_ids.len() > MOST_OPERATIONS {
-        let message = format!("at most {MOST_OPERATIONS} operations in one message");
-        return Err(ApiError::invalid_argument(message));
-    }
+    not_too_many(asked.op_ids.len(), "operations")?;
     let unfinished = registry.database.unfinished_operations(host, &asked.op_ids).await;
     Ok(request.reply(&UnfinishedReply { unfinished: unfinished.map_err(from_database)? }))
 }

@@ -168,6 +168,23 @@ pub struct FinishRequest {
     pub progress: Option<LastProgress>,
 }
 
+impl FinishRequest {
+    /// An end of which nothing more is to be said.
+    pub fn new(op_id: OperationId, attempt: u32, lease_id: LeaseId, outcome: Outcome) -> Self {
+        Self {
+            op_id,
+            attempt,
+            lease_id,
+            outcome,
+            result: None,
+            error: None,
+            children: Vec::new(),
+            checkpoint: None,
+            progress: None,
+        }
+    }
+}
+
 /// The progress of an attempt since its last heartbeat.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

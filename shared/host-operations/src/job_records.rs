@@ -125,19 +125,12 @@ impl JobRecords {
     pub async fn end_interrupted(&self, bus: &Bus, caller: Routing) -> io::Result<()> {
         for record in self.end_interrupted_at(now())? {
             let request = FinishRequest {
-                op_id: record.op_id,
-                attempt: record.attempt,
-                lease_id: record.lease_id,
-                outcome: Outcome::Failed,
-                result: None,
                 error: Some(FinishError {
                     code: "interrupted".to_owned(),
                     message: "the service on the host was restarted in the middle of it".to_owned(),
                     retryable: true,
                 }),
-                children: Vec::new(),
-                checkpoint: None,
-                progress: None,
+                ..FinishRequest::new(record.op_id, record.attempt, record.lease_id, Outcome::Failed)
             };
             let subject = WorkSubject::new(caller, "finish").to_string();
             let told: Result<FinishReply, _> =

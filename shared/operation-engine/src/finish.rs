@@ -20,17 +20,7 @@ pub(crate) fn finish_request(
     is_canceled: bool,
     is_stopping: bool,
 ) -> Option<FinishRequest> {
-    let mut request = FinishRequest {
-        op_id: lease.op.op_id,
-        attempt: lease.attempt,
-        lease_id: lease.lease_id,
-        outcome: Outcome::Succeeded,
-        result: None,
-        error: None,
-        children: Vec::new(),
-        checkpoint: None,
-        progress: None,
-    };
+    let mut request = FinishRequest::new(lease.op.op_id, lease.attempt, lease.lease_id, Outcome::Succeeded);
     let only_stopped = is_stopping && !is_canceled;
     match outcome {
         Ok(result) => request.result = Some(result),

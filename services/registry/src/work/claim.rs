@@ -11,7 +11,7 @@ use domain_model::Routing;
 use futures::future::join_all;
 
 use super::finish::finish_all;
-use super::{MOST_OPERATIONS, caller, json_length};
+use super::{MOST_OPERATIONS, caller, json_length, not_too_many};
 use crate::errors::from_database;
 use crate::registry::Registry;
 
@@ -34,9 +34,7 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
     if claim.kinds.len() > MOST_KINDS {
         return Err(ApiError::invalid_argument(format!("at most {MOST_KINDS} kinds in one claim")));
     }
-    if claim.finished.len() > MOST_OPERATIONS {
-        return Err(ApiError::invalid_argument(format!("at most {MOST_OPERATIONS} ends in one claim")));
-    }
+    not_too_many(claim.finished.len(), "ends")?;
     if let Routing::Host(host) = caller {
         registry.database.host_seen(host).await.map_err(from_database)?;
     }

@@ -29,6 +29,14 @@ pub(crate) fn caller(request: &IncomingRequest) -> Result<Routing, ApiError> {
     Ok(subject.caller)
 }
 
+/// Whether a message has no more of something than one may.
+pub(crate) fn not_too_many(count: usize, what: &str) -> Result<(), ApiError> {
+    if count <= MOST_OPERATIONS {
+        return Ok(());
+    }
+    Err(ApiError::invalid_argument(format!("at most {MOST_OPERATIONS} {what} in one message")))
+}
+
 pub(crate) fn json_length(value: &impl serde::Serialize) -> usize {
     serde_json::to_vec(value).map_or(usize::MAX, |text| text.len())
 }

@@ -13,7 +13,7 @@ use catalog_database::{Heartbeat, LeaseFence};
 use domain_model::OperationId;
 use futures::future::join_all;
 
-use super::{MOST_CHECKPOINT_BYTES, MOST_OPERATIONS, json_length};
+use super::{MOST_CHECKPOINT_BYTES, json_length, not_too_many};
 use crate::errors::{chain, from_database};
 use crate::nul::{replace_nul, replace_nul_in};
 use crate::registry::Registry;
@@ -24,11 +24,7 @@ const PATIENCE_WITH_THE_STREAM: Duration = Duration::from_secs(2);
 
 pub(crate) async fn progress(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     let mut progress: ProgressRequest = request.decode()?;
-    if progress.ops.len() > MOST_OPERATIONS {
-        return Err(ApiError::invalid_argument(format!(
-            "at most {MOST_OPERATIONS} operations in one message"
-        )));
-    }
+    not_too_many(progress.ops.len(), "operations")?;
     let refused: Vec<Option<String>> = progress.ops.iter_mut().map(refusal).collect();
     let heartbeats: Vec<Heartbeat> = progress
         .ops

@@ -62,7 +62,6 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     max_attempts: 5,
     time_to_live_s: 7 * 24 * 3600,
     exclusive: true,
-    // What it may use is asked for, so that it is decided when the work begins.
     uses_repository: true,
     part_of: Some("project-copy"),
     for_tests: false,

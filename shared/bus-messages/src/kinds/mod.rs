@@ -76,7 +76,7 @@ pub struct KindDefinition {
     pub time_to_live_s: u32,
     /// Whether only one such operation may run on its scope at a time.
     pub exclusive: bool,
-    /// Whether it works on the project's repository.
+    /// Whether it works on a repository: the grant for it comes with the lease.
     pub uses_repository: bool,
     /// The kind whose operations alone may ask for it, as their children; anybody may where `None`.
     pub part_of: Option<&'static str>,

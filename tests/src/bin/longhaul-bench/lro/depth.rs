@@ -33,17 +33,8 @@ pub(super) async fn claims(
             let began = Instant::now();
             let reply: ClaimReply = typed(&bus, "work.v1.hub.claim", &claim).await?;
             let lease = reply.leases.into_iter().next().context("there is an operation to claim")?;
-            let finish = FinishRequest {
-                op_id: lease.op.op_id,
-                attempt: lease.attempt,
-                lease_id: lease.lease_id,
-                outcome: Outcome::Succeeded,
-                result: None,
-                error: None,
-                children: Vec::new(),
-                checkpoint: None,
-                progress: None,
-            };
+            let finish =
+                FinishRequest::new(lease.op.op_id, lease.attempt, lease.lease_id, Outcome::Succeeded);
             let reply: FinishReply = typed(&bus, "work.v1.hub.finish", &finish).await?;
             ensure!(reply.ok, "not recorded: {reply:?}");
             taken.push(milliseconds(began.elapsed()));
