@@ -22,7 +22,7 @@ use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
-use volumes::{CopyEntry, CopyOptions, CopyReceipt, CopyRequest, HostRoot, Overwrite};
+use volumes::{CopyEntry, CopyOptions, CopyReceipt, CopyRequest, HostRoot, Overwrite, Presence};
 
 use crate::sources::Sources;
 
@@ -120,7 +120,8 @@ impl CopyApply {
         record.started(grant.repository.as_ref().map_or("", |repository| &repository.bucket));
         let (project_uuid, op_uuid) = (project.as_uuid(), operation.op_id().as_uuid());
         // A copy into a project whose files are elsewhere would pass for all that it has.
-        if grant.has_backups && !volume_work(&self.root, move |root| root.has_files(project_uuid)).await? {
+        let presence = volume_work(&self.root, move |root| root.presence(project_uuid)).await?;
+        if grant.has_backups && presence != Presence::Whole {
             return Err(restore_first(operation, asked_to_restore));
         }
         volume_work(&self.root, move |root| root.ensure_volume(project_uuid)).await?;

@@ -8,7 +8,7 @@ use backup_repository::{RestoreReceipt, RestoreTarget};
 use bus_messages::{EventLevel, RepositoryGrant};
 use domain_model::{BackupId, ProjectId};
 use operation_engine::{OperationContext, OperationFailure};
-use volumes::Staged;
+use volumes::{Presence, Staged};
 
 use crate::host::Host;
 
@@ -16,13 +16,15 @@ use crate::host::Host;
 const NOT_WHAT_IT_WAS: &str = "verification_failed";
 
 impl Host {
-    /// Restores, verifies, and puts in place. Says where the files went.
+    /// Restores, verifies, and puts in place. Says where the files went. `presence` tells what there is that is not to be
+    /// replaced.
     pub(crate) async fn restore_whole(
         &self,
         operation: &OperationContext,
         project: ProjectId,
         grant: &RepositoryGrant,
         backup: &BackupId,
+        presence: Presence,
     ) -> Result<(RestoreReceipt, String), OperationFailure> {
         let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
         let mut staged = self.volumes(move |root| root.stage_again(project, op_id)).await?;
@@ -47,7 +49,19 @@ impl Host {
                 return Err(failure);
             }
         };
-        let staged = self.volumes(move |root| root.exchange(&staged).map(|()| staged)).await?;
+        let keeps_persist_store = presence == Presence::PersistStoreOnly;
+        if keeps_persist_store {
+            let message = "the persist store is here, and is kept as it is; only the files were missing";
+            operation.event(EventLevel::Warn, "exchange", message, None);
+        }
+        let exchanged = self.volumes(move |root| {
+            let exchanged = match keeps_persist_store {
+                true => root.exchange_files(&staged),
+                false => root.exchange(&staged),
+            };
+            exchanged.map(|()| staged)
+        });
+        let staged = exchanged.await?;
         operation.progress("clean-up", "deleting the files that were replaced", None);
         if let Err(error) = self.tidy(operation, move |root| root.discard(staged)).await {
             tracing::warn!(op.id = %operation.op_id(), ?error, "replaced files could not be deleted");

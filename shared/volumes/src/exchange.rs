@@ -44,6 +44,19 @@ impl HostRoot {
     /// `NotFound` if a staged tree is missing. After any other error the exchange may be half done; calling it again,
     /// [`HostRoot::discard`] or [`HostRoot::recover`] finishes it.
     pub fn exchange(&self, staged: &Staged) -> Result<(), VolumeError> {
+        self.exchange_trees(staged, true)
+    }
+
+    /// As [`HostRoot::exchange`], but leaves the persist store as it is: only the files take their place.
+    ///
+    /// # Errors
+    ///
+    /// As [`HostRoot::exchange`].
+    pub fn exchange_files(&self, staged: &Staged) -> Result<(), VolumeError> {
+        self.exchange_trees(staged, false)
+    }
+
+    fn exchange_trees(&self, staged: &Staged, with_persist_store: bool) -> Result<(), VolumeError> {
         let directory = &staged.directory;
         let not_staged = |path: PathBuf| VolumeError::NotStaged { op_id: directory.op_id(), path };
         let mut journal = Journal::read(directory)?.ok_or_else(|| not_staged(directory.path().to_owned()))?;
@@ -55,7 +68,7 @@ impl HostRoot {
             };
             journal.work = Work::Whole {
                 project: identity(&staged.project_dir)?,
-                persist: identity(&staged.persist_dir)?,
+                persist: if with_persist_store { identity(&staged.persist_dir)? } else { None },
                 resumable: matches!(journal.work, Work::Whole { resumable: true, .. }),
             };
             // The old trees are deleted soon; the new ones must not be in memory only by then.
@@ -70,13 +83,15 @@ impl HostRoot {
     /// Takes a whole restore in the phase `Exchanging` to `Exchanged`.
     fn finish_whole(&self, directory: &OperationDirectory, journal: &mut Journal) -> Result<(), VolumeError> {
         if journal.phase == Phase::Exchanging
-            && let Work::Whole { project: Some(project), persist: Some(persist), .. } = journal.work
+            && let Work::Whole { project, persist, .. } = journal.work
         {
             let id = journal.project;
             for (new, name, live) in
                 [(project, "project", self.project_dir(id)), (persist, "persist", self.persist_dir(id))]
             {
-                self.exchange_tree(directory, new, name, &live)?;
+                if let Some(new) = new {
+                    self.exchange_tree(directory, new, name, &live)?;
+                }
             }
             journal.phase = Phase::Exchanged;
             journal.write(directory)?;

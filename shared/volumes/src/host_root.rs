@@ -49,6 +49,17 @@ pub struct Volume {
     pub created: bool,
 }
 
+/// What a host has of a project.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Nothing.
+    Nothing,
+    /// A persist store with something in it, and no directory for the files.
+    PersistStoreOnly,
+    /// What there is of it.
+    Whole,
+}
+
 /// The directory that holds everything of a project-host. Cheap to clone; any number of processes may open the
 /// same one.
 #[derive(Debug, Clone)]
@@ -173,26 +184,25 @@ impl HostRoot {
         Ok(Volume { project_dir, persist_dir, created })
     }
 
-    /// Whether this host has anything of `project`. An empty directory, or one with nothing but what a restore has staged,
-    /// is nothing: somebody may have made it by accident, or a disk may not be mounted.
+    /// What this host has of `project`. An empty directory, or one with nothing but what a restore has staged, is nothing:
+    /// somebody may have made it by accident, or a disk may not be mounted. An empty one beside a persist store that has
+    /// something is a project without files.
     ///
     /// # Errors
     ///
     /// Where that cannot be seen.
-    pub fn has_files(&self, project: Uuid) -> Result<bool, VolumeError> {
-        for tree in [self.project_dir(project), self.persist_dir(project)] {
-            if !directory_exists(&tree)? {
-                continue;
-            }
-            let entries = std::fs::read_dir(&tree).map_err(VolumeError::io("list", &tree))?;
-            for entry in entries {
-                let entry = entry.map_err(VolumeError::io("list", &tree))?;
-                if !entry.file_name().to_string_lossy().starts_with(domain_model::RESERVED_PREFIX) {
-                    return Ok(true);
-                }
-            }
+    pub fn presence(&self, project: Uuid) -> Result<Presence, VolumeError> {
+        let (files, persist) = (self.project_dir(project), self.persist_dir(project));
+        let is_there = directory_exists(&files)?;
+        if is_there && has_entries(&files)? {
+            return Ok(Presence::Whole);
         }
-        Ok(false)
+        let has_persist_store = directory_exists(&persist)? && has_entries(&persist)?;
+        Ok(match (has_persist_store, is_there) {
+            (false, _) => Presence::Nothing,
+            (true, false) => Presence::PersistStoreOnly,
+            (true, true) => Presence::Whole,
+        })
     }
 
     fn ensure_tree(&self, tree: &Path) -> Result<bool, VolumeError> {
@@ -244,6 +254,17 @@ impl HostRoot {
     pub(crate) fn copies(&self) -> PathBuf {
         self.path.join("copies")
     }
+}
+
+/// Whether a directory has anything in it that is not our own.
+fn has_entries(directory: &Path) -> Result<bool, VolumeError> {
+    for entry in std::fs::read_dir(directory).map_err(VolumeError::io("list", directory))? {
+        let entry = entry.map_err(VolumeError::io("list", directory))?;
+        if !entry.file_name().to_string_lossy().starts_with(domain_model::RESERVED_PREFIX) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether a directory is at `path`; something else there is an error.

@@ -156,7 +156,7 @@ mod tests {
 
     use super::*;
     use crate::test_support::{Crash, fill, is_empty, mark_of, on_each_filesystem};
-    use crate::{VolumeErrorKind, VolumeOptions};
+    use crate::{Presence, VolumeErrorKind, VolumeOptions};
 
     fn project_with_old_files(root: &HostRoot) -> Uuid {
         let project = Uuid::new_v4();
@@ -388,6 +388,38 @@ mod tests {
                 );
             });
         }
+    }
+
+    /// A crash at any step of a restore of the files alone; the persist store stays.
+    #[test]
+    fn a_restore_of_the_files_alone_leaves_the_persist_store_as_it_is() {
+        on_each_filesystem(|new_root| {
+            for steps in 1.. {
+                let root = new_root();
+                let project = project_with_old_files(&root);
+                crate::deletion::delete_tree(&root.btrfs, &root.project_dir(project)).unwrap();
+                assert_eq!(root.presence(project).unwrap(), Presence::PersistStoreOnly);
+                let crashing = Crash::after(&root, steps);
+                let restored = (|| {
+                    let staged = crashing.stage(project, Uuid::now_v7())?;
+                    fill(&staged.project_dir, "new");
+                    fill(&staged.persist_dir, "new");
+                    crashing.exchange_files(&staged)?;
+                    crashing.discard(staged)
+                })();
+                root.recover().unwrap();
+                assert!(is_empty(&root.staging()), "after {steps} steps");
+                if root.project_dir(project).exists() {
+                    assert_eq!(marks(&root, project), ("new".into(), "old".into()), "after {steps} steps");
+                    assert_eq!(root.presence(project).unwrap(), Presence::Whole);
+                } else {
+                    assert_eq!(root.presence(project).unwrap(), Presence::PersistStoreOnly);
+                }
+                if !Crash::happened(&restored) {
+                    break;
+                }
+            }
+        });
     }
 
     #[test]

@@ -89,6 +89,16 @@ async fn a_project_is_restored_where_its_files_are_missing_and_then_started() {
         }
         client.done(&project, "project-stop", json!({})).await;
     }
+
+    // Where only the files are gone, they alone come back: what the persist store has since is newer than the backup.
+    let kept = system.scratch("files-alone");
+    std::fs::rename(&files, &kept).unwrap();
+    let newer = system.persist_store(0, &project).join("newer than the backup");
+    std::fs::write(&newer, "kept").unwrap();
+    let started = client.done(&project, "project-start", json!({})).await;
+    assert_eq!(started["restored"], backup["backup_id"]);
+    assert_same_tree(&kept, &files);
+    assert!(newer.exists());
     system.stop().await.unwrap();
 }
 

@@ -18,7 +18,7 @@ use domain_model::{BackupId, LayoutPath, ProjectId, ProjectPath};
 use host_operations::{Record, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
-use volumes::PathOutcome;
+use volumes::{PathOutcome, Presence};
 
 use crate::estimate::estimate;
 use crate::host::SharedHost;
@@ -63,14 +63,17 @@ impl ProjectRestore {
         if input.dry_run {
             return self.preview(operation, project, &grant, backup, &input, began).await;
         }
+        // What is replaced is as good as not there.
+        let mut presence = Presence::Nothing;
         if input.path.is_none() && input.conflict != Conflict::Replace {
             let project = project.as_uuid();
-            if self.host.volumes(move |root| root.has_files(project)).await? {
+            presence = self.host.volumes(move |root| root.presence(project)).await?;
+            if presence == Presence::Whole {
                 return self.not_replaced(operation, input.conflict, backup, &grant, began);
             }
         }
         let (receipt, target) = match &input.path {
-            None => self.host.restore_whole(operation, project, &grant, &backup).await?,
+            None => self.host.restore_whole(operation, project, &grant, &backup, presence).await?,
             Some(path) => self.path(operation, project, &grant, &backup, path, &input).await?,
         };
         Ok(ProjectRestoreResult {

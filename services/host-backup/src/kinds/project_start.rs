@@ -1,7 +1,8 @@
 //! `project-start` and `project-stop`: what a project's runtime needs of its host.
 //!
 //! A project that has backups and no files on its host is restored first: the host is new to it, was emptied, or the
-//! project was archived. An empty directory counts as no files; and nothing is started over a restore that failed. What
+//! project was archived. An empty directory counts as no files; a persist store that is there without the files stays as
+//! it is; and nothing is started over a restore that failed. What
 //! a crash leaves is what it leaves of a restore, and a command that was run: commands are run again by the next
 //! attempt, and are to allow that.
 
@@ -15,6 +16,7 @@ use domain_model::ProjectId;
 use host_operations::{Record, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
+use volumes::Presence;
 
 use crate::host::SharedHost;
 use crate::runtime_command::RuntimeCommand;
@@ -60,14 +62,16 @@ impl ProjectStart {
             ProjectStartResult { restored: None, files: 0, bytes: 0, command_run: false, duration_s: 0.0 };
         operation.progress("volume", "looking for the files of the project", None);
         let project_uuid = project.as_uuid();
-        if !self.host.volumes(move |root| root.has_files(project_uuid)).await? {
+        let presence = self.host.volumes(move |root| root.presence(project_uuid)).await?;
+        if presence != Presence::Whole {
             operation.progress("repository", "there are none here: looking for a backup", None);
             // Which one it is says the hub: the newest, or the one that was asked for.
             if let Some(grant) = operation.repository_if_any().await?
                 && let Some(backup) = grant.backup.clone()
             {
                 record.started(&grant.bucket);
-                let (receipt, _) = self.host.restore_whole(operation, project, &grant, &backup).await?;
+                let (receipt, _) =
+                    self.host.restore_whole(operation, project, &grant, &backup, presence).await?;
                 (result.files, result.bytes) = (receipt.files, receipt.bytes);
                 result.restored = Some(backup);
             }
