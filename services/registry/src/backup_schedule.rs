@@ -75,9 +75,7 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
         registry.metrics.backups_missed.inc();
         tracing::warn!(project.id = %project, "its backup did not come about; it is asked for again");
     }
-    for op in &scheduled.created {
-        registry.created(op).await;
-    }
+    registry.created(&scheduled.created).await;
     let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
     Ok(request.reply(&ScheduleReply {
         looked_at: count(scheduled.looked_at),

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bus_client::Bus;
@@ -35,11 +36,13 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// After an operation was created: the stream is told, and its workers are woken when it is due.
-    pub(crate) async fn created(&self, op: &Operation) {
-        self.streams.tell_new(op);
-        self.wake_when_due(op).await;
-        self.metrics.created.get_or_create(&vec![("kind", op.kind.to_string())]).inc();
+    /// After operations were created: the stream is told, and their workers are woken when they are due.
+    pub(crate) async fn created(&self, ops: &[Operation]) {
+        for op in ops {
+            self.streams.tell_new(op);
+            self.metrics.created.get_or_create(&vec![("kind", op.kind.to_string())]).inc();
+        }
+        self.wake_when_due(ops).await;
     }
 
     /// After operations changed: the streams are told, and the workers with something to do are woken.
@@ -49,23 +52,27 @@ impl Registry {
         }
         let label = vec![("kind", ended.op.kind.to_string()), ("status", ended.op.status.to_string())];
         self.metrics.ended.get_or_create(&label).inc();
-        for op in ended.all().filter(|op| !op.status.is_terminal()) {
-            self.wake_when_due(op).await;
-        }
+        self.wake_when_due(ended.all().filter(|op| !op.status.is_terminal())).await;
     }
 
-    /// Nudges the workers of an operation, at once or when its time has come. A nudge that is lost costs a
+    /// Nudges the workers of operations, at once or when the time of each has come. A nudge that is lost costs a
     /// worker's polling interval and nothing else; a registry that ends before that time, a sweep.
-    pub(crate) async fn wake_when_due(&self, op: &Operation) {
-        let wait_s = op.not_before.seconds_since(op.updated_at);
-        if wait_s <= 0.0 {
-            wake(&self.front, op.routing).await;
-        } else if wait_s < FAR_AHEAD_S {
-            let (front, database) = (self.front.clone(), self.database.clone());
-            tokio::spawn(async move {
-                tokio::time::sleep(Duration::from_secs_f64(wait_s) + CLOCK_MARGIN).await;
-                make_ready(&database, &front).await;
-            });
+    async fn wake_when_due(&self, ops: impl IntoIterator<Item = &Operation>) {
+        let mut now = HashSet::new();
+        for op in ops {
+            let wait_s = op.not_before.seconds_since(op.updated_at);
+            if wait_s <= 0.0 {
+                now.insert(op.routing);
+            } else if wait_s < FAR_AHEAD_S {
+                let (front, database) = (self.front.clone(), self.database.clone());
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_secs_f64(wait_s) + CLOCK_MARGIN).await;
+                    make_ready(&database, &front).await;
+                });
+            }
+        }
+        for routing in now {
+            wake(&self.front, routing).await;
         }
     }
 

@@ -160,7 +160,7 @@ async fn created(registry: &Registry, new: &NewOperation, force: bool) -> Result
             for canceled in &canceled {
                 registry.changed(canceled).await;
             }
-            registry.created(&op).await;
+            registry.created(std::slice::from_ref(&*op)).await;
             (*op, true)
         }
         CreateOutcome::Active(op) => (*op, false),
