@@ -22,7 +22,7 @@ pub(crate) async fn sweep(registry: Arc<Registry>, stopping: CancellationToken) 
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
         registry.creation_limit.forget_idle();
-        let due = match registry.database.due_operations().await {
+        let due = match registry.database.due_operations(registry.settings.lease_s).await {
             Ok(due) => due,
             Err(error) => {
                 tracing::warn!(error = chain(&error), "could not look for operations whose time has come");
@@ -35,7 +35,11 @@ pub(crate) async fn sweep(registry: Arc<Registry>, stopping: CancellationToken) 
         if !due.to_sweep {
             continue;
         }
-        let swept = match registry.database.sweep_operations(SWEEP, rand::random()).await {
+        let swept = match registry
+            .database
+            .sweep_operations(SWEEP, registry.settings.lease_s, rand::random())
+            .await
+        {
             Ok(swept) => swept,
             Err(error) => {
                 tracing::warn!(error = chain(&error), "could not look for operations whose time has come");

@@ -29,6 +29,8 @@ async fn claim(database: &Database, max: u32) -> Vec<LeasedOperation> {
     claim_for(database, max, 30.0).await
 }
 
+const LEASE_S: f64 = 30.0;
+
 async fn claim_for(database: &Database, max: u32, lease_s: f64) -> Vec<LeasedOperation> {
     claim_as(database, Routing::Hub, Caps::default(), max, lease_s).await
 }
@@ -146,7 +148,7 @@ async fn a_worker_that_lost_its_lease_can_write_nothing() {
     let database = &catalog.database;
     let id = create(database, &new_operation()).await;
     let zombie = claim_for(database, 1, -1.0).await.remove(0);
-    let swept = database.sweep_operations(10, 0.0).await.unwrap();
+    let swept = database.sweep_operations(10, LEASE_S, 0.0).await.unwrap();
     assert_eq!(swept.leases_lost.len(), 1);
     assert_eq!(status(database, id).await, OperationStatus::Queued);
     let current = claim(database, 1).await.remove(0);
@@ -174,6 +176,24 @@ async fn a_worker_that_lost_its_lease_can_write_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lease_of_a_clock_that_was_ahead_is_no_longer_than_one_of_today() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let id = create(database, &new_operation()).await;
+    let leased = claim_for(database, 1, 3600.0).await.remove(0);
+    // Within what registries may differ by, it is none of ours.
+    assert!(!database.due_operations(3600.0).await.unwrap().to_sweep);
+    assert!(database.due_operations(LEASE_S).await.unwrap().to_sweep);
+    let swept = database.sweep_operations(10, LEASE_S, 0.0).await.unwrap();
+    assert!(swept.leases_lost.is_empty(), "who holds it may be alive");
+    assert!(!database.due_operations(LEASE_S).await.unwrap().to_sweep);
+    let left_s = operation(database, id).await.lease_until.unwrap().seconds_since(leased.op.updated_at);
+    assert!((LEASE_S - 1.0..LEASE_S + 600.0).contains(&left_s), "{left_s}");
+    let success = finished(fence(&leased), Outcome::Succeeded);
+    assert!(matches!(database.finish_operation(&success).await.unwrap(), FinishOutcome::Recorded(_)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn attempts_are_used_up_and_their_errors_kept() {
     let Some(catalog) = catalog().await else { return };
     let database = &catalog.database;
@@ -198,7 +218,7 @@ async fn an_operation_that_ends_each_of_its_workers_fails_in_the_end() {
         assert_eq!((poisoned.op.attempt, poisoned.op.lease_losses), (losses, losses - 1));
         // Losing a lease counts apart from failing.
         assert!(poisoned.op.max_attempts < 10);
-        assert_eq!(database.sweep_operations(10, 0.0).await.unwrap().leases_lost.len(), 1);
+        assert_eq!(database.sweep_operations(10, LEASE_S, 0.0).await.unwrap().leases_lost.len(), 1);
     }
     let op = operation(database, id).await;
     let error = op.error.unwrap();
@@ -259,11 +279,14 @@ async fn what_is_over_its_time_expires_and_is_deleted_with_a_word_to_the_stream(
     let done = create(database, &new_operation()).await;
     let leased = claim(database, 1).await.remove(0);
     assert_eq!(leased.op.op_id, done, "what has expired is not claimed");
-    let swept = database.sweep_operations(10, 0.0).await.unwrap();
+    let swept = database.sweep_operations(10, LEASE_S, 0.0).await.unwrap();
     assert_eq!(swept.expired.len(), 1);
     assert_eq!(status(database, id).await, OperationStatus::Expired);
     database.finish_operation(&finished(fence(&leased), Outcome::Succeeded)).await.unwrap();
-    assert!(database.sweep_operations(10, 0.0).await.unwrap().deleted.is_empty(), "it is kept for its time");
+    assert!(
+        database.sweep_operations(10, LEASE_S, 0.0).await.unwrap().deleted.is_empty(),
+        "it is kept for its time"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

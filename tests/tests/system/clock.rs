@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use domain_model::Timestamp;
 use serde_json::{Value, json};
-use test_harness::{Client, SystemOptions, TestSystem, watch_to_the_end};
+use test_harness::{Client, Server, SystemOptions, TestSystem, watch_to_the_end};
 
 /// Adds the number of seconds that a file holds, one for Postgres and one for all others, to what the wall clock says.
 const LIBRARY: &str = r#"
@@ -193,5 +193,16 @@ async fn a_clock_of_the_database_that_jumps_ahead_and_back_loses_nothing() {
         client.operation("hub", &far_away).await["status"],
         "queued",
         "not_before is as far away as it was"
+    );
+
+    // What a worker leaves whose lease is of the time ahead does not wait until that time has come.
+    clocks.set("postgres", 3600);
+    let op_id = running(&client, 3).await;
+    system.kill_nine(Server::Scheduler);
+    clocks.set("postgres", 0);
+    let op = client.ended("hub", &op_id).await;
+    assert_eq!(
+        (&op["status"], &op["attempt"], &op["lease_losses"]),
+        (&json!("succeeded"), &json!(2), &json!(1))
     );
 }

@@ -13,6 +13,10 @@ use crate::{Database, DatabaseError};
 /// not to go on doing so.
 const MOST_LEASE_LOSSES: i32 = 10;
 
+/// A lease that ends so many seconds later than one that is given now is of a time when the database's clock was ahead.
+/// Registries may be set to leases of different lengths.
+const TOO_LONG_S: f64 = 60.0;
+
 /// What a sweep did.
 #[derive(Debug, Default)]
 pub struct Swept {
@@ -34,30 +38,53 @@ pub struct Due {
 }
 
 impl Database {
-    /// Looks whether any operation's time has come.
-    pub async fn due_operations(&self) -> Result<Due, DatabaseError> {
+    /// Looks whether any operation's time has come; a lease lasts `lease_s` seconds.
+    pub async fn due_operations(&self, lease_s: f64) -> Result<Due, DatabaseError> {
         sqlx::query_as!(
             Due,
             r#"SELECT
                 EXISTS (SELECT 1 FROM long_running_operations
                     WHERE status = 'queued' AND NOT ready AND NOT waiting_for_children AND not_before <= now())
                     AS "to_make_ready!",
-                EXISTS (SELECT 1 FROM long_running_operations WHERE status = 'running' AND lease_until < now())
+                EXISTS (SELECT 1 FROM long_running_operations WHERE status = 'running'
+                    AND (lease_until < now() OR lease_until > now() + make_interval(secs => $1)))
                     OR EXISTS (SELECT 1 FROM long_running_operations WHERE expires_at < now())
-                    AS "to_sweep!""#
+                    AS "to_sweep!""#,
+            lease_s + TOO_LONG_S
         )
         .fetch_one(&self.pool)
         .await
         .during("look for operations whose time has come")
     }
 
-    /// Does what is due, at most `limit` of each. `jitter` is a random share in 0.0..=1.0.
-    pub async fn sweep_operations(&self, limit: i64, jitter: f64) -> Result<Swept, DatabaseError> {
+    /// Does what is due, at most `limit` of each; a lease lasts `lease_s` seconds. `jitter` is a random share in 0.0..=1.0.
+    pub async fn sweep_operations(
+        &self,
+        limit: i64,
+        lease_s: f64,
+        jitter: f64,
+    ) -> Result<Swept, DatabaseError> {
+        self.shorten_leases(lease_s).await?;
         Ok(Swept {
             leases_lost: self.take_lost_leases(limit, jitter).await?,
             expired: self.expire(limit).await?,
             deleted: self.delete_retained(limit).await?,
         })
+    }
+
+    /// After the clock was set back: what a worker has left would be nobody's until the clock is where it was. Who is
+    /// alive renews in time.
+    async fn shorten_leases(&self, lease_s: f64) -> Result<(), DatabaseError> {
+        sqlx::query!(
+            "UPDATE long_running_operations SET lease_until = now() + make_interval(secs => $1)
+             WHERE status = 'running' AND lease_until > now() + make_interval(secs => $2)",
+            lease_s,
+            lease_s + TOO_LONG_S
+        )
+        .execute(&self.pool)
+        .await
+        .during("shorten leases of a clock that was ahead")
+        .map(drop)
     }
 
     async fn take_lost_leases(&self, limit: i64, jitter: f64) -> Result<Vec<Ended>, DatabaseError> {
