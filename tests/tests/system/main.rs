@@ -17,6 +17,7 @@ mod copies_at_scale;
 mod copies_under_way;
 mod database_operations;
 mod documents;
+mod every_step;
 mod faults;
 mod floods;
 mod main_job;

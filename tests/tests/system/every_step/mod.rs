@@ -1,0 +1,289 @@
+//! Every operation of several steps, with its service killed at every message that it sends or gets about it: what it asks
+//! for, what it tells and what it is answered. Whatever that was, the next attempt comes to the same end.
+//!
+//! What a service does between two messages is killed at every step by the tests of what it does it with: of volumes at
+//! every change of a directory, of repositories at every request to the object store.
+
+mod interposed;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use test_harness::{Client, Server, SystemOptions, TestSystem, add_bytes, change_a_little, wait_for};
+
+use self::interposed::{Interposed, Moment, Watched};
+use crate::copies::copy_objects;
+use crate::{assert_same_tree, scope};
+
+/// Of a lease that nobody ends. A worker gives up 5 s before the end of one that it cannot renew.
+const LEASE_S: &str = "8";
+const PATIENCE: Duration = Duration::from_secs(90);
+/// More messages than any operation here has.
+const MOST_MOMENTS: usize = 60;
+
+async fn start(hosts: u16) -> (TestSystem, Client) {
+    let environment = [("LEASE_S", LEASE_S), ("SWEEP_S", "0.5")]
+        .map(|(name, value)| (format!("LONGHAUL_REGISTRY__OPERATIONS__{name}"), value.to_owned()));
+    let options = SystemOptions { hosts, environment: environment.to_vec(), ..SystemOptions::default() };
+    let system = TestSystem::start(options).await.unwrap();
+    let client = system.operator().await;
+    (system, client)
+}
+
+/// Takes the place of a server of the installation. From then on, nothing that ends is started again by the launcher.
+async fn interpose(system: &TestSystem, server: Server, name: &str) -> Interposed {
+    system.hold_restarts();
+    let pid = system.kill_nine(server);
+    wait_for("a process to end", PATIENCE, || async {
+        match fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Ok(stat) if !stat.contains(") Z ") => Err("it is there".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    Interposed::start(system, name).await.unwrap()
+}
+
+/// An operation of a project of its own.
+struct Case {
+    project: String,
+    /// What asks for it, `lro.create` where it is nothing else.
+    endpoint: &'static str,
+    request: Value,
+    /// The scope and the kind of the part of it that the service does, where that is not the whole.
+    part: Option<(String, &'static str)>,
+}
+
+impl Case {
+    fn create(project: String, kind: &str, input: Value) -> Self {
+        Self { project, endpoint: "lro.create", request: json!({ "kind": kind, "input": input }), part: None }
+    }
+
+    /// Asks for it, and says which operation it is and which one the service has.
+    async fn ask(&self, client: &Client) -> (String, String) {
+        let text = |id: &Value| id.as_str().unwrap().to_owned();
+        let reply = client.call(scope(&self.project), self.endpoint, self.request.clone()).await;
+        let whole = text(&reply["op"]["op_id"]);
+        let Some((scope, kind)) = &self.part else { return (whole.clone(), whole) };
+        let part = wait_for(&format!("{kind} to be asked for"), PATIENCE, || async {
+            let listed = client.call(scope, "lro.list", json!({ "kind": kind })).await;
+            listed["ops"][0]["op_id"].as_str().map(str::to_owned).ok_or(listed)
+        })
+        .await;
+        (whole, part)
+    }
+}
+
+/// Has a service killed at every message about an operation, of one operation after another. How many there are, and of
+/// which kinds, is found out on the way: how often progress is told, say, is a question of time.
+async fn killed_at_every_message(
+    client: &Client,
+    service: &Interposed,
+    prepare: impl AsyncFn(u64) -> Case,
+    check: impl AsyncFn(&Case, Value),
+) {
+    let (mut waiting, mut tried, mut hit) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let mut moment = None;
+    for seed in 1.. {
+        let case = prepare(seed).await;
+        let mut watched = service.hold().await;
+        let (op_id, part) = case.ask(client).await;
+        *watched = Some(Watched::new(&part, moment.clone()));
+        drop(watched);
+        let ended = client.ended(scope(&case.project), &op_id);
+        let (mut op, seen) = service.while_it_is_killed(ended).await;
+        assert_eq!(op["status"], "succeeded", "killed at {moment:?}: {seen:?}: {op:#}");
+        check(&case, op["result"].take()).await;
+        hit.extend(moment.filter(|_| seen.is_hit));
+        for (name, count) in &seen.messages {
+            waiting.extend((1..=*count).map(|number| Moment { name: name.clone(), number }));
+        }
+        waiting.retain(|moment| !tried.contains(moment));
+        moment = waiting.pop_first();
+        let Some(next) = &moment else { break };
+        tried.insert(next.clone());
+        assert!(tried.len() < MOST_MOMENTS, "{tried:?}");
+    }
+    eprintln!("killed at {hit:?}");
+    for name in ["lease", "claim", "answer to claim"] {
+        assert!(hit.iter().any(|moment: &Moment| moment.name == name), "{name} is not among {hit:?}");
+    }
+}
+
+/// Nothing of what an operation needs on its way is left on a host, but the receipts of copies: that of one whose end was
+/// recorded, and not heard of, goes by its age.
+fn assert_nothing_left(system: &TestSystem, host: usize) {
+    let root = system.data_directory().join(format!("hosts/{host}"));
+    let entries = |directory: PathBuf| fs::read_dir(directory).into_iter().flatten().flatten();
+    for left in entries(root.join("snapshots")).chain(entries(root.join("staging"))) {
+        let names: Vec<_> = entries(left.path()).map(|entry| entry.file_name()).collect();
+        assert_eq!(names, ["journal.json"], "{}", left.path().display());
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(status.success());
+}
+
+async fn backups(client: &Client, project: &str) -> Vec<Value> {
+    let mut listed = client.call(scope(project), "backup.list", json!({})).await;
+    serde_json::from_value(listed["backups"].take()).unwrap()
+}
+
+async fn assert_newest_restores(client: &Client, project: &str) {
+    let drilled = client.done(project, "restore-drill", json!({})).await;
+    assert_eq!(drilled["proof"], "match", "{drilled:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_and_its_proofs() {
+    let (system, client) = start(1).await;
+    let host = interpose(&system, Server::HostBackup(0), "host-backup-0").await;
+    let prepare = async |seed| {
+        let project = client.create_project_with_files(&system, seed).await;
+        Case::create(project, "project-backup", json!({}))
+    };
+    killed_at_every_message(&client, &host, prepare, async |case, result| {
+        assert!(result["files"].as_u64() > Some(300), "{result:#}");
+        assert_eq!(backups(&client, &case.project).await.len(), 1);
+        assert_newest_restores(&client, &case.project).await;
+        assert_nothing_left(&system, 0);
+    })
+    .await;
+
+    let project = client.create_project_with_files(&system, 0).await;
+    client.done(&project, "project-backup", json!({})).await;
+    for (kind, input) in [("restore-drill", json!({})), ("repo-check", json!({ "read_data_shares": 1 }))] {
+        let prepare = async |_| Case::create(project.clone(), kind, input.clone());
+        killed_at_every_message(&client, &host, prepare, async |_, result| {
+            assert!(kind != "restore-drill" || result["proof"] == "match", "{result:#}");
+            assert_nothing_left(&system, 0);
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prune() {
+    let (system, client) = start(1).await;
+    let host = interpose(&system, Server::HostBackup(0), "host-backup-0").await;
+    let prepare = async |seed| {
+        let project = client.create_project_with_files(&system, seed).await;
+        let older = client.done(&project, "project-backup", json!({})).await;
+        change_a_little(&system.project_files(0, &project), seed);
+        client.done(&project, "project-backup", json!({})).await;
+        let request = json!({ "backup_id": older["backup_id"] });
+        Case { project, endpoint: "backup.delete", request, part: None }
+    };
+    killed_at_every_message(&client, &host, prepare, async |case, _| {
+        let left = backups(&client, &case.project).await;
+        assert!(left.len() == 1 && left[0]["backup_id"] != case.request["backup_id"], "{left:#?}");
+        client.done(&case.project, "repo-check", json!({ "read_data_shares": 1 })).await;
+        assert_newest_restores(&client, &case.project).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_and_a_start_that_restores() {
+    let (system, client) = start(1).await;
+    let host = interpose(&system, Server::HostBackup(0), "host-backup-0").await;
+    let kept = |project: &str| system.scratch(&format!("kept-{project}"));
+    for kind in ["project-restore", "project-start"] {
+        let prepare = async |seed| {
+            let project = client.create_project_with_files(&system, seed).await;
+            client.done(&project, "project-backup", json!({})).await;
+            let files = system.project_files(0, &project);
+            copy_tree(&files, &kept(&project));
+            if kind == "project-start" {
+                fs::remove_dir_all(&files).unwrap();
+                fs::remove_dir_all(system.persist_store(0, &project)).unwrap();
+                return Case::create(project, kind, json!({}));
+            }
+            change_a_little(&files, seed);
+            Case::create(project, kind, json!({ "backup_id": "latest" }))
+        };
+        killed_at_every_message(&client, &host, prepare, async |case, result| {
+            // A start whose end was not heard finds the files that the attempt before has restored.
+            let found = kind == "project-start" && result["restored"].is_null();
+            assert!(found || result["files"].as_u64() > Some(300), "{result:#}");
+            assert_same_tree(&kept(&case.project), &system.project_files(0, &case.project));
+            assert_nothing_left(&system, 0);
+        })
+        .await;
+    }
+}
+
+/// Copies a folder of a new project to a new one on the second host.
+async fn copy(system: &TestSystem, client: &Client, seed: u64) -> Case {
+    let project = client.create_project(system.host(0)).await;
+    system.make_volume(0, &project);
+    for number in 0..5 {
+        add_bytes(&system.project_files(0, &project).join("folder"), &format!("{number}"), 10_000, seed);
+    }
+    let destination = client.create_project(system.host(1)).await;
+    system.make_volume(1, &destination);
+    let dest = json!({ "project_id": destination, "path": "copied" });
+    let options = json!({ "preserveTimestamps": true });
+    let input = json!({ "src": { "path": "folder" }, "dest": dest, "options": options });
+    Case::create(project, "project-copy", input)
+}
+
+fn destination(copy: &Case) -> String {
+    copy.request["input"]["dest"]["project_id"].as_str().unwrap().to_owned()
+}
+
+/// The folder is there once, and nothing of the way that it went.
+async fn assert_copied(system: &TestSystem, client: &Client, case: &Case) {
+    let files = system.project_files(1, &destination(case));
+    assert_same_tree(&system.project_files(0, &case.project).join("folder"), &files.join("copied"));
+    let names: Vec<_> = fs::read_dir(&files).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["copied"]);
+    let listed = client.call(scope(&case.project), "copy.list", json!({})).await;
+    assert_eq!(listed["copies"][0]["status"], "done", "{listed:#}");
+    assert_eq!(
+        copy_objects(system, listed["copies"][0]["op_id"].as_str().unwrap()),
+        0,
+        "the snapshot is gone"
+    );
+    assert_nothing_left(system, 0);
+    assert_nothing_left(system, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_in_the_hub() {
+    let (system, client) = start(2).await;
+    let hub = interpose(&system, Server::Scheduler, "scheduler").await;
+    let prepare = async |seed| copy(&system, &client, seed).await;
+    killed_at_every_message(&client, &hub, prepare, async |case, _| {
+        assert_copied(&system, &client, case).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_on_both_hosts() {
+    let (system, client) = start(2).await;
+    let source = interpose(&system, Server::HostBackup(0), "host-backup-0").await;
+    let target = interpose(&system, Server::CopyApplier(1), "copy-applier-1").await;
+    for (service, kind) in [(&source, "copy-snapshot"), (&target, "copy-apply")] {
+        let prepare = async |seed| {
+            let mut case = copy(&system, &client, seed).await;
+            let of = match kind {
+                "copy-apply" => destination(&case),
+                _ => case.project.clone(),
+            };
+            case.part = Some((scope(&of), kind));
+            case
+        };
+        killed_at_every_message(&client, service, prepare, async |case, _| {
+            assert_copied(&system, &client, case).await;
+        })
+        .await;
+    }
+}
