@@ -25,14 +25,15 @@ const COARSEST_STEP_MS: i64 = 50;
 #[derive(Debug)]
 pub struct Generations {
     root: HostRoot,
-    /// The numbers of subvolumes, by path and by the device that the path was on: a restore puts another in its place.
-    subvolumes: HashMap<PathBuf, (u64, u64)>,
+    /// What comes before the paths below the root where btrfs lists subvolumes (from the subvolume that the root lies in),
+    /// once that is known.
+    above_root: Option<String>,
 }
 
 impl Generations {
     /// Of the projects below `root`.
     pub fn new(root: HostRoot) -> Self {
-        Self { root, subvolumes: HashMap::new() }
+        Self { root, above_root: None }
     }
 
     /// The generation of every project that has files on this host. One that cannot be read is passed over.
@@ -58,7 +59,6 @@ impl Generations {
                 Err(error) => tracing::debug!(project.id = %project, %error, "its generation cannot be read"),
             }
         }
-        self.subvolumes.retain(|path, _| path.exists());
         Ok(generations)
     }
 
@@ -68,22 +68,32 @@ impl Generations {
             && is_subvolume(&trees[0])?
             && is_subvolume(&trees[1])?
         {
-            let ids = [self.subvolume_id(&trees[0])?, self.subvolume_id(&trees[1])?];
+            let ids = [self.subvolume_id(&trees[0], facts)?, self.subvolume_id(&trees[1], facts)?];
             return Ok(newest_generation(facts, &ids));
         }
         newest_change(&trees)
     }
 
-    fn subvolume_id(&mut self, path: &Path) -> Result<u64, VolumeError> {
-        let device = path.metadata().map_err(VolumeError::io("look at", path))?.dev();
-        match self.subvolumes.get(path) {
-            Some((known, id)) if *known == device => Ok(*id),
-            _ => {
-                let id = self.root.btrfs.subvolume_id(path)?;
-                self.subvolumes.insert(path.to_owned(), (device, id));
-                Ok(id)
+    /// The number of a subvolume below the root: by its place in the list. Only for the first one, from which it is seen
+    /// where the root is, and for what is not in the list, the program is asked, which is a process each time.
+    fn subvolume_id(&mut self, path: &Path, facts: &[SubvolumeFacts]) -> Result<u64, VolumeError> {
+        let below_root = path.strip_prefix(self.root.path()).unwrap_or(path).to_string_lossy();
+        if let Some(above) = &self.above_root {
+            let is_it = |listed: &&SubvolumeFacts| {
+                listed.path.strip_prefix(above.as_str()).is_some_and(|listed| listed == below_root)
+            };
+            // What lies elsewhere on the filesystem may be listed by the same path.
+            let mut found = facts.iter().filter(is_it);
+            if let (Some(only), None) = (found.next(), found.next()) {
+                return Ok(only.id);
             }
         }
+        let id = self.root.btrfs.subvolume_id(path)?;
+        let listed = facts.iter().find(|listed| listed.id == id);
+        if let Some(above) = listed.and_then(|listed| listed.path.strip_suffix(&*below_root)) {
+            self.above_root = Some(above.to_owned());
+        }
+        Ok(id)
     }
 }
 
@@ -238,6 +248,33 @@ mod tests {
             drop(source);
             root.drop_snapshot(op_id).unwrap();
         });
+    }
+
+    #[test]
+    fn a_subvolume_that_took_the_place_of_another_is_the_one_that_counts() {
+        let Some(mount) = BtrfsMount::new() else { return };
+        // The root is no subvolume, and lies in one.
+        let above = HostRoot::open(mount.path()).unwrap();
+        above.btrfs.create_subvolume(&mount.path().join("above")).unwrap();
+        let root = HostRoot::open(mount.path().join("above/root")).unwrap();
+        let projects: Vec<Uuid> = (0..3).map(|_| Uuid::new_v4()).collect();
+        for project in &projects {
+            fill(&root.ensure_volume(*project).unwrap().project_dir, "old");
+        }
+        settle(&root);
+        let mut generations = Generations::new(root.clone());
+        let before = generations.read().unwrap();
+        assert_eq!(generations.above_root.as_deref(), Some("root/"));
+        let staged = root.stage(projects[1], Uuid::now_v7()).unwrap();
+        fill(&staged.project_dir, "new");
+        root.exchange(&staged).unwrap();
+        root.discard(staged).unwrap();
+        settle(&root);
+        let after = generations.read().unwrap();
+        assert_ne!(before[&projects[1]], after[&projects[1]]);
+        for project in [projects[0], projects[2]] {
+            assert_eq!(before[&project], after[&project]);
+        }
     }
 
     #[test]
