@@ -5,14 +5,12 @@
 //! authorizes, grants the way in for one question, and passes the question on to a subject that only that host's
 //! credentials may listen to.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bus_client::RequestError;
 use bus_messages::{ApiError, BrowseQuery, BrowseReply, BrowseRequest, Encoding, ErrorCode};
 use bus_subjects::BrowseSubject;
-use domain_model::{BackupId, HostId, ProjectId, Routing};
+use domain_model::{BackupId, ProjectId, Routing};
 
 use crate::errors::{chain, from_database};
 use crate::registry::Registry;
@@ -24,23 +22,7 @@ const PATIENCE_WITH_A_HOST: Duration = Duration::from_secs(5);
 const PATIENCE_WITH_THE_HUB: Duration = Duration::from_secs(10);
 
 /// A host that did not answer is not asked again for so long: people would wait for it each time.
-const SILENCE: Duration = Duration::from_secs(10);
-
-/// Hosts that did not answer lately.
-#[derive(Debug, Default)]
-pub(crate) struct SilentHosts(Mutex<HashMap<HostId, Instant>>);
-
-impl SilentHosts {
-    fn is_silent(&self, host: HostId) -> bool {
-        let mut silent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        silent.retain(|_, since| since.elapsed() < SILENCE);
-        silent.contains_key(&host)
-    }
-
-    fn note(&self, host: HostId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(host, Instant::now());
-    }
-}
+pub(crate) const SILENCE: Duration = Duration::from_secs(10);
 
 /// What to say where an answer does not fit its question.
 pub(crate) fn strange_answer() -> ApiError {
@@ -61,7 +43,7 @@ pub(crate) async fn ask(
     let mut last = None;
     for server in [Routing::Host(place.host_id), Routing::Hub] {
         let patience = match server {
-            Routing::Host(host) if registry.silent_hosts.is_silent(host) => continue,
+            Routing::Host(host) if registry.silent_hosts.contains(host) => continue,
             Routing::Host(_) => PATIENCE_WITH_A_HOST,
             Routing::Hub | Routing::Any => PATIENCE_WITH_THE_HUB,
         };

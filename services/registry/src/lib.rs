@@ -15,6 +15,7 @@ mod errors;
 mod gathering;
 mod metrics;
 mod nul;
+mod recent_hosts;
 mod registry;
 mod repositories;
 mod reveal_password;
@@ -36,10 +37,10 @@ use service_runtime::{NatsSettings, Runtime, Shutdown};
 use tokio_util::sync::CancellationToken;
 
 use crate::authorization::Authorization;
-use crate::browsing::SilentHosts;
 use crate::creation_limit::CreationLimit;
 use crate::gathering::Gathering;
 use crate::metrics::RegistryMetrics;
+use crate::recent_hosts::RecentHosts;
 use crate::registry::Registry;
 use crate::repositories::Repositories;
 use crate::secrets::MasterKey;
@@ -98,7 +99,8 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
         creation_limit: CreationLimit::new(&operations.creation),
         settings: operations,
         backups: settings.backups,
-        silent_hosts: SilentHosts::default(),
+        silent_hosts: RecentHosts::new(browsing::SILENCE),
+        heard_hosts: RecentHosts::new(work::HEARD_AGAIN),
         replicas: settings.stream.replicas,
         metrics,
     });

@@ -6,11 +6,11 @@ use bus_messages::{BackupPolicy, Operation};
 use catalog_database::{Caps, Database, Ended, FinishOutcome, Finished, NewOperation};
 use domain_model::{OperationKind, Routing};
 
-use crate::browsing::SilentHosts;
 use crate::creation_limit::CreationLimit;
 use crate::errors::chain;
 use crate::gathering::Gathering;
 use crate::metrics::RegistryMetrics;
+use crate::recent_hosts::RecentHosts;
 use crate::repositories::Repositories;
 use crate::settings::OperationSettings;
 use crate::streams::Streams;
@@ -28,7 +28,10 @@ pub(crate) struct Registry {
     pub settings: OperationSettings,
     /// How projects are backed up where neither they nor their accounts say otherwise.
     pub backups: BackupPolicy,
-    pub silent_hosts: SilentHosts,
+    /// Those that did not answer lately.
+    pub silent_hosts: RecentHosts,
+    /// Those that the catalog has just been told were heard of.
+    pub heard_hosts: RecentHosts,
     pub creation_limit: CreationLimit,
     /// Of the stream.
     pub replicas: u8,
@@ -47,8 +50,8 @@ impl Registry {
 
     /// After operations changed: the streams are told, and the workers with something to do are woken.
     pub(crate) async fn changed(&self, ended: &Ended) {
-        for op in ended.all() {
-            self.streams.tell(op.op_id);
+        for op_id in ended.all().map(|op| op.op_id).chain(ended.shown.iter().copied()) {
+            self.streams.tell(op_id);
         }
         let label = vec![("kind", ended.op.kind.to_string()), ("status", ended.op.status.to_string())];
         self.metrics.ended.get_or_create(&label).inc();

@@ -8,7 +8,7 @@ use bus_messages::kinds;
 use bus_messages::{ApiError, ClaimReply, ClaimRequest, FinishReply, Lease, Outcome};
 use catalog_database::{ClaimWanted, FinishOutcome, Finished, KindWanted, LeaseFence, LeasedOperation};
 use domain_model::Routing;
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 
 use super::finish::finish_all;
 use super::{MOST_OPERATIONS, caller, json_length, not_too_many};
@@ -35,8 +35,11 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
         return Err(ApiError::invalid_argument(format!("at most {MOST_KINDS} kinds in one claim")));
     }
     not_too_many(claim.finished.len(), "ends")?;
-    if let Routing::Host(host) = caller {
+    if let Routing::Host(host) = caller
+        && !registry.heard_hosts.contains(host)
+    {
         registry.database.host_seen(host).await.map_err(from_database)?;
+        registry.heard_hosts.note(host);
     }
     // First, since what has ended makes place for what is claimed.
     let finished = finish_all(&registry, caller, claim.finished).await;
@@ -115,21 +118,19 @@ async fn without_those_that_wait(
     registry: &Registry,
     leased: Vec<LeasedOperation>,
 ) -> Result<Vec<LeasedOperation>, ApiError> {
-    let (mut begin, mut handed_back) = (Vec::with_capacity(leased.len()), Vec::new());
-    for leased in leased {
-        let op = &leased.op;
+    let reasons = leased.iter().map(|LeasedOperation { op, .. }| async move {
         // A project is not kept from starting for ever because of a copy that nobody applies.
         let patience = op.kind.as_str() != "project-start" || op.attempt <= MOST_STARTS_PUT_OFF;
-        let reason = match patience {
-            true => registry.database.waits_for_copies(op).await.map_err(from_database)?,
-            false => None,
-        };
-        match reason {
-            Some(_) => {
-                let wait_s = f64::from(op.attempt).clamp(1.0, MOST_PUT_OFF_S);
-                handed_back.push(handing_back(&leased, wait_s, reason));
-            }
-            None => begin.push(leased),
+        if patience { registry.database.waits_for_copies(op).await } else { Ok(None) }
+    });
+    let reasons = try_join_all(reasons).await.map_err(from_database)?;
+    let (mut begin, mut handed_back) = (Vec::with_capacity(leased.len()), Vec::new());
+    for (leased, reason) in leased.into_iter().zip(reasons) {
+        if reason.is_some() {
+            let wait_s = f64::from(leased.op.attempt).clamp(1.0, MOST_PUT_OFF_S);
+            handed_back.push(handing_back(&leased, wait_s, reason));
+        } else {
+            begin.push(leased);
         }
     }
     hand_back(registry, handed_back).await?;

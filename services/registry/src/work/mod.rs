@@ -6,6 +6,8 @@ mod finish;
 mod grants;
 mod progress;
 
+use std::time::Duration;
+
 use bus_client::IncomingRequest;
 use bus_messages::{ApiError, ErrorCode, Operation};
 use bus_subjects::WorkSubject;
@@ -22,6 +24,8 @@ use crate::registry::Registry;
 
 /// A worker may hold so many operations, and ask for so many at once.
 const MOST_OPERATIONS: usize = 1000;
+/// The catalog is told that a host was heard of this often at most.
+pub(crate) const HEARD_AGAIN: Duration = Duration::from_secs(10);
 const MOST_CHECKPOINT_BYTES: usize = 64 * 1024;
 
 pub(crate) fn caller(request: &IncomingRequest) -> Result<Routing, ApiError> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bus_messages::kinds::{COPY_GRACE_S, CopyPaths, CopySnapshotResult, ProjectCopyInput, named};
 use bus_messages::{EventLevel, Operation, ProgressSummary};
-use domain_model::{CopyStatus, OperationStatus, Progress, overall_percent};
+use domain_model::{CopyStatus, OperationId, OperationStatus, Progress, overall_percent};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -165,7 +165,7 @@ pub(crate) async fn link(
 pub(crate) async fn note(
     connection: &mut PgConnection,
     changed: &[OperationRow],
-) -> Result<Vec<Operation>, DatabaseError> {
+) -> Result<Vec<OperationId>, DatabaseError> {
     let mut applies = Vec::new();
     for row in changed {
         match row.kind.as_str() {
@@ -220,7 +220,7 @@ async fn end_all(connection: &mut PgConnection, row: &OperationRow) -> Result<()
 async fn note_applies(
     connection: &mut PgConnection,
     applies: &[&OperationRow],
-) -> Result<Vec<Operation>, DatabaseError> {
+) -> Result<Vec<OperationId>, DatabaseError> {
     let (mut ids, mut statuses, mut errors) = (Vec::new(), Vec::new(), Vec::new());
     for row in applies {
         let status = match row.status()? {
@@ -267,24 +267,30 @@ async fn note_applies(
         });
         by_parent.entry(copy.op_id).or_default().push((status, message, detail));
     }
-    let mut parents = Vec::new();
+    let mut shown = Vec::new();
     for (parent, ended) in by_parent {
-        parents.extend(show(connection, parent, ended).await?);
+        if show(connection, parent, ended).await? {
+            shown.push(parent.into());
+        }
     }
-    Ok(parents)
+    Ok(shown)
 }
 
-/// Tells the watchers of a `project-copy` that waits how far it is.
+/// Tells the watchers of a `project-copy` how far it is; whether it waits, and so has something to show. All of its
+/// destinations are in its row: it is neither read nor returned.
 async fn show(
     connection: &mut PgConnection,
     parent: Uuid,
     ended: Vec<(CopyStatus, String, Value)>,
-) -> Result<Option<Operation>, DatabaseError> {
+) -> Result<bool, DatabaseError> {
     const DURING: &str = "show how far copies are";
     const PHASE: &str = "apply";
-    let Some(row) = lock(connection, parent).await?.filter(|row| row.waiting_for_children) else {
-        return Ok(None);
-    };
+    let locked = sqlx::query!(
+        r#"SELECT attempt, operation_subject(scope_type, scope_id, id) AS "subject!"
+           FROM long_running_operations WHERE id = $1 AND waiting_for_children FOR UPDATE"#,
+        parent
+    );
+    let Some(row) = locked.fetch_optional(&mut *connection).await.during(DURING)? else { return Ok(false) };
     let counts = sqlx::query!(
         r#"SELECT count(*) AS "all!", count(*) FILTER (WHERE status = 'done') AS "done!",
             count(*) FILTER (WHERE status = 'pending') AS "pending!"
@@ -307,7 +313,6 @@ async fn show(
         progress: overall_percent(named(COPY).phases, PHASE, Some(&share)),
     };
     let summary = read("long_running_operations.progress_summary", serde_json::to_value(summary))?;
-    let subject = row.subject()?;
     let attempt = u32::try_from(row.attempt).unwrap_or(0);
     let events: Vec<Value> = ended
         .into_iter()
@@ -317,18 +322,17 @@ async fn show(
             OutboxEvent { attempt, phase, message, level, status: None, detail: Some(detail) }.to_json()
         })
         .collect();
-    let row = sqlx::query_as!(
-        OperationRow,
+    sqlx::query!(
         "WITH told AS (INSERT INTO outbox (op_id, subject, event) SELECT $1, $2, unnest($3::jsonb[]))
          UPDATE long_running_operations SET progress_summary = $4, updated_at = now(), rev = rev + 1
-         WHERE id = $1 RETURNING *",
+         WHERE id = $1",
         parent,
-        subject,
+        row.subject,
         &events,
         summary,
     )
-    .fetch_one(&mut *connection)
+    .execute(&mut *connection)
     .await
     .during(DURING)?;
-    Operation::try_from(row).map(Some)
+    Ok(true)
 }

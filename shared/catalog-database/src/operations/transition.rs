@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use bus_messages::{
     AttemptError, EventLevel, FinishError, Operation, OperationError, ProgressEvent, ProgressSummary,
 };
-use domain_model::{OperationEvent, OperationStatus, Timestamp, next_state};
+use domain_model::{OperationEvent, OperationId, OperationStatus, Timestamp, next_state};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -22,6 +22,8 @@ pub struct Ended {
     pub op: Operation,
     /// Other operations that changed with it: its children, its parent.
     pub others: Vec<Operation>,
+    /// Operations that have something new to show, and have changed in nothing else.
+    pub shown: Vec<OperationId>,
 }
 
 impl Ended {
@@ -151,8 +153,8 @@ pub(super) async fn apply_all(
         let row =
             row.ok_or_else(|| DatabaseError::row("long_running_operations.id", "a locked row is gone"))?;
         let parent = row.parent_id.filter(|_| changed.status.is_terminal());
-        let others = shown.extract_if(.., |op| Some(op.op_id.as_uuid()) == parent).collect();
-        ended.push((Ended { op: row.try_into()?, others }, parent));
+        let shown = shown.extract_if(.., |shown| Some(shown.as_uuid()) == parent).collect();
+        ended.push((Ended { op: row.try_into()?, others: Vec::new(), shown }, parent));
     }
     // In the order of their ids, so that two who tell the same parents wait for each other in one order only.
     let parents: BTreeSet<Uuid> = ended.iter().filter_map(|(_, parent)| *parent).collect();
@@ -267,10 +269,10 @@ pub(super) async fn child_ended(
     connection: &mut PgConnection,
     parent: Uuid,
 ) -> Result<Vec<Operation>, DatabaseError> {
-    let Some(row) = lock(connection, parent).await? else { return Ok(Vec::new()) };
-    if !row.waiting_for_children || active_children(connection, parent).await? > 0 {
+    if !waits_for_none(connection, parent).await? {
         return Ok(Vec::new());
     }
+    let Some(row) = lock(connection, parent).await? else { return Ok(Vec::new()) };
     if row.cancel_requested_at.is_some() {
         let change = Change {
             event: OperationEvent::CancelRequested,
@@ -298,19 +300,31 @@ pub(super) async fn child_ended(
     Ok(vec![updated.try_into()?])
 }
 
-async fn active_children(connection: &mut PgConnection, parent: Uuid) -> Result<i64, DatabaseError> {
+/// Locks an operation, and says whether it waits for children of which none is active. Apart from [`lock`], because the
+/// operation may be large and most of its children are not the last.
+async fn waits_for_none(connection: &mut PgConnection, parent: Uuid) -> Result<bool, DatabaseError> {
+    const DURING: &str = "look for active children";
+    let waiting = sqlx::query_scalar!(
+        "SELECT waiting_for_children FROM long_running_operations WHERE id = $1 FOR UPDATE",
+        parent
+    );
+    if !waiting.fetch_optional(&mut *connection).await.during(DURING)?.unwrap_or(false) {
+        return Ok(false);
+    }
+    // After the lock: whoever ended another child at the same moment has been waited for.
     sqlx::query_scalar!(
-        r#"SELECT count(*) AS "count!" FROM long_running_operations WHERE parent_id = $1 AND status IN ('queued', 'running')"#,
+        r#"SELECT NOT EXISTS (SELECT 1 FROM long_running_operations
+            WHERE parent_id = $1 AND status IN ('queued', 'running')) AS "none!""#,
         parent
     )
     .fetch_one(connection)
     .await
-    .during("count the active children")
+    .during(DURING)
 }
 
 /// Cancels a locked operation, its children first. What runs is told; the rest ends at once.
 pub(crate) async fn cancel(connection: &mut PgConnection, row: OperationRow) -> Result<Ended, DatabaseError> {
-    let mut others = Vec::new();
+    let (mut others, mut shown) = (Vec::new(), Vec::new());
     let children = sqlx::query_as!(
         OperationRow,
         "SELECT * FROM long_running_operations WHERE parent_id = $1 AND status IN ('queued', 'running')
@@ -351,11 +365,12 @@ pub(crate) async fn cancel(connection: &mut PgConnection, row: OperationRow) -> 
     for child in children {
         let ended = Box::pin(cancel(connection, child)).await?;
         others.extend(ended.all().cloned());
+        shown.extend(ended.shown);
     }
     if let Some(now) = lock(connection, row.id).await? {
         updated = now;
     }
     let op: Operation = updated.try_into()?;
     others.retain(|other| other.op_id != op.op_id);
-    Ok(Ended { op, others })
+    Ok(Ended { op, others, shown })
 }

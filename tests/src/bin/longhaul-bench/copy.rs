@@ -23,7 +23,7 @@ const DESTINATIONS: usize = 100;
 /// Hosts, the first of which has the source.
 const HOSTS: usize = 4;
 /// What copy-applier does at a time by default, on each of the other hosts.
-const AT_A_TIME: usize = 4 * (HOSTS - 1);
+const AT_A_TIME: usize = 8 * (HOSTS - 1);
 const SMALL_COPIES: usize = 30;
 const LARGE_FILES: u32 = 2_000;
 const LARGE_BYTES: u64 = 200_000_000;
