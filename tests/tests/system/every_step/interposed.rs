@@ -244,21 +244,16 @@ impl Frame {
         }
         let words: Vec<&[u8]> =
             frame.line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).collect();
-        // With headers, there is one more length before the last.
-        let lengths = match words.first() {
-            Some(&b"PUB") => 1,
-            Some(&b"HPUB") => 2,
-            // The number of the subscription.
-            Some(&b"MSG") => 1,
-            Some(&b"HMSG") => 2,
-            _ => return Ok(Some(frame)),
+        let [b"PUB" | b"HPUB" | b"MSG" | b"HMSG", subject, .., length] = words[..] else {
+            return Ok(Some(frame));
         };
-        let [_, subject, between @ .., length] = &words[..] else { return Ok(Some(frame)) };
-        let length: usize = std::str::from_utf8(length).ok().and_then(|text| text.parse().ok()).unwrap();
-        let published = words[0].ends_with(b"PUB");
         frame.subject = subject.to_vec();
-        frame.reply =
-            between.first().filter(|_| published && between.len() == lengths).map(|reply| reply.to_vec());
+        // With headers, their length comes before that of all.
+        frame.reply = match words[..] {
+            [b"PUB", _, reply, _] | [b"HPUB", _, reply, _, _] => Some(reply.to_vec()),
+            _ => None,
+        };
+        let length: usize = std::str::from_utf8(length).ok().and_then(|text| text.parse().ok()).unwrap();
         // What ends it belongs to it.
         frame.payload.resize(length + 2, 0);
         from.read_exact(&mut frame.payload).await?;

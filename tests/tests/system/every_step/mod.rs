@@ -19,14 +19,17 @@ use self::interposed::{Interposed, Moment, Watched};
 use crate::copies::copy_objects;
 use crate::{assert_same_tree, scope};
 
-/// Of a lease that nobody ends. A worker gives up 5 s before the end of one that it cannot renew.
-const LEASE_S: &str = "8";
+/// Seconds of a lease, which are waited for where a service is killed that keeps no record of its work, or before it has
+/// made it. A worker renews it every ten, and gives up five before its end.
+const LEASE_S: &str = "17";
+/// For work that takes milliseconds, and has nothing to renew.
+const SHORT_LEASE_S: &str = "8";
 const PATIENCE: Duration = Duration::from_secs(90);
 /// More messages than any operation here has.
 const MOST_MOMENTS: usize = 60;
 
-async fn start(hosts: u16) -> (TestSystem, Client) {
-    let environment = [("LEASE_S", LEASE_S), ("SWEEP_S", "0.5")]
+async fn start(hosts: u16, lease_s: &str) -> (TestSystem, Client) {
+    let environment = [("LEASE_S", lease_s), ("SWEEP_S", "0.5")]
         .map(|(name, value)| (format!("LONGHAUL_REGISTRY__OPERATIONS__{name}"), value.to_owned()));
     let options = SystemOptions { hosts, environment: environment.to_vec(), ..SystemOptions::default() };
     let system = TestSystem::start(options).await.unwrap();
@@ -142,7 +145,7 @@ async fn assert_newest_restores(client: &Client, project: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_and_its_proofs() {
-    let (system, client) = start(1).await;
+    let (system, client) = start(1, LEASE_S).await;
     let host = interpose(&system, Server::HostBackup(0), "host-backup-0").await;
     let prepare = async |seed| {
         let project = client.create_project_with_files(&system, seed).await;
@@ -170,7 +173,7 @@ async fn a_backup_and_its_proofs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prune() {
-    let (system, client) = start(1).await;
+    let (system, client) = start(1, LEASE_S).await;
     let host = interpose(&system, Server::HostBackup(0), "host-backup-0").await;
     let prepare = async |seed| {
         let project = client.create_project_with_files(&system, seed).await;
@@ -191,7 +194,7 @@ async fn a_prune() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_and_a_start_that_restores() {
-    let (system, client) = start(1).await;
+    let (system, client) = start(1, LEASE_S).await;
     let host = interpose(&system, Server::HostBackup(0), "host-backup-0").await;
     let kept = |project: &str| system.scratch(&format!("kept-{project}"));
     for kind in ["project-restore", "project-start"] {
@@ -257,7 +260,7 @@ async fn assert_copied(system: &TestSystem, client: &Client, case: &Case) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_in_the_hub() {
-    let (system, client) = start(2).await;
+    let (system, client) = start(2, SHORT_LEASE_S).await;
     let hub = interpose(&system, Server::Scheduler, "scheduler").await;
     let prepare = async |seed| copy(&system, &client, seed).await;
     killed_at_every_message(&client, &hub, prepare, async |case, _| {
@@ -268,7 +271,7 @@ async fn a_copy_in_the_hub() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_on_both_hosts() {
-    let (system, client) = start(2).await;
+    let (system, client) = start(2, LEASE_S).await;
     let source = interpose(&system, Server::HostBackup(0), "host-backup-0").await;
     let target = interpose(&system, Server::CopyApplier(1), "copy-applier-1").await;
     for (service, kind) in [(&source, "copy-snapshot"), (&target, "copy-apply")] {
