@@ -17,6 +17,7 @@ mod initialise;
 mod job;
 mod job_child;
 mod job_process;
+mod lacking;
 mod mend;
 mod metadata_cache;
 mod node_metadata;

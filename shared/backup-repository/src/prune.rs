@@ -33,6 +33,9 @@ use crate::snapshot::{Purpose, SnapshotId, SnapshotTags};
 /// Unused bytes in packs that are in use otherwise are not worth a copy below this share, in percent.
 const TOLERATED_UNUSED_PERCENT: u64 = 5;
 
+/// Of backups that lack data, so many are named.
+const MOST_NAMED: usize = 10;
+
 /// What one prune copies at most out of packs that are in use otherwise. The next one goes on.
 const MOST_COPIED: &str = "2GiB";
 
@@ -121,7 +124,7 @@ impl Repository {
         check()?;
 
         let options = options(request.grace_s);
-        let plan = self.rustic.prune_plan(&options).map_err(|error| self.plan_error(&error))?;
+        let plan = self.rustic.prune_plan(&options).map_err(|error| self.plan_error(request, &error))?;
         let bytes_before = self.backend.listed_pack_bytes();
         let something_to_do = plan.stats.index_files_rebuild > 0 || plan.stats.packs_unref > 0;
         let freed: u64 = plan.stats.size_to_delete.total() + plan.stats.size_unref;
@@ -223,13 +226,28 @@ impl Repository {
         Ok(seen)
     }
 
-    /// A blob that no index knows means that the repository is damaged, or that a listing has missed an index.
-    fn plan_error(&self, error: &rustic_core::RusticError) -> BackupRepositoryError {
-        self.backend.take_failure("plan a prune of").unwrap_or_else(|| {
-            let root = self.backend.root();
-            let message = format!("nothing was deleted: {}", error.display_log());
-            BackupRepositoryError::new(Kind::Damaged, "plan a prune of", root, message)
-        })
+    /// A blob that no index knows means that the repository is damaged, or that a listing has missed an index. Somebody has to
+    /// decide what becomes of the backups that need it, so these are named.
+    fn plan_error(&self, request: &PruneRequest, error: &rustic_core::RusticError) -> BackupRepositoryError {
+        if let Some(failure) = self.backend.take_failure("plan a prune of") {
+            return failure;
+        }
+        let mut message = format!("nothing was freed: {}", error.display_log());
+        match self.lacking(request.keep.iter().chain(&request.spare)) {
+            Ok(lacking) if !lacking.is_empty() => {
+                let named: Vec<String> = lacking.iter().take(MOST_NAMED).map(ToString::to_string).collect();
+                message = format!(
+                    "nothing was freed: {} backups need data that no index has ({}); a repo-check tells whether it is lost, a \
+                     new backup then brings back what the project still has of it, and once the backups that stay \
+                     incomplete are deleted, space is freed again",
+                    lacking.len(),
+                    named.join(", ")
+                );
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "it cannot be told which backups lack data"),
+        }
+        BackupRepositoryError::new(Kind::Damaged, "plan a prune of", self.backend.root(), message)
     }
 }
 

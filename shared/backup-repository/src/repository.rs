@@ -139,7 +139,7 @@ impl Repository {
     }
 }
 
-fn open_rustic(
+pub(crate) fn open_rustic(
     backend: &Arc<RepositoryBackend>,
     key: &RepositoryKey,
     relay: &ProgressRelay,

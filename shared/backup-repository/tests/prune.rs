@@ -342,3 +342,37 @@ async fn a_snapshot_that_need_not_be_there_is_believed_to_be_lost_only_where_ask
     assert_eq!(error.kind(), BackupRepositoryErrorKind::Damaged, "{}", error.chain());
     assert_eq!(objects(&test), before, "something was deleted");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backups_that_lack_data_are_named_and_keep_nobody_from_space_once_they_are_deleted() {
+    let test = TestRepository::new().await;
+    fs::write(test.project().join("lost"), noise(1_000_000, 1)).unwrap();
+    let first = test.back_up(test.request(None)).await.unwrap().snapshot;
+    let files =
+        walkdir::WalkDir::new(test.repository_path().join("data")).into_iter().map(|file| file.unwrap());
+    let pack = files.max_by_key(|file| file.metadata().unwrap().len()).unwrap();
+    fs::write(test.project().join("kept"), noise(1_000_000, 2)).unwrap();
+    let second = test.back_up(test.request(Some(first))).await.unwrap().snapshot;
+    fs::remove_file(test.project().join("lost")).unwrap();
+    let third = test.back_up(test.request(Some(second))).await.unwrap().snapshot;
+    fs::remove_file(pack.path()).unwrap();
+    let (location, handle) = (test.location(), Handle::current());
+    let mend = move || Repository::open_for_writing(location, handle)?.mend(None, &NoProgress);
+    assert!(!blocking(mend).await.unwrap().is_empty());
+
+    let incomplete = [first.to_string(), second.to_string()];
+    for spare in [vec![], vec![second]] {
+        let keep = if spare.is_empty() { vec![first, second, third] } else { vec![first, third] };
+        let asked = PruneRequest { spare, ..request(&keep, &[]) };
+        let error = prune(test.location(), asked).await.unwrap_err();
+        assert_eq!(error.kind(), BackupRepositoryErrorKind::Damaged);
+        let told = error.chain();
+        assert!(
+            incomplete.iter().all(|id| told.contains(id)) && !told.contains(&third.to_string()),
+            "{told}"
+        );
+    }
+    let receipt = prune(test.location(), request(&[third], &[first, second])).await.unwrap();
+    assert_eq!((receipt.forgotten, receipt.bad.len()), (2, 0));
+    assert_whole(&test, third, "without those that were incomplete").await;
+}
