@@ -232,12 +232,12 @@ impl Repository {
         if let Some(failure) = self.backend.take_failure("plan a prune of") {
             return failure;
         }
-        let mut message = format!("nothing was freed: {}", error.display_log());
+        let mut message = format!("nothing was deleted: {}", error.display_log());
         match self.lacking(request.keep.iter().chain(&request.spare)) {
             Ok(lacking) if !lacking.is_empty() => {
                 let named: Vec<String> = lacking.iter().take(MOST_NAMED).map(ToString::to_string).collect();
                 message = format!(
-                    "nothing was freed: {} backups need data that no index has ({}); a repo-check tells whether it is lost, a \
+                    "nothing was deleted: {} backups need data that no index has ({}); a repo-check tells whether it is lost, a \
                      new backup then brings back what the project still has of it, and once the backups that stay \
                      incomplete are deleted, space is freed again",
                     lacking.len(),
