@@ -133,11 +133,11 @@ impl Sources {
         let path = FILES.parse().map_err(|error| OperationFailure::permanent("invalid_argument", error))?;
         let directory = volume_work(&self.root, move |root| root.copy_directory(copy)).await?;
         operation.progress("download", "reading the snapshot", None);
-        let target = RestoreTarget::Path { path, into: directory.path().to_owned() };
+        // The directory itself is locked by this service; a restore locks what it writes to.
+        let into = directory.path().join("restored");
+        let target = RestoreTarget::Path { path, into: into.clone() };
         match self.runner.restore(operation, repository, snapshot, target, None, false).await {
-            Ok(_) => {
-                Ok(Source { project_dir: directory.path().join(FILES), made: Made::Downloaded(directory) })
-            }
+            Ok(_) => Ok(Source { project_dir: into.join(FILES), made: Made::Downloaded(directory) }),
             Err(failure) => {
                 self.delete(Made::Downloaded(directory), input.copy_op_id).await;
                 Err(failure)

@@ -166,9 +166,7 @@ impl Repository {
     pub fn restore(self, request: &RestoreRequest, progress: &Arc<dyn Progress>) -> Result<RestoreReceipt> {
         let started = Instant::now();
         let (snapshot, tags) = self.snapshot(request.snapshot)?;
-        // The directory of a copy's files is locked by the service that asks.
-        let held = matches!(request.target, RestoreTarget::Path { .. });
-        let open = |path: &Path| StagingDirectory::open(path, request.resume, held);
+        let open = |path: &Path| StagingDirectory::open(path, request.resume);
         let (staging, prefixes) = match &request.target {
             RestoreTarget::Whole { project, persist } => (
                 vec![open(persist)?, open(project)?],

@@ -44,17 +44,15 @@ impl AsFd for Handle<'_> {
 
 impl StagingDirectory {
     /// Opens a directory for a restore, creating it where it is missing. It must be empty, unless what is there `stays`.
-    /// It is locked while this lives; where it is `held`, whoever asked may have locked it already.
-    pub(crate) fn open(path: &Path, stays: bool, held: bool) -> Result<Self> {
+    /// It is locked while this lives.
+    pub(crate) fn open(path: &Path, stays: bool) -> Result<Self> {
         let fail = |message: &str| {
             BackupRepositoryError::new(Kind::DestinationUnusable, "restore into", path.display(), message)
         };
         std::fs::create_dir_all(path).map_err(|error| fail("it cannot be created").with_source(error))?;
         let directory = open_root(path, "restore into")?;
-        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) if held => {}
-            other => other.map_err(|error| fail("another restore is writing to it").with_source(error))?,
-        }
+        rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| fail("another restore is writing to it").with_source(error))?;
         if stays {
             return Ok(Self { directory });
         }

@@ -47,12 +47,13 @@ impl Generations {
         let projects: Vec<Uuid> =
             entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
         let facts = match self.root.filesystem() {
-            Filesystem::Btrfs => Some(self.root.btrfs.list_subvolumes(self.root.path())?),
-            Filesystem::Plain => None,
+            Filesystem::Btrfs => self.root.btrfs.list_subvolumes(self.root.path())?,
+            Filesystem::Plain => Vec::new(),
         };
+        let subvolumes = Subvolumes::new(&facts);
         let mut generations = HashMap::with_capacity(projects.len());
         for project in projects {
-            match self.generation(project, facts.as_deref()) {
+            match self.generation(project, &subvolumes) {
                 Ok(generation) => {
                     generations.insert(project, generation);
                 }
@@ -62,38 +63,68 @@ impl Generations {
         Ok(generations)
     }
 
-    fn generation(&mut self, project: Uuid, facts: Option<&[SubvolumeFacts]>) -> Result<i64, VolumeError> {
+    fn generation(&mut self, project: Uuid, subvolumes: &Subvolumes<'_>) -> Result<i64, VolumeError> {
         let trees = [self.root.project_dir(project), self.root.persist_dir(project)];
-        if let Some(facts) = facts
-            && is_subvolume(&trees[0])?
-            && is_subvolume(&trees[1])?
-        {
-            let ids = [self.subvolume_id(&trees[0], facts)?, self.subvolume_id(&trees[1], facts)?];
-            return Ok(newest_generation(facts, &ids));
+        if is_subvolume(&trees[0])? && is_subvolume(&trees[1])? {
+            let ids = [self.subvolume_id(&trees[0], subvolumes)?, self.subvolume_id(&trees[1], subvolumes)?];
+            return Ok(subvolumes.newest_generation(&ids));
         }
         newest_change(&trees)
     }
 
     /// The number of a subvolume below the root: by its place in the list. Only for the first one, from which it is seen
     /// where the root is, and for what is not in the list, the program is asked, which is a process each time.
-    fn subvolume_id(&mut self, path: &Path, facts: &[SubvolumeFacts]) -> Result<u64, VolumeError> {
+    fn subvolume_id(&mut self, path: &Path, subvolumes: &Subvolumes<'_>) -> Result<u64, VolumeError> {
         let below_root = path.strip_prefix(self.root.path()).unwrap_or(path).to_string_lossy();
-        if let Some(above) = &self.above_root {
-            let is_it = |listed: &&SubvolumeFacts| {
-                listed.path.strip_prefix(above.as_str()).is_some_and(|listed| listed == below_root)
-            };
-            // What lies elsewhere on the filesystem may be listed by the same path.
-            let mut found = facts.iter().filter(is_it);
-            if let (Some(only), None) = (found.next(), found.next()) {
-                return Ok(only.id);
-            }
+        if let Some(above) = &self.above_root
+            && let Some(id) = subvolumes.only_one_at(&format!("{above}{below_root}"))
+        {
+            return Ok(id);
         }
         let id = self.root.btrfs.subvolume_id(path)?;
-        let listed = facts.iter().find(|listed| listed.id == id);
-        if let Some(above) = listed.and_then(|listed| listed.path.strip_suffix(&*below_root)) {
+        if let Some(above) = subvolumes.path(id).and_then(|listed| listed.strip_suffix(&*below_root)) {
             self.above_root = Some(above.to_owned());
         }
         Ok(id)
+    }
+}
+
+/// The subvolumes of a filesystem by what they are looked up by, once a look.
+struct Subvolumes<'a> {
+    by_id: HashMap<u64, &'a SubvolumeFacts>,
+    /// `None` where several are listed by the same path, as those that lie elsewhere on the filesystem may be.
+    at: HashMap<&'a str, Option<u64>>,
+    /// The highest generation of each subvolume and all that are nested in it.
+    newest: HashMap<u64, u64>,
+}
+
+impl<'a> Subvolumes<'a> {
+    fn new(facts: &'a [SubvolumeFacts]) -> Self {
+        let by_id: HashMap<_, _> = facts.iter().map(|subvolume| (subvolume.id, subvolume)).collect();
+        let (mut at, mut newest) = (HashMap::with_capacity(facts.len()), HashMap::with_capacity(facts.len()));
+        for subvolume in facts {
+            at.entry(&*subvolume.path).and_modify(|id| *id = None).or_insert(Some(subvolume.id));
+            // Itself, and all that it lies in.
+            let outwards = |inner: &&'a SubvolumeFacts| by_id.get(&inner.top_level).copied();
+            for outer in std::iter::successors(Some(subvolume), outwards) {
+                let newest = newest.entry(outer.id).or_default();
+                *newest = subvolume.generation.max(*newest);
+            }
+        }
+        Self { by_id, at, newest }
+    }
+
+    fn only_one_at(&self, path: &str) -> Option<u64> {
+        self.at.get(path).copied().flatten()
+    }
+
+    fn path(&self, id: u64) -> Option<&str> {
+        self.by_id.get(&id).map(|subvolume| &*subvolume.path)
+    }
+
+    fn newest_generation(&self, ids: &[u64]) -> i64 {
+        let newest = ids.iter().filter_map(|id| self.newest.get(id)).max();
+        newest.and_then(|generation| i64::try_from(*generation).ok()).unwrap_or(0)
     }
 }
 
@@ -110,7 +141,7 @@ impl HostRoot {
         }
         let facts = self.btrfs.list_subvolumes(self.path()).ok()?;
         let ids: Result<Vec<u64>, _> = trees.iter().map(|tree| self.btrfs.subvolume_id(tree)).collect();
-        Some(newest_generation(&facts, &ids.ok()?))
+        Some(Subvolumes::new(&facts).newest_generation(&ids.ok()?))
     }
 
     /// The generation that the snapshots of the operation `op_id` are of. Making a snapshot gives its source the
@@ -127,26 +158,6 @@ impl HostRoot {
         let of_both = if live_persist.generation == persist.made_in { project } else { persist };
         i64::try_from(of_both.made_in).ok()
     }
-}
-
-/// The highest generation of some subvolumes and all that are nested in them.
-fn newest_generation(facts: &[SubvolumeFacts], ids: &[u64]) -> i64 {
-    let parents: HashMap<u64, u64> =
-        facts.iter().map(|subvolume| (subvolume.id, subvolume.top_level)).collect();
-    let belongs = |subvolume: &&SubvolumeFacts| {
-        let mut id = subvolume.id;
-        loop {
-            if ids.contains(&id) {
-                return true;
-            }
-            match parents.get(&id) {
-                Some(parent) if *parent != id => id = *parent,
-                _ => return false,
-            }
-        }
-    };
-    let newest = facts.iter().filter(belongs).map(|subvolume| subvolume.generation).max();
-    newest.and_then(|generation| i64::try_from(generation).ok()).unwrap_or(0)
 }
 
 /// The newest change time below some directories, in milliseconds; those that are not there are passed over.

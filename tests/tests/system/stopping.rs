@@ -37,7 +37,7 @@ async fn stop(system: &TestSystem, server: Server) -> Duration {
 }
 
 /// A process whose parent is held is not buried when it has ended.
-async fn gone(pid: u32) {
+pub(crate) async fn gone(pid: u32) {
     wait_for("a process to end", PATIENCE, || async {
         match fs::read_to_string(format!("/proc/{pid}/stat")) {
             Ok(stat) if !stat.contains(") Z ") => Err("it is there".to_owned()),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use server_processes::{ManagedProcess, ProcessSpec, Signal, healthy, wait_until};
-use test_harness::TestSystem;
+use test_harness::{TestSystem, wait_for};
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
 };
@@ -23,8 +23,8 @@ use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 const PATIENCE_TO_START: Duration = Duration::from_secs(90);
-/// In which a message that was sent before an operation had ended comes through.
-const AFTERTHOUGHTS: Duration = Duration::from_millis(300);
+/// For the answer to what was asked before an operation had ended.
+const PATIENCE_FOR_AN_ANSWER: Duration = Duration::from_secs(10);
 
 /// A service of an installation that is started by the test, behind a proxy of its own.
 pub(super) struct Interposed {
@@ -145,7 +145,7 @@ impl Interposed {
             _ = process.wait() => None,
         };
         if early.is_some() {
-            tokio::time::sleep(AFTERTHOUGHTS).await;
+            self.all_is_answered().await;
         }
         let hit = self.hold().await.as_ref().is_some_and(|watched| watched.is_hit);
         assert!(hit || process.is_running(), "it has ended by itself: {}", process.log_tail());
@@ -159,6 +159,16 @@ impl Interposed {
         };
         let Watched { messages, is_hit, .. } = self.hold().await.take().unwrap();
         (ended, Seen { messages, is_hit })
+    }
+
+    /// Waits until nothing is under way about the operation, or the service was killed.
+    async fn all_is_answered(&self) {
+        let is_so = || async {
+            let watched = self.hold().await;
+            let waits = watched.as_ref().is_some_and(|watched| !watched.is_hit && !watched.asked.is_empty());
+            if waits { Err("an answer is under way") } else { Ok(()) }
+        };
+        wait_for("all to be answered", PATIENCE_FOR_AN_ANSWER, is_so).await;
     }
 }
 

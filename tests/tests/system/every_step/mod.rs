@@ -17,6 +17,7 @@ use test_harness::{Client, Server, SystemOptions, TestSystem, add_bytes, change_
 
 use self::interposed::{Interposed, Moment, Watched};
 use crate::copies::copy_objects;
+use crate::stopping::gone;
 use crate::{assert_same_tree, scope};
 
 /// Seconds of a lease, which are waited for where a service is killed that keeps no record of its work, or before it has
@@ -41,13 +42,7 @@ async fn start(hosts: u16, lease_s: &str) -> (TestSystem, Client) {
 async fn interpose(system: &TestSystem, server: Server, name: &str) -> Interposed {
     system.hold_restarts();
     let pid = system.kill_nine(server);
-    wait_for("a process to end", PATIENCE, || async {
-        match fs::read_to_string(format!("/proc/{pid}/stat")) {
-            Ok(stat) if !stat.contains(") Z ") => Err("it is there".to_owned()),
-            _ => Ok(()),
-        }
-    })
-    .await;
+    gone(pid).await;
     Interposed::start(system, name).await.unwrap()
 }
 
