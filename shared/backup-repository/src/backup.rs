@@ -191,7 +191,10 @@ impl Repository {
 
     /// The backup that an operation made, if it got that far: for a step that is repeated after its answer
     /// was lost. Reads every snapshot that is not in the cache, so ask only on a repetition.
-    pub fn find_backup_of(&self, op_id: Uuid) -> Result<Option<BackupReceipt>> {
+    ///
+    /// An attempt that did not know yet that it had lost its lease may have counted on packs that a prune has marked since.
+    /// Its backup would not restore before another prune had taken them back, so it is none.
+    fn find_backup_of(&self, op_id: Uuid) -> Result<Option<BackupReceipt>> {
         let tag = format!("op={op_id}");
         let snapshots = self
             .rustic
@@ -202,10 +205,15 @@ impl Repository {
             let Some(tree) = tags.tree.filter(|_| tags.project_id == self.identity.project_id) else {
                 continue;
             };
+            let id = SnapshotId::from_rustic(snapshot.id.into_inner())?;
+            if !self.lacking([&id].into_iter())?.is_empty() {
+                tracing::warn!(backup.id = %id, "what an earlier attempt made lacks data: it is made anew");
+                continue;
+            }
             let summary = snapshot.summary.unwrap_or_default();
             let parent = snapshot.parent.map(|id| SnapshotId::from_rustic(id.into_inner())).transpose()?;
             return Ok(Some(BackupReceipt {
-                snapshot: SnapshotId::from_rustic(snapshot.id.into_inner())?,
+                snapshot: id,
                 tree,
                 files: summary.total_files_processed,
                 directories: summary.total_dirs_processed,

@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use backup_repository::*;
 use object_storage::{ConnectOptions, FaultInjector, FaultPlan, ObjectStore};
@@ -216,6 +217,59 @@ async fn within_the_grace_nothing_is_deleted_and_what_is_wanted_again_is_taken_b
     let fourth = test.back_up(test.request(Some(third))).await.unwrap().snapshot;
     prune(test.location(), request(&[third, fourth], &[])).await.unwrap();
     assert_whole(&test, fourth, "taken back").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_ends_after_its_packs_were_marked_is_made_anew() {
+    /// The registry's is an hour.
+    const MARGIN_S: f64 = 1.0;
+    let (test, [first, second, third]) = three_backups().await;
+    // What it has of these is in packs that only the first two name.
+    fs::write(test.project().join("file-0"), noise(1_000_000, 0)).unwrap();
+    fs::write(test.project().join("file-1"), noise(1_000_000, 1)).unwrap();
+    fs::write(test.project().join("its-own"), noise(1_000_000, 77)).unwrap();
+    let (reached, is_reached) = std::sync::mpsc::channel();
+    let (go_on, goes_on) = std::sync::mpsc::channel();
+    let hold = std::sync::Mutex::new((reached, goes_on));
+    let store = FaultyStore::new(Arc::clone(&test.store), move |action, key, _| {
+        if matches!(action, Action::Put) && key.contains("/snapshots/") {
+            let (reached, goes_on) = &*hold.lock().unwrap();
+            reached.send(()).unwrap();
+            goes_on.recv().unwrap();
+        }
+        false
+    });
+    // What is younger than the grace is not even marked.
+    let pause = Duration::from_secs_f64(MARGIN_S * 1.5);
+    tokio::time::sleep(pause).await;
+    let began = Instant::now();
+    let backup =
+        tokio::spawn(back_up(test.location_on(store), test.request(Some(third)), Arc::new(NoProgress)));
+    blocking(move || is_reached.recv()).await.unwrap();
+    let before = packs(&test);
+    for round in 0..2 {
+        let grace_s = Some(began.elapsed().as_secs_f64() + MARGIN_S);
+        let forget: &[SnapshotId] = if round == 0 { &[first, second] } else { &[] };
+        let pruned =
+            prune(test.location(), PruneRequest { grace_s, ..request(&[third], forget) }).await.unwrap();
+        assert!(packs(&test) >= before, "round {round}: {before} {}", packs(&test));
+        assert!(pruned.bytes_waiting > 2_000_000, "round {round}: {pruned:?}");
+        tokio::time::sleep(pause).await;
+    }
+    go_on.send(()).unwrap();
+    let zombies = backup.await.unwrap().unwrap();
+    assert!(!test.check().await.is_sound(), "it counts on packs that are marked");
+    let again = BackupRequest { attempt: 2, ..test.request(Some(third)) };
+    let fourth = test.back_up(again.clone()).await.unwrap();
+    assert!(!fourth.found && fourth.bytes_added > 1_500_000, "{fourth:?}");
+    assert_eq!(fourth.tree, zombies.tree);
+    test.restore(fourth.snapshot, test.whole("with its own packs")).await.unwrap();
+    // Whoever repeats it once more finds the one that restores.
+    let repeated = test.back_up(BackupRequest { attempt: 3, ..again }).await.unwrap();
+    assert_eq!((repeated.found, repeated.snapshot), (true, fourth.snapshot));
+    prune(test.location(), request(&[third, fourth.snapshot], &[])).await.unwrap();
+    assert_eq!(test.snapshots().await.len(), 2);
+    assert_whole(&test, fourth.snapshot, "in the end").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

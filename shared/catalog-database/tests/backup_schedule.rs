@@ -8,13 +8,13 @@ use std::collections::{HashMap, HashSet};
 
 use bus_messages::{BackupPolicy, Outcome, ProjectGeneration};
 use catalog_database::{
-    Caps, ClaimWanted, Database, DueProject, FinishOutcome, Finished, KindWanted, LeaseFence, NewBucket,
-    NewOperation, NewProject, Upkeep,
+    Caps, ClaimWanted, Database, DueProject, FinishOutcome, Finished, KindWanted, NewBucket, NewOperation,
+    NewProject, Upkeep,
 };
 use domain_model::{BackupDecision, HostId, OperationId, ProjectId, Routing, Scope, Timestamp};
 use futures::future::join_all;
 use serde_json::json;
-use support::{catalog, new_operation};
+use support::{catalog, fence, finished, new_operation};
 use uuid::Uuid;
 
 async fn projects(database: &Database, count: usize) -> (HostId, Vec<ProjectId>) {
@@ -154,18 +154,7 @@ async fn upkeep_is_asked_for_where_there_is_a_backup_and_once_a_period() {
     let leased = database.claim_operations(&wanted).await.unwrap().remove(0);
     let result = json!({ "backup_id": "a".repeat(64), "files": 1, "bytes": 1, "bytes_added": 1, "parent": null,
         "source": "live", "tree": "b".repeat(64), "snapshot_at": "2026-11-21T07:38:27.123Z", "duration_s": 1.0 });
-    let finished = Finished {
-        fence: LeaseFence { op_id: backup.id, attempt: 1, lease_id: leased.lease_id },
-        outcome: Outcome::Succeeded,
-        result: Some(result),
-        error: None,
-        checkpoint: None,
-        summary: None,
-        children: Vec::new(),
-        jitter: 0.0,
-        wait_s: 0.0,
-        reason: None,
-    };
+    let finished = Finished { result: Some(result), ..finished(fence(&leased), Outcome::Succeeded) };
     let outcome = database.finish_operation(&finished).await.unwrap();
     assert!(matches!(outcome, FinishOutcome::Recorded(_)), "{outcome:?}");
 

@@ -7,15 +7,15 @@ mod support;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use bus_messages::{FinishError, Operation, Outcome};
+use bus_messages::{Operation, Outcome};
 use catalog_database::{
     BucketPlacement, CancelOutcome, Caps, ClaimWanted, CreateOutcome, Database, FinishOutcome, Finished,
-    Heartbeat, KindWanted, LeaseFence, LeasedOperation, NewBucket, NewOperation, NewProject,
+    Heartbeat, KindWanted, LeasedOperation, NewBucket, NewOperation, NewProject,
 };
 use domain_model::{AccountId, HostId, OperationId, OperationStatus, ProjectId, Routing, Scope, Timestamp};
 use futures::future::join_all;
 use serde_json::json;
-use support::{catalog, new_operation};
+use support::{catalog, fence, finished, new_operation};
 use uuid::Uuid;
 
 async fn create(database: &Database, new: &NewOperation) -> OperationId {
@@ -50,29 +50,6 @@ async fn claim_as(
         lease_s,
     };
     database.claim_operations(&wanted).await.unwrap()
-}
-
-fn fence(leased: &LeasedOperation) -> LeaseFence {
-    LeaseFence { op_id: leased.op.op_id, attempt: leased.op.attempt, lease_id: leased.lease_id }
-}
-
-fn finished(fence: LeaseFence, outcome: Outcome) -> Finished {
-    Finished {
-        fence,
-        outcome,
-        result: (outcome == Outcome::Succeeded).then(|| json!({ "done": true })),
-        error: (outcome == Outcome::Failed).then(|| FinishError {
-            code: "test".to_owned(),
-            message: "failed".to_owned(),
-            retryable: true,
-        }),
-        checkpoint: None,
-        summary: None,
-        children: Vec::new(),
-        jitter: 0.0,
-        wait_s: 0.0,
-        reason: None,
-    }
 }
 
 async fn operation(database: &Database, id: OperationId) -> Operation {

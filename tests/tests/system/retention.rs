@@ -226,6 +226,51 @@ async fn a_host_killed_in_mid_prune_finishes_it_in_another_attempt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_backup_that_lost_its_lease_may_count_on_stays() {
+    let environment = [("LEASE_S", "15"), ("SWEEP_S", "0.5")]
+        .map(|(name, value)| (format!("LONGHAUL_REGISTRY__OPERATIONS__{name}"), value.to_owned()));
+    let options = SystemOptions {
+        hosts: 2,
+        faults: true,
+        environment: environment.to_vec(),
+        ..SystemOptions::default()
+    };
+    let system = TestSystem::start(options).await.unwrap();
+    let client = system.operator().await;
+    let (project, [first, second, _]) = three_backups(&system, &client, 86).await;
+    let place = repository(&system, &client, &project).await;
+    add_bytes(&system.project_files(0, &project), "changing.bin", 6_000_000, 8_700);
+    system.set_faults(&json!({ "faults": [
+        { "operation": "put", "key": "*/data/*", "action": { "delay": { "milliseconds": 5_000 } } },
+    ]}));
+    let backup = client.create(scope(&project), "project-backup", json!({})).await;
+    client.until(scope(&project), &backup, "phase", &["upload"]).await;
+    system.signal(Server::HostBackup(0), Signal::STOP);
+    wait_for("the lease to be lost", Duration::from_secs(120), || async {
+        let op = client.operation(scope(&project), &backup).await;
+        if op["lease_losses"] == 1 { Ok(()) } else { Err(op.to_string()) }
+    })
+    .await;
+    system.clear_faults();
+    system.signal(Server::HostBackup(0), Signal::CONT);
+    let op = client.ended(scope(&project), &backup).await;
+    assert_eq!((&op["status"], &op["attempt"]), (&json!("succeeded"), &json!(2)), "{op:#}");
+
+    let before = packs(&place);
+    for backup in [first, second] {
+        let deleted = client.call(scope(&project), "backup.delete", json!({ "backup_id": backup })).await;
+        let op_id = deleted["op"]["op_id"].as_str().unwrap().to_owned();
+        let result = client.result(scope(&project), &op_id).await;
+        assert_eq!((&result["forgotten"], &result["bytes_freed"]), (&json!(1), &json!(0)), "{result:#}");
+        assert!(packs(&place) >= before, "{} of {before} bytes are left", packs(&place));
+        let events = client.call(scope(&project), "lro.events", json!({ "op_id": op_id })).await;
+        assert!(events.to_string().contains("may still be writing"), "{events:#}");
+        assert_whole(&system, &client, &project).await;
+    }
+    assert_eq!(listed(&client, &project).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn listings_that_miss_something_and_deletions_that_lie_cost_no_backup_anything() {
     let (system, client) = start().await;
     let (project, [first, _, third]) = three_backups(&system, &client, 86).await;

@@ -1,6 +1,7 @@
 //! What the tests of the catalog start from.
 
-use catalog_database::{Database, NewOperation};
+use bus_messages::{FinishError, Outcome};
+use catalog_database::{Database, Finished, LeaseFence, LeasedOperation, NewOperation};
 use domain_model::{OperationId, Routing, Scope};
 use futures::future::join_all;
 use secrecy::SecretString;
@@ -56,5 +57,30 @@ pub(crate) fn new_operation() -> NewOperation {
         parent: None,
         retry_of: None,
         checkpoint: None,
+    }
+}
+
+/// What proves that a lease is held.
+pub(crate) fn fence(leased: &LeasedOperation) -> LeaseFence {
+    LeaseFence { op_id: leased.op.op_id, attempt: leased.op.attempt, lease_id: leased.lease_id }
+}
+
+/// An end, and nothing else that comes with one.
+pub(crate) fn finished(fence: LeaseFence, outcome: Outcome) -> Finished {
+    Finished {
+        fence,
+        outcome,
+        result: (outcome == Outcome::Succeeded).then(|| json!({ "done": true })),
+        error: (outcome == Outcome::Failed).then(|| FinishError {
+            code: "test".to_owned(),
+            message: "failed".to_owned(),
+            retryable: true,
+        }),
+        checkpoint: None,
+        summary: None,
+        children: Vec::new(),
+        jitter: 0.0,
+        wait_s: 0.0,
+        reason: None,
     }
 }
