@@ -188,14 +188,15 @@ impl Attempt {
         receiver
     }
 
-    /// When a heartbeat of this operation is due.
-    pub(crate) fn due(&self, now: Instant, interval: Duration) -> Instant {
+    /// When a heartbeat of this operation is due; for its events alone not before `tells_at`.
+    pub(crate) fn due(&self, now: Instant, interval: Duration, tells_at: Option<Instant>) -> Instant {
         let state = self.state();
         if state.checkpoint.is_some() {
             return now;
         }
         let heartbeat = state.last_heartbeat + interval;
-        state.events.due(now).map_or(heartbeat, |events| events.min(heartbeat))
+        let events = state.events.due(now).map(|due| tells_at.map_or(due, |tells_at| due.max(tells_at)));
+        events.map_or(heartbeat, |events| events.min(heartbeat))
     }
 
     /// Whether so much of the interval is over that the heartbeat may go along with those of others.

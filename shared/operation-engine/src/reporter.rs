@@ -23,6 +23,9 @@ const REQUEST_OPERATIONS: usize = 50;
 const BACK_OFF: BackOff = BackOff { base: Duration::from_millis(200), cap: Duration::from_secs(2) };
 /// Between two requests, however much there is to tell.
 const REST: Duration = Duration::from_millis(10);
+/// From one request until one for nothing but events: those of one operation wait for more of it anyway, and so go
+/// together with those of others.
+const REST_FROM_TELLING: Duration = Duration::from_millis(100);
 /// Between two looks at everything: a nudge is most often about new work, and many come at once.
 const REST_FROM_ASKING: Duration = Duration::from_millis(500);
 
@@ -77,8 +80,10 @@ impl Reporter {
     pub(crate) async fn run(&self) {
         let mut failures = 0;
         let mut asks_at = Instant::now();
+        let mut tells_at = asks_at;
         loop {
-            self.wait_until_due(asks_at).await;
+            self.wait_until_due(asks_at, tells_at).await;
+            tells_at = Instant::now() + REST_FROM_TELLING;
             let everything = asks_at <= Instant::now() && self.everything.swap(false, Ordering::AcqRel);
             if everything {
                 asks_at = Instant::now() + REST_FROM_ASKING;
@@ -99,11 +104,12 @@ impl Reporter {
         attempts.iter().filter(|attempt| !attempt.lost().is_cancelled()).cloned().collect()
     }
 
-    /// Everything is asked about from `asks_at` on.
-    async fn wait_until_due(&self, asks_at: Instant) {
+    /// Everything is asked about from `asks_at` on, and events are told from `tells_at` on.
+    async fn wait_until_due(&self, asks_at: Instant, tells_at: Instant) {
         loop {
             let now = Instant::now();
-            let due = self.held().iter().map(|attempt| attempt.due(now, self.interval)).min();
+            let due_of = |attempt: &Arc<Attempt>| attempt.due(now, self.interval, Some(tells_at));
+            let due = self.held().iter().map(due_of).min();
             let due =
                 due.map(|due| if self.everything.load(Ordering::Acquire) { due.min(asks_at) } else { due });
             match due {
@@ -123,11 +129,11 @@ impl Reporter {
     async fn report(&self, everything: bool) -> bool {
         let now = Instant::now();
         let mut attempts = self.held();
-        attempts.retain(|attempt| {
-            everything || attempt.due(now, self.interval) <= now || attempt.may_go_along(now, self.interval)
-        });
+        let due = |attempt: &Arc<Attempt>| attempt.due(now, self.interval, None);
+        attempts
+            .retain(|attempt| everything || due(attempt) <= now || attempt.may_go_along(now, self.interval));
         // Those that have waited longest first, so that none starves where not everything fits.
-        attempts.sort_by_cached_key(|attempt| attempt.due(now, self.interval));
+        attempts.sort_by_cached_key(due);
         for attempts in attempts.chunks(REQUEST_OPERATIONS) {
             if !self.request(attempts).await {
                 self.everything.fetch_or(everything, Ordering::AcqRel);
