@@ -82,7 +82,8 @@ pub struct CopyRequest {
     /// The directory that stands for the files of the source project: live, a snapshot, or a tree that was downloaded.
     pub source: PathBuf,
     /// Whether others change the source meanwhile. What they delete is then left out of the copy; in a source that should
-    /// stand still (a snapshot, or a tree that was downloaded), something that is gone is an error.
+    /// stand still (a snapshot, or a tree that was downloaded), something that is gone is an error. Only of a tree that nobody
+    /// but the host can write may it be said that it is not live: its files are opened by their names.
     pub source_is_live: bool,
     /// What of it, no two to the same place.
     pub entries: Vec<CopyEntry>,

@@ -47,13 +47,13 @@ impl Generations {
         let projects: Vec<Uuid> =
             entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
         let facts = match self.root.filesystem() {
-            Filesystem::Btrfs => self.root.btrfs.list_subvolumes(self.root.path())?,
-            Filesystem::Plain => Vec::new(),
+            Filesystem::Btrfs => Some(self.root.btrfs.list_subvolumes(self.root.path())?),
+            Filesystem::Plain => None,
         };
-        let subvolumes = Subvolumes::new(&facts);
+        let subvolumes = facts.as_deref().map(Subvolumes::new);
         let mut generations = HashMap::with_capacity(projects.len());
         for project in projects {
-            match self.generation(project, &subvolumes) {
+            match self.generation(project, subvolumes.as_ref()) {
                 Ok(generation) => {
                     generations.insert(project, generation);
                 }
@@ -63,9 +63,13 @@ impl Generations {
         Ok(generations)
     }
 
-    fn generation(&mut self, project: Uuid, subvolumes: &Subvolumes<'_>) -> Result<i64, VolumeError> {
+    /// `subvolumes` are `None` where the root is not used as btrfs, whatever lies there.
+    fn generation(&mut self, project: Uuid, subvolumes: Option<&Subvolumes<'_>>) -> Result<i64, VolumeError> {
         let trees = [self.root.project_dir(project), self.root.persist_dir(project)];
-        if is_subvolume(&trees[0])? && is_subvolume(&trees[1])? {
+        if let Some(subvolumes) = subvolumes
+            && is_subvolume(&trees[0])?
+            && is_subvolume(&trees[1])?
+        {
             let ids = [self.subvolume_id(&trees[0], subvolumes)?, self.subvolume_id(&trees[1], subvolumes)?];
             return Ok(subvolumes.newest_generation(&ids));
         }
@@ -105,7 +109,9 @@ impl<'a> Subvolumes<'a> {
         for subvolume in facts {
             at.entry(&*subvolume.path).and_modify(|id| *id = None).or_insert(Some(subvolume.id));
             // Itself, and all that it lies in.
-            let outwards = |inner: &&'a SubvolumeFacts| by_id.get(&inner.top_level).copied();
+            let outwards = |inner: &&'a SubvolumeFacts| {
+                by_id.get(&inner.top_level).copied().filter(|outer| outer.id != inner.id)
+            };
             for outer in std::iter::successors(Some(subvolume), outwards) {
                 let newest = newest.entry(outer.id).or_default();
                 *newest = subvolume.generation.max(*newest);

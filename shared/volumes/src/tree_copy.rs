@@ -3,8 +3,10 @@
 //! The source may be a live project, and its owner may be hostile: each name can be a link a moment later. So
 //! whatever is copied is first opened as a bare handle (`O_PATH`, which runs no driver and reads nothing), looked at
 //! through it, and read through it. Only the files of a source that stands still, which nobody but the host can write, are
-//! looked at by their names and opened at once: three calls less of the kernel for each. Links are copied as links. Where the caller wants them followed, the kernel
-//! resolves them beneath the root of the source, and refuses what leads out of it.
+//! looked at by their names and opened at once: three calls less of the kernel for each.
+//!
+//! Links are copied as links. Where the caller wants them followed, the kernel resolves them beneath the root of the
+//! source, and refuses what leads out of it.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::ops::ControlFlow;

@@ -48,6 +48,14 @@ fn scope(project: &str) -> String {
     format!("project-{project}")
 }
 
+/// The settings of a registry with leases of so many seconds, which it soon misses.
+fn leases_of(seconds: &str) -> Vec<(String, String)> {
+    let settings = [("LEASE_S", seconds), ("SWEEP_S", "0.5")];
+    settings
+        .map(|(name, value)| (format!("LONGHAUL_REGISTRY__OPERATIONS__{name}"), value.to_owned()))
+        .to_vec()
+}
+
 /// That two trees are the same in everything, with the differences where they are not.
 #[track_caller]
 fn assert_same_tree(one: &std::path::Path, other: &std::path::Path) {

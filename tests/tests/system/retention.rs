@@ -10,7 +10,7 @@ use test_harness::{
 };
 
 use crate::main_job::restic_on;
-use crate::{assert_same_tree, scope};
+use crate::{assert_same_tree, leases_of, scope};
 
 async fn start() -> (TestSystem, Client) {
     let options = SystemOptions { hosts: 2, faults: true, ..SystemOptions::default() };
@@ -227,14 +227,8 @@ async fn a_host_killed_in_mid_prune_finishes_it_in_another_attempt() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_backup_that_lost_its_lease_may_count_on_stays() {
-    let environment = [("LEASE_S", "15"), ("SWEEP_S", "0.5")]
-        .map(|(name, value)| (format!("LONGHAUL_REGISTRY__OPERATIONS__{name}"), value.to_owned()));
-    let options = SystemOptions {
-        hosts: 2,
-        faults: true,
-        environment: environment.to_vec(),
-        ..SystemOptions::default()
-    };
+    let options =
+        SystemOptions { hosts: 2, faults: true, environment: leases_of("15"), ..SystemOptions::default() };
     let system = TestSystem::start(options).await.unwrap();
     let client = system.operator().await;
     let (project, [first, second, _]) = three_backups(&system, &client, 86).await;

@@ -22,9 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
-const PATIENCE_TO_START: Duration = Duration::from_secs(90);
-/// For the answer to what was asked before an operation had ended.
-const PATIENCE_FOR_AN_ANSWER: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A service of an installation that is started by the test, behind a proxy of its own.
 pub(super) struct Interposed {
@@ -128,7 +126,7 @@ impl Interposed {
         let process = Arc::new(ManagedProcess::spawn(self.spec.clone()).await?);
         self.shared.set_process(Arc::clone(&process));
         let listens = || async { healthy(fs::read_to_string(&self.address_file)?.trim().parse()?).await };
-        wait_until(&process, PATIENCE_TO_START, listens).await
+        wait_until(&process, PATIENCE, listens).await
     }
 
     /// Nothing comes through until an operation is told: so it is watched from its first message on.
@@ -168,7 +166,7 @@ impl Interposed {
             let waits = watched.as_ref().is_some_and(|watched| !watched.is_hit && !watched.asked.is_empty());
             if waits { Err("an answer is under way") } else { Ok(()) }
         };
-        wait_for("all to be answered", PATIENCE_FOR_AN_ANSWER, is_so).await;
+        wait_for("all to be answered", PATIENCE, is_so).await;
     }
 }
 

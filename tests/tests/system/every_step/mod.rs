@@ -18,7 +18,7 @@ use test_harness::{Client, Server, SystemOptions, TestSystem, add_bytes, change_
 use self::interposed::{Interposed, Moment, Watched};
 use crate::copies::copy_objects;
 use crate::stopping::gone;
-use crate::{assert_same_tree, scope};
+use crate::{assert_same_tree, leases_of, scope};
 
 /// Seconds of a lease, which are waited for where a service is killed that keeps no record of its work, or before it has
 /// made it. A worker renews it every ten, and gives up five before its end.
@@ -30,9 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const MOST_MOMENTS: usize = 60;
 
 async fn start(hosts: u16, lease_s: &str) -> (TestSystem, Client) {
-    let environment = [("LEASE_S", lease_s), ("SWEEP_S", "0.5")]
-        .map(|(name, value)| (format!("LONGHAUL_REGISTRY__OPERATIONS__{name}"), value.to_owned()));
-    let options = SystemOptions { hosts, environment: environment.to_vec(), ..SystemOptions::default() };
+    let options = SystemOptions { hosts, environment: leases_of(lease_s), ..SystemOptions::default() };
     let system = TestSystem::start(options).await.unwrap();
     let client = system.operator().await;
     (system, client)
