@@ -7,8 +7,8 @@ use domain_model::Routing;
 use tokio_util::sync::CancellationToken;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Projects looked at in one request.
-const LIMIT: u32 = 200;
+/// Projects looked at in one request: all that become operations are created in one transaction, for which others wait.
+const LIMIT: u32 = 100;
 
 /// Has the registry ask for the backups that are due, every `every` until `stopping`. What is due is decided there, in
 /// one transaction with the asking: any number of schedulers may do this at once.

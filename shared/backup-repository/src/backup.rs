@@ -193,7 +193,8 @@ impl Repository {
     /// was lost. Reads every snapshot that is not in the cache, so ask only on a repetition.
     ///
     /// An attempt that did not know yet that it had lost its lease may have counted on packs that a prune has marked since.
-    /// Its backup would not restore before another prune had taken them back, so it is none.
+    /// Its backup would not restore before another prune had taken them back, so it is none. Its snapshot, which nobody else
+    /// knows of, goes at once: a check would call the repository damaged for it.
     fn find_backup_of(&self, op_id: Uuid) -> Result<Option<BackupReceipt>> {
         let tag = format!("op={op_id}");
         let snapshots = self
@@ -208,6 +209,7 @@ impl Repository {
             let id = SnapshotId::from_rustic(snapshot.id.into_inner())?;
             if !self.lacking([&id].into_iter())?.is_empty() {
                 tracing::warn!(backup.id = %id, "what an earlier attempt made lacks data: it is made anew");
+                self.forget(&[id])?;
                 continue;
             }
             let summary = snapshot.summary.unwrap_or_default();

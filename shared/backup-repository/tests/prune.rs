@@ -263,6 +263,7 @@ async fn a_backup_that_ends_after_its_packs_were_marked_is_made_anew() {
     let fourth = test.back_up(again.clone()).await.unwrap();
     assert!(!fourth.found && fourth.bytes_added > 1_500_000, "{fourth:?}");
     assert_eq!(fourth.tree, zombies.tree);
+    assert!(test.check().await.is_sound(), "the one that lacks data is gone");
     test.restore(fourth.snapshot, test.whole("with its own packs")).await.unwrap();
     // Whoever repeats it once more finds the one that restores.
     let repeated = test.back_up(BackupRequest { attempt: 3, ..again }).await.unwrap();

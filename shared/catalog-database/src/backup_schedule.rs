@@ -203,8 +203,8 @@ impl Database {
              FROM projects AS project
                 JOIN hosts AS host ON host.id = project.host_id
                 LEFT JOIN accounts AS account ON account.id = project.account_id
-             WHERE project.backup_due_at IS NULL OR project.backup_due_at <= now()
-             ORDER BY project.backup_due_at NULLS FIRST LIMIT $1
+             WHERE coalesce(project.backup_due_at, '-infinity') <= now()
+             ORDER BY coalesce(project.backup_due_at, '-infinity') LIMIT $1
              FOR UPDATE OF project SKIP LOCKED"#,
             i64::from(limit),
             BUSY_MEMORY,

@@ -18,7 +18,7 @@ use crate::system::MeasuredSystem;
 /// Requests under way at once.
 const AT_ONCE: usize = 32;
 /// What the scheduler looks at in a pass.
-const PASS: u32 = 200;
+const PASS: u32 = 100;
 
 pub(crate) async fn measure(
     measured: &MeasuredSystem,
