@@ -63,6 +63,8 @@ pub(crate) async fn measure(
     // Another policy is another turn, which the next look gives.
     while pass(&hub).await?.1.looked_at > 0 {}
     tokio::time::sleep_until(wait).await;
+    // What is asked for is not begun beside.
+    measured.system.signal(Server::HostBackup(0), Signal::STOP);
     let (mut idle, mut busy, mut asked_for) = (Vec::new(), Vec::new(), 0);
     loop {
         let (milliseconds, reply) = pass(&hub).await?;
@@ -75,7 +77,9 @@ pub(crate) async fn measure(
     for _ in 0..50 {
         idle.push(pass(&hub).await?.0);
     }
-    measured.system.signal(Server::Scheduler, Signal::CONT);
+    for server in [Server::HostBackup(0), Server::Scheduler] {
+        measured.system.signal(server, Signal::CONT);
+    }
     figures.add("fleet.due.asked_for", f64::from(asked_for), "backups");
     figures.add("fleet.due.pass.p50", percentile(&busy, 50.0), "ms");
     figures.add("fleet.due.pass.of_nothing.p50", percentile(&idle, 50.0), "ms");
