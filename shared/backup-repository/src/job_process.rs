@@ -324,6 +324,10 @@ impl JobChild {
             message.push_str(": ");
             message.push_str(&words);
         }
+        // The allocator's last words.
+        if let Some(limit) = self.memory_limit_bytes.filter(|_| words.contains("memory allocation of")) {
+            message.push_str(&format!(" (it may use {limit} bytes: memory_bytes in the service's settings)"));
+        }
         JobFailure::of_process(message)
     }
 }

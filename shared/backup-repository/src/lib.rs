@@ -21,6 +21,7 @@ mod lacking;
 mod mend;
 mod metadata_cache;
 mod node_metadata;
+mod planned_entry;
 mod preview;
 mod prune;
 mod repository;

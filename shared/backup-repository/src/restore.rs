@@ -2,8 +2,8 @@
 //!
 //! rustic_core's own restore is not used: it panics where a read fails, leaves full-length files with holes,
 //! logs and forgets what it cannot set, and held 1.04 GB for a restore of 1 GB. Here every failure ends the
-//! restore with an error, memory is bounded by the parts of packs being read (see `restore_content`), and
-//! what was written is read back and compared before anybody is told that it is there.
+//! restore with an error, memory is bounded by the parts of packs being read (see `restore_content`) and half a
+//! kilobyte for each entry, and what was written is read back and compared before anybody is told that it is there.
 //!
 //! The order matters. Directories come first, then the content of files, then links and special files, then
 //! metadata, directories last: nothing is ever written through a link that came from the snapshot.
@@ -25,6 +25,7 @@ use sha2::{Digest, Sha256};
 
 use crate::backend::{RepositoryBackend, RequestCounts};
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
+use crate::planned_entry::{PlannedEntry, PlannedKind};
 use crate::repository::{Progress, Repository};
 use crate::restore_content::restore_content;
 use crate::resume::{AlreadyThere, look_through};
@@ -120,18 +121,6 @@ pub struct RestoreReceipt {
     pub duration_s: f64,
     /// Requests to the object store.
     pub requests: RequestCounts,
-}
-
-/// One entry to be restored.
-#[derive(Debug)]
-pub(crate) struct PlannedEntry {
-    /// Which staging directory, by number.
-    pub(crate) staging: usize,
-    /// The path as the digest has it.
-    pub(crate) path: PathBuf,
-    pub(crate) node: Node,
-    /// The entry that this one is a hard link to, by number.
-    pub(crate) link_to: Option<usize>,
 }
 
 /// What a restore has to come to.
@@ -240,7 +229,7 @@ impl RestoreJob {
 
     /// The number of the entry with this path in the digest. Entries are in the order of their paths.
     pub(crate) fn entry_at(&self, path: &Path) -> Option<usize> {
-        self.entries.binary_search_by(|entry| entry.path.as_path().cmp(path)).ok()
+        self.entries.binary_search_by(|entry| (*entry.path).cmp(path)).ok()
     }
 
     pub(crate) fn failed(&self, entry: &PlannedEntry, error: io::Error) -> BackupRepositoryError {
@@ -286,7 +275,11 @@ impl RestoreJob {
                 let first = *groups.entry((staging, device, inode)).or_insert(number);
                 (first != number).then_some(first)
             });
-            entries.push(PlannedEntry { staging, path: path.to_owned(), node, link_to });
+            if entries.len() == entries.capacity() {
+                // What doubling would add counts as used, and never is.
+                entries.reserve_exact(entries.len() / 8 + 1024);
+            }
+            entries.push(PlannedEntry::new(staging, path, node, link_to));
             Ok(())
         };
         match &request.target {
@@ -322,8 +315,7 @@ impl RestoreJob {
     /// Finds out which files cannot be restored before any of them is.
     fn require_content(&self) -> Result<()> {
         let is_lost = |number: &usize| {
-            let content = self.entries[*number].node.content.as_deref().unwrap_or_default();
-            content.iter().any(|id| self.rustic.get_index_entry(id).is_err())
+            self.entries[*number].content().iter().any(|id| self.rustic.get_index_entry(id).is_err())
         };
         let lost: Vec<usize> = self.files().filter(is_lost).collect();
         if lost.is_empty() {
@@ -341,7 +333,7 @@ impl RestoreJob {
     }
 
     fn create_directories(&self) -> Result<()> {
-        for (number, entry) in self.entries.iter().enumerate().filter(|(_, entry)| entry.node.is_dir()) {
+        for (number, entry) in self.entries.iter().enumerate().filter(|(_, entry)| entry.is_directory()) {
             if self.already_there.directories.contains(&number) {
                 continue;
             }
@@ -359,9 +351,10 @@ impl RestoreJob {
     fn create_the_rest(&self) -> Result<()> {
         for entry in &self.entries {
             let staging = &self.staging[entry.staging];
-            let created = match entry.link_to {
-                Some(first) => staging.hard_link(self.below(&self.entries[first]), self.below(entry)),
-                None => staging.create_special(self.below(entry), &entry.node),
+            let created = match (entry.link_to, &entry.kind) {
+                (Some(first), _) => staging.hard_link(self.below(&self.entries[first]), self.below(entry)),
+                (None, PlannedKind::Special(special)) => staging.create_special(self.below(entry), special),
+                (None, PlannedKind::Directory | PlannedKind::File(_)) => Ok(()),
             };
             created.map_err(|error| self.failed(entry, error))?;
         }
@@ -370,7 +363,7 @@ impl RestoreJob {
 
     fn set_metadata(&self) -> Result<()> {
         let (directories, others): (Vec<_>, Vec<_>) =
-            self.entries.iter().partition(|entry| entry.node.is_dir());
+            self.entries.iter().partition(|entry| entry.is_directory());
         // A directory's time changes with its content, and its mode may forbid any change: deepest first.
         for (number, entry) in others.into_iter().chain(directories.into_iter().rev()).enumerate() {
             if number % 1024 == 0 {
@@ -378,7 +371,7 @@ impl RestoreJob {
             }
             if entry.link_to.is_none() {
                 self.staging[entry.staging]
-                    .set_metadata(self.below(entry), &entry.node)
+                    .set_metadata(self.below(entry), &entry.metadata, entry.is_symlink())
                     .map_err(|error| self.failed(entry, error))?;
             }
         }
@@ -387,10 +380,6 @@ impl RestoreJob {
 
     /// Numbers of the entries that have content of their own.
     pub(crate) fn files(&self) -> impl Iterator<Item = usize> + '_ {
-        self.entries
-            .iter()
-            .enumerate()
-            .filter(|(_, entry)| entry.node.is_file() && entry.link_to.is_none())
-            .map(|(number, _)| number)
+        self.entries.iter().enumerate().filter(|(_, entry)| entry.has_own_content()).map(|(number, _)| number)
     }
 }

@@ -92,8 +92,8 @@ fn delete_what_does_not_belong(
         let belongs = planned.filter(|number| {
             let entry = &job.entries[*number];
             match kind {
-                FileType::Directory => entry.node.is_dir(),
-                FileType::RegularFile => entry.node.is_file() && entry.link_to.is_none(),
+                FileType::Directory => entry.is_directory(),
+                FileType::RegularFile => entry.has_own_content(),
                 // Made anew faster than compared.
                 _ => false,
             }
@@ -139,13 +139,13 @@ fn right_chunks(job: &RestoreJob, number: usize, buffer: &mut Vec<u8>) -> Result
     if metadata.nlink() > 1 {
         // The other names that belong to it are gone by now: its bytes are somebody else's, too.
         staging.remove_file(job.below(entry)).map_err(failed)?;
-        return Ok(vec![false; entry.node.content.as_deref().unwrap_or_default().len()]);
+        return Ok(vec![false; entry.content().len()]);
     }
     let present = metadata.len();
     let mut position = 0;
     let mut chunks = Vec::new();
     let mut wrong = Vec::new();
-    for id in entry.node.content.as_deref().unwrap_or_default() {
+    for id in entry.content() {
         job.check_canceled()?;
         let length = u64::from(chunk_length(job, id)?);
         buffer.resize(buffer.len().max(length as usize), 0);

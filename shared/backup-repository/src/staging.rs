@@ -10,12 +10,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustic_core::repofile::{Node, NodeType};
+use rustic_core::repofile::NodeType;
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Timespec, Timestamps};
 use rustix::fs::{Gid, Uid};
 
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
 use crate::node_metadata::permissions;
+use crate::planned_entry::PlannedMetadata;
 use crate::source::open_root;
 use crate::walk::{OPEN_DIRECTORY, descriptor_path};
 
@@ -120,13 +121,13 @@ impl StagingDirectory {
     }
 
     /// Creates what is neither a directory nor a regular file.
-    pub(crate) fn create_special(&self, path: &Path, node: &Node) -> io::Result<()> {
+    pub(crate) fn create_special(&self, path: &Path, node_type: &NodeType) -> io::Result<()> {
         let (handle, name) = self.at(path)?;
         let make = |file_type, device| {
             rustix::fs::mknodat(&handle, name, file_type, Mode::RUSR | Mode::WUSR, device)
         };
-        match &node.node_type {
-            NodeType::Symlink { .. } => rustix::fs::symlinkat(node.node_type.to_link(), &handle, name)?,
+        match node_type {
+            NodeType::Symlink { .. } => rustix::fs::symlinkat(node_type.to_link(), &handle, name)?,
             NodeType::Dev { device } => make(FileType::BlockDevice, *device)?,
             NodeType::Chardev { device } => make(FileType::CharacterDevice, *device)?,
             NodeType::Fifo => make(FileType::Fifo, 0)?,
@@ -144,20 +145,24 @@ impl StagingDirectory {
 
     /// Gives an entry its owner, attributes, mode and time. In this order: a change of owner clears setuid
     /// and capabilities, attributes of a read-only file cannot be set, and everything changes the time.
-    pub(crate) fn set_metadata(&self, path: &Path, node: &Node) -> io::Result<()> {
+    pub(crate) fn set_metadata(
+        &self,
+        path: &Path,
+        metadata: &PlannedMetadata,
+        is_symlink: bool,
+    ) -> io::Result<()> {
         let (handle, name) = self.at(path)?;
-        let meta = &node.meta;
-        let owner = meta.uid.map(Uid::from_raw);
-        let group = meta.gid.map(Gid::from_raw);
+        let owner = metadata.uid.map(Uid::from_raw);
+        let group = metadata.gid.map(Gid::from_raw);
         rustix::fs::chownat(&handle, name, owner, group, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| with_text(error, "its owner cannot be set"))?;
-        self.set_attributes(&handle, name, node)?;
-        if !node.is_symlink() {
-            let mode = Mode::from_raw_mode(permissions(meta.mode.unwrap_or(0o600)));
+        self.set_attributes(&handle, name, &metadata.attributes)?;
+        if !is_symlink {
+            let mode = Mode::from_raw_mode(permissions(metadata.mode.unwrap_or(0o600)));
             rustix::fs::chmodat(&handle, name, mode, AtFlags::empty())
                 .map_err(|error| with_text(error, "its mode cannot be set"))?;
         }
-        let mtime = meta.mtime.unwrap_or_default();
+        let mtime = metadata.mtime.unwrap_or_default();
         let nanoseconds = mtime.as_nanosecond();
         let time = Timespec {
             tv_sec: i64::try_from(nanoseconds.div_euclid(1_000_000_000)).unwrap_or_default(),
@@ -168,8 +173,12 @@ impl StagingDirectory {
             .map_err(|error| with_text(error, "its time cannot be set"))
     }
 
-    fn set_attributes(&self, handle: &Handle<'_>, name: &Path, node: &Node) -> io::Result<()> {
-        let wanted = &node.meta.extended_attributes;
+    fn set_attributes(
+        &self,
+        handle: &Handle<'_>,
+        name: &Path,
+        wanted: &[(String, Vec<u8>)],
+    ) -> io::Result<()> {
         let directory = match handle {
             Handle::Root(_) => descriptor_path(&self.directory),
             Handle::Below(directory) => descriptor_path(directory),
@@ -187,15 +196,13 @@ impl StagingDirectory {
         };
         // What the directory above made it inherit.
         for name in present {
-            if !wanted.iter().any(|attribute| name == attribute.name.as_str()) {
+            if !wanted.iter().any(|(wanted, _)| name == wanted.as_str()) {
                 xattr::remove(&path, &name)?;
             }
         }
-        for attribute in wanted {
-            let value = attribute.value.as_deref().unwrap_or_default();
-            xattr::set(&path, &attribute.name, value).map_err(|error| {
-                with_text(error, &format!("its extended attribute {} cannot be set", attribute.name))
-            })?;
+        for (name, value) in wanted {
+            xattr::set(&path, name, value)
+                .map_err(|error| with_text(error, &format!("its extended attribute {name} cannot be set")))?;
         }
         Ok(())
     }

@@ -15,7 +15,8 @@ use rustic_core::repofile::Node;
 
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
 use crate::metadata_cache::hash;
-use crate::restore::{PlannedEntry, RestoreJob};
+use crate::planned_entry::PlannedEntry;
+use crate::restore::RestoreJob;
 use crate::restore_content::chunk_length;
 use crate::side_by_side::{busy_threads, side_by_side};
 use crate::tree_digest::{TreeCounts, TreeDigest};
@@ -42,12 +43,12 @@ pub(crate) fn verify(job: &RestoreJob, expected: &str) -> Result<TreeCounts> {
             let found = found.map_err(|fault| unreadable(&fault.path, fault.error))?;
             let mut node = found.node;
             match planned.next() {
-                Some((number, entry)) if entry.path == found.path => {
+                Some((number, entry)) if *entry.path == *found.path => {
                     let owner = entry.link_to.unwrap_or(number);
                     if spoiled.contains(&owner) {
                         differences.push(format!("{}: its content", found.path.display()));
                     } else {
-                        node.content.clone_from(&entry.node.content);
+                        node.content = Some(entry.content().to_vec());
                     }
                     differences.extend(difference(entry, &node));
                 }
@@ -86,8 +87,8 @@ fn unreadable(path: &Path, error: io::Error) -> BackupRepositoryError {
 
 /// What differs in an entry's metadata, in words.
 fn difference(entry: &PlannedEntry, found: &Node) -> Option<String> {
-    let (expected, meta) = (&entry.node.meta, &found.meta);
-    let what = if entry.node.node_type != found.node_type {
+    let (expected, meta) = (&entry.metadata, &found.meta);
+    let what = if !entry.is_a(&found.node_type) {
         "its kind"
     } else if !found.is_symlink() && expected.mode != meta.mode {
         "its mode"
@@ -95,7 +96,7 @@ fn difference(entry: &PlannedEntry, found: &Node) -> Option<String> {
         "its owner"
     } else if expected.mtime != meta.mtime {
         "its modification time"
-    } else if expected.extended_attributes != meta.extended_attributes {
+    } else if !expected.has_attributes_of(meta) {
         "its extended attributes"
     } else {
         return None;
@@ -117,7 +118,7 @@ fn has_same_content(job: &RestoreJob, number: usize, buffer: &mut Vec<u8>) -> Re
     let mut file = job.staging[entry.staging]
         .open_for_reading(job.below(entry))
         .map_err(|error| unreadable(&entry.path, error))?;
-    for id in entry.node.content.as_deref().unwrap_or_default() {
+    for id in entry.content() {
         job.check_canceled()?;
         let length = chunk_length(job, id)? as usize;
         buffer.resize(buffer.len().max(length), 0);

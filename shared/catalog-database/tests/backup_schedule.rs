@@ -8,13 +8,12 @@ use std::collections::{HashMap, HashSet};
 
 use bus_messages::{BackupPolicy, Outcome, ProjectGeneration};
 use catalog_database::{
-    Caps, ClaimWanted, Database, DueProject, FinishOutcome, Finished, KindWanted, NewBucket, NewOperation,
-    NewProject, Upkeep,
+    Database, DueProject, FinishOutcome, Finished, NewBucket, NewOperation, NewProject, Upkeep,
 };
 use domain_model::{BackupDecision, HostId, OperationId, ProjectId, Routing, Scope, Timestamp};
 use futures::future::join_all;
 use serde_json::json;
-use support::{catalog, fence, finished, new_operation};
+use support::{catalog, fence, finished, new_operation, wanted};
 use uuid::Uuid;
 
 async fn projects(database: &Database, count: usize) -> (HostId, Vec<ProjectId>) {
@@ -143,14 +142,7 @@ async fn upkeep_is_asked_for_where_there_is_a_backup_and_once_a_period() {
         ..new_operation()
     };
     database.create_operation(&backup, false).await.unwrap();
-    let kinds = vec![KindWanted { kind: backup.kind.clone(), slots: 1, caps: Caps::default() }];
-    let wanted = ClaimWanted {
-        caller: Routing::Host(host),
-        worker_id: "worker".to_owned(),
-        kinds,
-        max: 1,
-        lease_s: 30.0,
-    };
+    let wanted = wanted(Routing::Host(host), "project-backup", 1);
     let leased = database.claim_operations(&wanted).await.unwrap().remove(0);
     let result = json!({ "backup_id": "a".repeat(64), "files": 1, "bytes": 1, "bytes_added": 1, "parent": null,
         "source": "live", "tree": "b".repeat(64), "snapshot_at": "2026-11-21T07:38:27.123Z", "duration_s": 1.0 });

@@ -10,12 +10,12 @@ use std::time::Duration;
 use bus_messages::{Operation, Outcome};
 use catalog_database::{
     BucketPlacement, CancelOutcome, Caps, ClaimWanted, CreateOutcome, Database, FinishOutcome, Finished,
-    Heartbeat, KindWanted, LeasedOperation, NewBucket, NewOperation, NewProject,
+    Heartbeat, LeasedOperation, NewBucket, NewOperation, NewProject,
 };
 use domain_model::{AccountId, HostId, OperationId, OperationStatus, ProjectId, Routing, Scope, Timestamp};
 use futures::future::join_all;
 use serde_json::json;
-use support::{catalog, fence, finished, new_operation};
+use support::{catalog, fence, finished, new_operation, wanted};
 use uuid::Uuid;
 
 async fn create(database: &Database, new: &NewOperation) -> OperationId {
@@ -42,13 +42,8 @@ async fn claim_as(
     max: u32,
     lease_s: f64,
 ) -> Vec<LeasedOperation> {
-    let wanted = ClaimWanted {
-        caller,
-        worker_id: "worker".to_owned(),
-        kinds: vec![KindWanted { kind: "test-sleep".parse().unwrap(), slots: max, caps }],
-        max,
-        lease_s,
-    };
+    let mut wanted = ClaimWanted { lease_s, ..wanted(caller, "test-sleep", max) };
+    wanted.kinds[0].caps = caps;
     database.claim_operations(&wanted).await.unwrap()
 }
 

@@ -5,9 +5,9 @@
 mod support;
 
 use bus_messages::Outcome;
-use catalog_database::{Caps, ClaimWanted, Database, KindWanted, LeasedOperation, NewOperation, NewProject};
+use catalog_database::{ClaimWanted, Database, LeasedOperation, NewOperation, NewProject};
 use domain_model::{HostId, OperationId, ProjectId, Routing, Scope};
-use support::{catalog, fence, finished, new_operation};
+use support::{catalog, fence, finished, new_operation, wanted};
 use uuid::Uuid;
 
 const LEASE_S: f64 = 30.0;
@@ -15,13 +15,7 @@ const LEASE_S: f64 = 30.0;
 const MARGIN_S: f64 = 3600.0;
 
 async fn claim(database: &Database, lease_s: f64) -> LeasedOperation {
-    let wanted = ClaimWanted {
-        caller: Routing::Hub,
-        worker_id: "worker".to_owned(),
-        kinds: vec![KindWanted { kind: "test-sleep".parse().unwrap(), slots: 1, caps: Caps::default() }],
-        max: 1,
-        lease_s,
-    };
+    let wanted = ClaimWanted { lease_s, ..wanted(Routing::Hub, "test-sleep", 1) };
     database.claim_operations(&wanted).await.unwrap().remove(0)
 }
 

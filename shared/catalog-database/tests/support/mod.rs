@@ -1,7 +1,9 @@
 //! What the tests of the catalog start from.
 
 use bus_messages::{FinishError, Outcome};
-use catalog_database::{Database, Finished, LeaseFence, LeasedOperation, NewOperation};
+use catalog_database::{
+    Caps, ClaimWanted, Database, Finished, KindWanted, LeaseFence, LeasedOperation, NewOperation,
+};
 use domain_model::{OperationId, Routing, Scope};
 use futures::future::join_all;
 use secrecy::SecretString;
@@ -57,6 +59,17 @@ pub(crate) fn new_operation() -> NewOperation {
         parent: None,
         retry_of: None,
         checkpoint: None,
+    }
+}
+
+/// A wish for operations of one kind, as many as there may be.
+pub(crate) fn wanted(caller: Routing, kind: &str, max: u32) -> ClaimWanted {
+    ClaimWanted {
+        caller,
+        worker_id: "worker".to_owned(),
+        kinds: vec![KindWanted { kind: kind.parse().unwrap(), slots: max, caps: Caps::default() }],
+        max,
+        lease_s: 30.0,
     }
 }
 

@@ -1,18 +1,18 @@
-//! `backup`: a large project, backed up for the first time, unchanged, with 1% of its files changed, and restored on
-//! another host.
+//! `backup`: a large project, backed up for the first time, unchanged, with 1% of its files changed, checked, drilled and pruned, and
+//! restored on another host.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::Common;
 use crate::figures::Figures;
 use crate::peak_memory::PeakMemory;
 use crate::peers::{Peer, PeerRepository, Secret, Tool};
-use crate::system::MeasuredSystem;
+use crate::system::{Done, MeasuredSystem};
 use crate::trees;
 
 const CHANGED_ONE_IN: u32 = 100;
@@ -94,6 +94,9 @@ pub(crate) async fn measure(options: Options) -> anyhow::Result<Figures> {
         trees::change(&source, options.files, CHANGED_ONE_IN, u64::from(3 + number))?;
         trees::settle().await;
         run.back_up_by_all("changed", &contenders).await?;
+        for kind in ["repo-check", "restore-drill", "repo-prune"] {
+            run.measure(kind, kind, json!({})).await?;
+        }
         run.restore_by_all(&contenders).await?;
         files = source;
     }
@@ -123,15 +126,7 @@ impl Run<'_> {
     }
 
     async fn back_up(&mut self, what: &str) -> anyhow::Result<()> {
-        let requests = self.measured.object_store_requests().await?;
-        let memory = PeakMemory::of_jobs(self.measured.system.ready().hosts[0].pid);
-        let done = self.measured.run(&self.project, "project-backup", json!({})).await?;
-        let memory = memory.megabytes();
-        self.figures.add(format!("backup.{what}.ours"), done.seconds, "s");
-        self.figures.add(format!("backup.{what}.ours.memory"), memory, "MB");
-        if let (Some(before), Some(after)) = (requests, self.measured.object_store_requests().await?) {
-            self.figures.add(format!("backup.{what}.ours.requests"), after - before, "requests");
-        }
+        let done = self.measure(what, "project-backup", json!({})).await?;
         ensure!(
             (done.result["files"].as_u64(), done.result["bytes"].as_u64())
                 == (Some(self.expected.0), Some(self.expected.1)),
@@ -140,6 +135,20 @@ impl Run<'_> {
             done.result
         );
         Ok(())
+    }
+
+    /// Has an operation done by the project's host.
+    async fn measure(&mut self, what: &str, kind: &str, input: Value) -> anyhow::Result<Done> {
+        let requests = self.measured.object_store_requests().await?;
+        let memory = PeakMemory::of_jobs(self.measured.system.ready().hosts[0].pid);
+        let done = self.measured.run(&self.project, kind, input).await?;
+        let memory = memory.megabytes();
+        self.figures.add(format!("backup.{what}.ours"), done.seconds, "s");
+        self.figures.add(format!("backup.{what}.ours.memory"), memory, "MB");
+        if let (Some(before), Some(after)) = (requests, self.measured.object_store_requests().await?) {
+            self.figures.add(format!("backup.{what}.ours.requests"), after - before, "requests");
+        }
+        Ok(done)
     }
 
     async fn restore_by_all(&mut self, contenders: &[Contender]) -> anyhow::Result<()> {
