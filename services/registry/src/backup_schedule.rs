@@ -23,8 +23,10 @@ const UPKEEP: &[Upkeep] = &[
     Upkeep { kind: "repo-check", every_s: 7.0 * DAY_S },
     Upkeep { kind: "restore-drill", every_s: 30.0 * DAY_S },
 ];
-/// Upkeep waits for backups.
+/// Behind whatever else there is of its kind.
 const UPKEEP_PRIORITY: i32 = -20;
+/// A check reads one of so many shares of a repository's data.
+const DATA_SHARES: u32 = 8;
 /// One at a time of a project, however many schedulers and registries there are.
 const DEDUPE_KEY: &str = "schedule";
 const CREATED_BY: &str = "scheduler";
@@ -64,7 +66,7 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
             operation_of(project, kinds::named("project-backup"), input, priority)
         });
         let upkeep = project.upkeep.iter().filter_map(|kind| {
-            let (kind, input) = upkeep_of(kind)?;
+            let (kind, input) = upkeep_of(kind, project.checks)?;
             Some(operation_of(project, kind, input, UPKEEP_PRIORITY))
         });
         (decision, backup.into_iter().chain(upkeep).collect())
@@ -84,11 +86,11 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
     }))
 }
 
-/// What a kind of upkeep is asked to do.
-fn upkeep_of(kind: &str) -> Option<(&'static KindDefinition, Value)> {
+/// What a kind of upkeep is asked to do, after so many checks.
+fn upkeep_of(kind: &str, checks: u32) -> Option<(&'static KindDefinition, Value)> {
     let input = match kind {
-        // One share a week: all data is read within eight weeks.
-        "repo-check" => json!({ "read_data_shares": 8 }),
+        // One share after the other: so many checks in a row read all data, whenever they are.
+        "repo-check" => json!({ "read_data_shares": DATA_SHARES, "share": checks % DATA_SHARES }),
         _ => json!({}),
     };
     let kind = kinds::named(kind);
@@ -125,12 +127,26 @@ fn operation_of(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
     fn every_kind_of_upkeep_is_one_that_takes_its_input() {
         for upkeep in UPKEEP {
-            assert!(upkeep_of(upkeep.kind).is_some(), "{}", upkeep.kind);
+            assert!(upkeep_of(upkeep.kind, 3).is_some(), "{}", upkeep.kind);
+        }
+    }
+
+    #[test]
+    fn checks_in_a_row_read_all_data() {
+        let shares = |first: u32| {
+            (first..first + DATA_SHARES).map(|checks| upkeep_of("repo-check", checks).unwrap().1)
+        };
+        for first in [0, 5] {
+            let read: HashSet<u64> = shares(first).map(|input| input["share"].as_u64().unwrap()).collect();
+            assert_eq!(read.len(), DATA_SHARES as usize);
+            assert!(shares(first).all(|input| input["read_data_shares"] == DATA_SHARES));
         }
     }
 }

@@ -105,14 +105,15 @@ impl Repositories {
         self.grant(op, project, bucket, &secret, until).await
     }
 
-    /// Whether the operation needs no repository, because the project has no backup: starting it makes none.
+    /// Whether the operation needs no repository, because the project has no backup: starting it makes none. One that has bad ones
+    /// only is not started empty: that is an error, and somebody has to decide.
     async fn can_do_without(&self, op: &Operation, project: ProjectId) -> Result<bool, ApiError> {
         let wanted = wanted_backup(op.kind.as_str(), &op.input).map_err(internal)?;
         if op.kind.as_str() != "project-start" || wanted.is_none_or(|wanted| wanted.id.is_some()) {
             return Ok(false);
         }
-        let newest = self.database.backup_place(project, None).await.map_err(from_database)?;
-        Ok(newest.is_none())
+        let backups = self.database.list_backups(project, None, 1).await.map_err(from_database)?;
+        Ok(backups.is_empty())
     }
 
     /// The secrets of a project whose repository is initialised. The caller holds the project's lock.
@@ -293,7 +294,10 @@ pub(crate) fn no_such_backup(project: ProjectId, wanted: Option<&BackupId>) -> A
         )),
         None => ApiError::new(
             ErrorCode::FailedPrecondition,
-            format!("the project {project} has no backup yet; create a project-backup first"),
+            format!(
+                "the project {project} has no backup, or none that is not known to be bad; create a project-backup first, or \
+                 restore one of api.v1.project-{project}.backup.list with allow_bad"
+            ),
         ),
     }
 }

@@ -26,6 +26,8 @@ pub struct DueProject {
     pub policy: BackupPolicy,
     /// The kinds of upkeep whose time has come; none while it has no backup.
     pub upkeep: Vec<String>,
+    /// How many checks of its repository were asked for so far.
+    pub checks: u32,
     /// The database's clock.
     pub now: Timestamp,
 }
@@ -55,7 +57,11 @@ pub struct Scheduled {
 pub struct BackupStanding {
     /// Whether it may have something that is not in its newest backup.
     pub is_unsaved: bool,
-    /// Since when, in seconds.
+    /// Whether somebody has said that it was edited after its newest backup, or a check has found its repository damaged.
+    pub touched: bool,
+    /// Why its newest backup is known to be bad; `None` where it is not.
+    pub newest_is_bad: Option<String>,
+    /// Since when, in seconds; where the newest backup is bad, since the newest that is not.
     pub unsaved_s: f64,
     /// Whether it was backed up from the host that has its files now.
     pub backed_up_here: bool,
@@ -147,11 +153,21 @@ impl Database {
     pub async fn backup_standing(&self, project: ProjectId) -> Result<Option<BackupStanding>, DatabaseError> {
         let row = sqlx::query!(
             r#"SELECT is_unsaved(project) AS "is_unsaved!",
-                extract(epoch FROM now() - coalesce(project.unsaved_since, project.last_backup_at, project.created_at))::float8
-                    AS "unsaved_s!",
+                coalesce(project.touched_at > project.last_backup_at, false) AS "touched!",
+                newest.bad_reason AS "newest_is_bad?",
+                extract(epoch FROM now() - CASE WHEN newest.backup_id IS NULL
+                    THEN coalesce(project.unsaved_since, project.last_backup_at, project.created_at)
+                    ELSE coalesce(
+                        (SELECT max(good.created_at) FROM backups AS good
+                            WHERE good.project_id = project.id AND good.purpose = 'backup'
+                                AND good.deleting_at IS NULL AND good.bad_since IS NULL),
+                        project.created_at) END)::float8 AS "unsaved_s!",
                 project.backup_host_id IS NOT DISTINCT FROM project.host_id AS "backed_up_here!",
                 project.backup_policy, account.backup_policy AS "account_policy?", project.backup_due_at
-             FROM projects AS project LEFT JOIN accounts AS account ON account.id = project.account_id
+             FROM projects AS project
+                LEFT JOIN accounts AS account ON account.id = project.account_id
+                LEFT JOIN backups AS newest ON newest.project_id = project.id
+                    AND newest.backup_id = project.last_backup_id AND newest.bad_since IS NOT NULL
              WHERE project.id = $1"#,
             project.as_uuid()
         )
@@ -161,6 +177,8 @@ impl Database {
         row.map(|row| {
             Ok(BackupStanding {
                 is_unsaved: row.is_unsaved,
+                touched: row.touched,
+                newest_is_bad: row.newest_is_bad,
                 unsaved_s: row.unsaved_s,
                 backed_up_here: row.backed_up_here,
                 policy: policy_of(row.backup_policy, row.account_policy)?,
@@ -199,6 +217,8 @@ impl Database {
                             (SELECT asked_at FROM project_upkeep AS asked
                                 WHERE asked.project_id = project.id AND asked.kind = upkeep.kind),
                             project.created_at) < now() - make_interval(secs => upkeep.every_s)) AS "upkeep!",
+                coalesce((SELECT times FROM project_upkeep AS asked
+                    WHERE asked.project_id = project.id AND asked.kind = 'repo-check'), 0) AS "checks!",
                 now() AS "now!"
              FROM projects AS project
                 JOIN hosts AS host ON host.id = project.host_id
@@ -232,6 +252,7 @@ impl Database {
                 host_id: row.host_id.into(),
                 policy: policy_of(row.backup_policy, row.account_policy)?,
                 upkeep: row.upkeep,
+                checks: u32::try_from(row.checks).unwrap_or_default(),
                 now: row.now.into(),
             };
             let (decision, new) = decide(&project);
@@ -274,9 +295,10 @@ impl Database {
         .await
         .during(DURING)?;
         sqlx::query!(
-            "INSERT INTO project_upkeep (project_id, kind, asked_at)
-             SELECT id, kind, now() FROM unnest($1::uuid[], $2::text[]) AS asked (id, kind) WHERE kind = ANY ($3)
-             ON CONFLICT (project_id, kind) DO UPDATE SET asked_at = excluded.asked_at",
+            "INSERT INTO project_upkeep (project_id, kind, asked_at, times)
+             SELECT id, kind, now(), 1 FROM unnest($1::uuid[], $2::text[]) AS asked (id, kind) WHERE kind = ANY ($3)
+             ON CONFLICT (project_id, kind)
+                DO UPDATE SET asked_at = excluded.asked_at, times = project_upkeep.times + 1",
             &asked_for,
             &kinds,
             &upkeep_kinds,

@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
 
 use bus_messages::{BackupPolicy, Outcome, ProjectGeneration};
 use catalog_database::{
@@ -171,4 +172,17 @@ async fn upkeep_is_asked_for_where_there_is_a_backup_and_once_a_period() {
     assert_eq!(asked_for(0.0).await, [Scope::Project(ids[0])], "the other has no backup");
     assert_eq!(asked_for(3600.0).await, []);
     assert_eq!(asked_for(0.0).await, [Scope::Project(ids[0])]);
+
+    let checks = Mutex::new(Vec::new());
+    for _ in 0..3 {
+        let check = |project: &DueProject| {
+            if !project.upkeep.is_empty() {
+                checks.lock().unwrap().push(project.checks);
+            }
+            prune(project)
+        };
+        let upkeep = [Upkeep { kind: "repo-check", every_s: 0.0 }];
+        database.schedule_backups(10, &upkeep, check).await.unwrap();
+    }
+    assert_eq!(checks.into_inner().unwrap(), [0, 1, 2]);
 }

@@ -33,7 +33,8 @@ pub struct WorkerTiming {
     pub margin: Duration,
     /// How often to look for work when no wake-up comes.
     pub poll: Duration,
-    /// How long a handler has, from when its work is lost or the worker stopped, before it is aborted.
+    /// How long a handler has, from when its work is lost or the worker stopped, before it is aborted. Where the work is
+    /// lost, no longer than its lease: after that, somebody else may be doing it.
     pub grace: Duration,
     /// How long an answer of the registry is waited for.
     pub request_timeout: Duration,
@@ -275,7 +276,7 @@ async fn run_handler(
                 }
             }
             () = attempt.lost().cancelled(), if abort_at.is_none() => {
-                abort_at = Some(Instant::now() + shared.timing.grace);
+                abort_at = Some((Instant::now() + shared.timing.grace).min(attempt.deadline()));
             }
             () = shared.stopping.cancelled(), if !attempt.is_stopping() => {
                 attempt.stop();

@@ -536,6 +536,40 @@ async fn the_work_stops_before_its_lease_ends_when_the_registry_is_silent() {
 }
 
 #[tokio::test]
+async fn work_that_does_not_stop_is_aborted_when_its_lease_ends() {
+    const GRACE: Duration = Duration::from_secs(30);
+    /// Says, when it is aborted, for how long it has had no lease.
+    struct Running(OperationContext, Arc<Mutex<Option<Duration>>>);
+    impl Drop for Running {
+        fn drop(&mut self) {
+            let without = tokio::time::Instant::now().saturating_duration_since(self.0.lease_deadline());
+            *self.1.lock().unwrap() = Some(without);
+        }
+    }
+    let (aborted, started) = (Arc::new(Mutex::new(None)), Arc::new(AtomicBool::new(false)));
+    let (aborted_work, started_work) = (Arc::clone(&aborted), Arc::clone(&started));
+    let work = move |context: OperationContext| {
+        let running = Running(context, Arc::clone(&aborted_work));
+        let started = Arc::clone(&started_work);
+        async move {
+            started.store(true, Ordering::Relaxed);
+            let _running = running;
+            std::future::pending().await
+        }
+    };
+    let timing = WorkerTiming { grace: GRACE, ..fast() };
+    let Some(setting) = Setting::start(timing, work).await else { return };
+    let op_id = setting.add_with(1.2, None).await;
+    setting.started(&started).await;
+    setting.registry.silent.store(true, Ordering::Relaxed);
+    let without =
+        wait_for("the work is aborted", async || aborted.lock().unwrap().ok_or_else(|| "not yet".to_owned()))
+            .await;
+    assert!(without < GRACE / 3, "{without:?} without a lease");
+    assert_eq!(setting.registry.of(op_id).finish, None);
+}
+
+#[tokio::test]
 async fn a_panic_is_a_failure_that_may_be_tried_again_and_does_not_tell_its_content() {
     let work = |context: OperationContext| async move {
         assert!(context.attempt() > 1, "secret content");

@@ -1,7 +1,7 @@
 //! That backups restore is proven, and one that does not is not restored from.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bus_messages::ErrorCode;
 use serde_json::{Value, json};
@@ -52,9 +52,7 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
     let all = packs(&system, &client, &project).await;
     let largest = all.iter().filter(|pack| !packs_of_first.contains(pack));
     let pack = largest.max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
-    let mut bytes = fs::read(pack).unwrap();
-    bytes[1000] ^= 1;
-    fs::write(pack, bytes).unwrap();
+    spoil(pack);
     // What is there is there: only reading it shows the damage, and of all shares, one. From then on every check knows.
     client.done(&project, "repo-check", json!({})).await;
     let mut is_known = false;
@@ -184,6 +182,37 @@ async fn a_backup_whose_snapshot_is_lost_or_spoilt_is_bad_and_in_nobodys_way() {
 }
 
 /// Deletes a backup: what the prune has done.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_project_whose_backups_are_all_bad_is_at_risk_and_not_started_empty() {
+    let system = TestSystem::start(SystemOptions::default()).await.unwrap();
+    let client = system.operator().await;
+    let project = client.create_project_with_files(&system, 96).await;
+    client.done(&project, "project-backup", json!({})).await;
+    let all = packs(&system, &client, &project).await;
+    spoil(all.iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap());
+    let drilled = client.done(&project, "restore-drill", json!({})).await;
+    assert_eq!(drilled["proof"], "mismatch", "{drilled:#}");
+    let status = client.call(scope(&project), "project.status", json!({})).await;
+    assert_eq!(
+        (&status["changed_since_backup"], &status["at_risk"]),
+        (&json!(false), &json!(true)),
+        "{status:#}"
+    );
+    let reason = status["at_risk_reason"].as_str().unwrap();
+    assert!(reason.starts_with("its newest backup is bad: "), "{reason}");
+    assert!(status["at_risk_s"].as_f64() > Some(0.0), "{status:#}");
+
+    let trees = [system.project_files(0, &project), system.persist_store(0, &project)];
+    for tree in &trees {
+        fs::remove_dir_all(tree).unwrap();
+    }
+    let op_id = client.create(scope(&project), "project-start", json!({})).await;
+    let ended = client.ended(scope(&project), &op_id).await;
+    assert_eq!(ended["status"], "failed", "{ended:#}");
+    assert!(ended["error"]["message"].as_str().unwrap().contains("known to be bad"), "{ended:#}");
+    assert!(trees.iter().all(|tree| !tree.exists()), "nothing was made in place of what is lost");
+}
+
 async fn deleted(client: &test_harness::Client, project: &str, id: &Value) -> Value {
     let deleted = client.call(scope(project), "backup.delete", json!({ "backup_id": id })).await;
     client.result(scope(project), deleted["op"]["op_id"].as_str().unwrap()).await
@@ -212,4 +241,11 @@ async fn repository(system: &TestSystem, client: &test_harness::Client, project:
     let bucket = client.call("hub", "bucket.get", json!({ "bucket_id": bucket_id })).await;
     let ReadyObjectStore::Local { root } = system.ready().object_store else { panic!("not a directory") };
     root.join(bucket["bucket"]["name"].as_str().unwrap()).join(format!("rustic/project-{project}"))
+}
+
+/// Turns a bit over.
+fn spoil(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    bytes[1000] ^= 1;
+    fs::write(file, bytes).unwrap();
 }

@@ -92,21 +92,27 @@ pub(super) async fn status(registry: Arc<Registry>, request: IncomingRequest) ->
     let standing = standing.ok_or_else(|| ApiError::not_found(format!("there is no project {id}")))?;
     let backup_policy = standing.policy.over(&registry.backups);
     let is_scheduled = backup_policy.schedule().enabled;
+    let at_risk = standing.is_unsaved || standing.newest_is_bad.is_some();
     let status = ProjectStatus {
         last_backup_at: project.last_backup_at,
         last_verified_at: project.last_verified_at,
         region: project.region.clone(),
         running_ops,
         changed_since_backup: standing.is_unsaved,
-        at_risk: standing.is_unsaved,
-        at_risk_reason: standing.is_unsaved.then(|| match project.last_backup_at {
-            None => "it has never been backed up".to_owned(),
-            Some(_) if !standing.backed_up_here => {
+        at_risk,
+        at_risk_reason: at_risk.then(|| match (project.last_backup_at, &standing.newest_is_bad) {
+            (None, _) => "it has never been backed up".to_owned(),
+            (Some(_), Some(reason)) => format!("its newest backup is bad: {reason}"),
+            (Some(_), None) if !standing.backed_up_here => {
                 "it has not been backed up from the host that has its files now".to_owned()
             }
-            Some(at) => format!("it has changed since its newest backup, which is of {at}"),
+            (Some(at), None) if standing.touched => format!(
+                "somebody said that it has changed since its newest backup, which is of {at}, or a check has found its \
+                 repository damaged"
+            ),
+            (Some(at), None) => format!("it has changed since its newest backup, which is of {at}"),
         }),
-        at_risk_s: if standing.is_unsaved { standing.unsaved_s.max(0.0) } else { 0.0 },
+        at_risk_s: if at_risk { standing.unsaved_s.max(0.0) } else { 0.0 },
         backup_policy,
         next_backup_at: standing.due_at.filter(|_| is_scheduled),
         project,

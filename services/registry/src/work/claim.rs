@@ -25,7 +25,6 @@ const MOST_STARTS_PUT_OFF: u32 = 10;
 const MOST_PUT_OFF_S: f64 = 15.0;
 
 pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
-    let began = Instant::now();
     let caller = caller(&request)?;
     let claim: ClaimRequest = request.decode()?;
     if claim.worker_id.is_empty() || claim.worker_id.len() > 200 || claim.worker_id.contains('\0') {
@@ -55,6 +54,7 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
         max: claim.max.min(MOST_OPERATIONS as u32),
         lease_s: registry.settings.lease_s,
     };
+    let began = Instant::now();
     // Where this fails, the worker brings its ends once more: to repeat them does no harm.
     let leased = registry.database.claim_operations(&wanted).await.map_err(from_database)?;
     let leased = without_those_that_wait(&registry, leased).await?;

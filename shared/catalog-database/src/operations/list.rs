@@ -118,11 +118,12 @@ impl Database {
         rows.into_iter().map(Operation::try_from).collect()
     }
 
-    /// How many operations are queued and running, by kind and routing, and how long the oldest has waited, in seconds.
+    /// How many operations are queued and running, by kind and routing, and how long the oldest that could be
+    /// claimed has been due, in seconds.
     pub async fn operation_counts(&self) -> Result<Vec<(String, String, String, i64, f64)>, DatabaseError> {
         let rows = sqlx::query!(
             r#"SELECT kind, routing, status, count(*) AS "count!",
-                coalesce(max(extract(epoch FROM now() - not_before)), 0)::float8 AS "age_s!"
+                coalesce(max(extract(epoch FROM now() - not_before)) FILTER (WHERE ready), 0)::float8 AS "age_s!"
              FROM long_running_operations WHERE status IN ('queued', 'running') GROUP BY kind, routing, status"#
         )
         .fetch_all(&self.pool)
