@@ -181,7 +181,6 @@ async fn a_backup_whose_snapshot_is_lost_or_spoilt_is_bad_and_in_nobodys_way() {
     client.done(&project, "restore-drill", json!({ "backup_id": last })).await;
 }
 
-/// Deletes a backup: what the prune has done.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_project_whose_backups_are_all_bad_is_at_risk_and_not_started_empty() {
     let system = TestSystem::start(SystemOptions::default()).await.unwrap();
@@ -213,6 +212,7 @@ async fn a_project_whose_backups_are_all_bad_is_at_risk_and_not_started_empty() 
     assert!(trees.iter().all(|tree| !tree.exists()), "nothing was made in place of what is lost");
 }
 
+/// Deletes a backup: what the prune has done.
 async fn deleted(client: &test_harness::Client, project: &str, id: &Value) -> Value {
     let deleted = client.call(scope(project), "backup.delete", json!({ "backup_id": id })).await;
     client.result(scope(project), deleted["op"]["op_id"].as_str().unwrap()).await
