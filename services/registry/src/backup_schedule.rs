@@ -75,7 +75,10 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
     let scheduled = scheduled.await.map_err(from_database)?;
     for project in &scheduled.missed {
         registry.metrics.backups_missed.inc();
-        tracing::warn!(project.id = %project, "its backup did not come about; it is asked for again");
+        tracing::warn!(project.id = %project, "its scheduled backup did not come about in its turn");
+    }
+    for op_id in &scheduled.urged {
+        registry.streams.tell(*op_id);
     }
     registry.created(&scheduled.created).await;
     let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);

@@ -56,7 +56,8 @@ impl Database {
         row.try_into()
     }
 
-    /// Changes what is not `None`. `None` where there is no such account.
+    /// Changes what is not `None`; the scheduler looks anew at the projects of an account whose policy has changed. `None`
+    /// where there is no such account.
     pub async fn update_account(
         &self,
         id: AccountId,
@@ -66,7 +67,9 @@ impl Database {
         let policy = policy.map(|policy| serde_json::to_value(policy).unwrap_or_default());
         let row = sqlx::query_as!(
             Row,
-            "UPDATE accounts SET name = coalesce($2, name), backup_policy = coalesce($3, backup_policy)
+            "WITH looked_at_anew AS (
+                UPDATE projects SET backup_due_at = NULL WHERE account_id = $1 AND $3::jsonb IS NOT NULL)
+             UPDATE accounts SET name = coalesce($2, name), backup_policy = coalesce($3, backup_policy)
              WHERE id = $1 RETURNING id, name, backup_policy, created_at",
             id.as_uuid(),
             name,

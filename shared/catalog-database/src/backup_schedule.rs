@@ -1,14 +1,15 @@
 //! What hosts say of their projects, what is due to be backed up, and what is not saved.
 
-use bus_messages::{BackupPolicy, CacheUse, Operation, ProjectGeneration};
-use domain_model::{BackupDecision, BackupState, HostId, ProjectId, Timestamp};
+use bus_messages::{BackupPolicy, CacheUse, EventLevel, Operation, ProjectGeneration};
+use domain_model::{BackupDecision, BackupState, HostId, OperationId, ProjectId, Timestamp};
 use serde_json::Value;
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::error::During;
 use crate::operations::{NewOperation, insert};
-use crate::{Database, DatabaseError};
+use crate::{Database, DatabaseError, OutboxEvent};
 
 /// A host counts as busy where more than this share of its time, in percent, something waits for memory.
 const BUSY_MEMORY: f32 = 20.0;
@@ -48,8 +49,20 @@ pub struct Scheduled {
     pub looked_at: usize,
     /// The operations that were asked for.
     pub created: Vec<Operation>,
-    /// Projects whose last backup did not come about.
+    /// Projects whose last backup did not come about, or waits for longer than a turn lasts.
     pub missed: Vec<ProjectId>,
+    /// The backups among those that wait which were given a higher priority, or whose events tell of the miss.
+    pub urged: Vec<OperationId>,
+}
+
+/// A project whose backup, queued, is to go ahead, or is to tell of a miss.
+struct Urged {
+    project: Uuid,
+    /// At least this from now on.
+    priority: Option<i32>,
+    missed: bool,
+    /// Whether the one that was missed has ended, and this is another.
+    is_asked_for_again: bool,
 }
 
 /// How a project stands.
@@ -78,6 +91,55 @@ fn policy_of(own: Option<Value>, of_account: Option<Value>) -> Result<BackupPoli
     };
     let own: BackupPolicy = read(own, "projects.backup_policy")?;
     Ok(own.over(&read(of_account, "accounts.backup_policy")?))
+}
+
+/// Raises the priority of backups that wait, and has their events tell of what was missed. Those that a claim has its
+/// hand on are left alone: they wait no longer.
+async fn urge(connection: &mut PgConnection, urged: &[Urged]) -> Result<Vec<OperationId>, DatabaseError> {
+    if urged.is_empty() {
+        return Ok(Vec::new());
+    }
+    let event = |urged: &Urged| {
+        let message = match urged.is_asked_for_again {
+            true => "the scheduled backup before this one did not come about",
+            false => "this scheduled backup is missed: it has waited for longer than a turn lasts",
+        };
+        let event = OutboxEvent {
+            attempt: 0,
+            phase: "queued".to_owned(),
+            message: message.to_owned(),
+            level: EventLevel::Warn,
+            status: None,
+            detail: None,
+        };
+        urged.missed.then(|| event.to_json())
+    };
+    let ids = sqlx::query_scalar!(
+        r#"WITH waiting AS (
+            SELECT operation.id, sent.priority, sent.event
+            FROM unnest($1::uuid[], $2::integer[], $3::jsonb[]) AS sent (project, priority, event)
+                JOIN long_running_operations AS operation ON operation.scope_type = 'project'
+                    AND coalesce(operation.scope_id, '00000000-0000-0000-0000-000000000000') = sent.project
+                    AND operation.kind = 'project-backup' AND operation.status = 'queued'
+            WHERE sent.event IS NOT NULL OR operation.priority < sent.priority
+            FOR UPDATE OF operation SKIP LOCKED),
+         changed AS (
+            UPDATE long_running_operations AS operation SET
+                priority = greatest(operation.priority, waiting.priority), updated_at = now(), rev = operation.rev + 1
+            FROM waiting WHERE operation.id = waiting.id
+            RETURNING operation.id, operation.scope_type, operation.scope_id, operation.attempt, waiting.event)
+         INSERT INTO outbox (op_id, subject, event)
+            SELECT id, operation_subject(scope_type, scope_id, id), event || jsonb_build_object('attempt', attempt)
+            FROM changed
+         RETURNING op_id"#,
+        &urged.iter().map(|urged| urged.project).collect::<Vec<_>>(),
+        &urged.iter().map(|urged| urged.priority).collect::<Vec<_>>() as &[Option<i32>],
+        &urged.iter().map(event).collect::<Vec<_>>() as &[Option<Value>],
+    )
+    .fetch_all(connection)
+    .await
+    .during("urge backups that wait")?;
+    Ok(ids.into_iter().map(OperationId::from).collect())
 }
 
 impl Database {
@@ -202,7 +264,8 @@ impl Database {
         let mut transaction = self.pool.begin().await.during(DURING)?;
         let rows = sqlx::query!(
             r#"SELECT project.id, project.host_id, project.backup_due_at, project.last_backup_at,
-                project.backup_scheduled_at, project.backup_policy, account.backup_policy AS "account_policy?",
+                project.unsaved_since, project.backup_scheduled_at IS NOT NULL AS "is_asked_for!",
+                project.backup_policy, account.backup_policy AS "account_policy?",
                 is_unsaved(project) AND (project.last_changed_generation <> 0 OR project.touched_at IS NOT NULL)
                     AS "changed!",
                 EXISTS (SELECT 1 FROM long_running_operations
@@ -238,14 +301,16 @@ impl Database {
         let mut scheduled = Scheduled { looked_at: rows.len(), ..Scheduled::default() };
         let (mut ids, mut look_again): (Vec<Uuid>, Vec<OffsetDateTime>) = (Vec::new(), Vec::new());
         let mut wanted: Vec<NewOperation> = Vec::new();
+        let mut urged: Vec<Urged> = Vec::new();
         for row in rows {
             let project = DueProject {
                 state: BackupState {
                     project: row.id.into(),
                     due_at: row.backup_due_at.map(Timestamp::from),
                     changed: row.changed,
+                    changed_since: row.unsaved_since.map(Timestamp::from),
                     last_backup_at: row.last_backup_at.map(Timestamp::from),
-                    scheduled_at: row.backup_scheduled_at.map(Timestamp::from),
+                    is_asked_for: row.is_asked_for,
                     is_under_way: row.is_under_way,
                     host_is_busy: row.host_is_busy,
                 },
@@ -258,6 +323,15 @@ impl Database {
             let (decision, new) = decide(&project);
             if decision.missed {
                 scheduled.missed.push(project.state.project);
+            }
+            if decision.missed || decision.raise_to.is_some() {
+                let is_asked_for_again = decision.back_up.is_some();
+                urged.push(Urged {
+                    project: row.id,
+                    priority: decision.raise_to,
+                    missed: decision.missed,
+                    is_asked_for_again,
+                });
             }
             wanted.extend(new);
             ids.push(row.id);
@@ -277,6 +351,7 @@ impl Database {
                 scheduled.created.push(row.try_into()?);
             }
         }
+        scheduled.urged = urge(&mut transaction, &urged).await?;
         sqlx::query!(
             "UPDATE projects SET
                 backup_due_at = decided.look_again_at,

@@ -132,6 +132,7 @@ pub(crate) async fn record(connection: &mut PgConnection, backup: &NewBackup) ->
             last_backup_id = $3,
             backup_generation = $4,
             backup_host_id = host_id,
+            backup_scheduled_at = NULL,
             -- Of one filesystem they only grow: the host may have told already of what changed since the files were frozen.
             last_changed_generation = greatest(last_changed_generation, $4),
             unsaved_since = CASE WHEN touched_at > $2 THEN touched_at WHEN last_changed_generation > $4 THEN unsaved_since END,

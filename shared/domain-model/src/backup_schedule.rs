@@ -7,6 +7,9 @@ use crate::{ProjectId, Timestamp};
 
 /// Seconds after which the scheduler looks again at a project that it has asked to be backed up.
 const LOOK_AGAIN_S: i64 = 3600;
+/// The same at most, whatever the policy: a repository's upkeep is looked at with its project, and a fleet's policy may
+/// have changed.
+const LOOK_AT_LEAST_EVERY_S: i64 = 24 * 3600;
 /// The same where its host is busy.
 const HOST_IS_BUSY_S: i64 = 300;
 /// The priority of a backup that the scheduler asks for: what a person asks for goes first.
@@ -83,10 +86,12 @@ pub struct BackupState {
     pub due_at: Option<Timestamp>,
     /// Whether it has something that is in no backup.
     pub changed: bool,
+    /// Since when; `None` where that is not known.
+    pub changed_since: Option<Timestamp>,
     /// When its newest backup was taken.
     pub last_backup_at: Option<Timestamp>,
-    /// When the scheduler last asked for a backup.
-    pub scheduled_at: Option<Timestamp>,
+    /// Whether the scheduler has asked for a backup since then.
+    pub is_asked_for: bool,
     /// Whether a backup is queued or running.
     pub is_under_way: bool,
     /// Whether its host has more to do than it can.
@@ -98,7 +103,10 @@ pub struct BackupState {
 pub struct BackupDecision {
     /// The priority of the backup to ask for, if any.
     pub back_up: Option<i32>,
-    /// Whether the backup that was asked for last did not come about.
+    /// The least priority that a backup which waits already is to have, if any.
+    pub raise_to: Option<i32>,
+    /// Whether the backup that was asked for last has not come about: it has ended without one, or waits for longer than
+    /// a turn lasts. Said once for each that is asked for, and once more for each turn that passes.
     pub missed: bool,
     /// When to look again: later than now.
     pub look_again_at: Timestamp,
@@ -107,29 +115,39 @@ pub struct BackupDecision {
 impl BackupSchedule {
     /// Decides about a project. Whoever carries it out stores `look_again_at` and the operation together.
     pub fn decide(&self, state: &BackupState, now: Timestamp) -> BackupDecision {
-        let rest = |look_again_at| BackupDecision { back_up: None, missed: false, look_again_at };
+        let rest =
+            |look_again_at| BackupDecision { back_up: None, raise_to: None, missed: false, look_again_at };
         let next = self.slot_after(state.project, now);
-        if !self.enabled || state.due_at.is_none() {
-            return rest(next);
-        }
-        let period = self.slot_before(state.project, now);
-        let saved_in_this_period = state.last_backup_at.is_some_and(|at| at >= period);
-        if !state.changed || saved_in_this_period {
-            return rest(next);
+        let in_a_day = earlier(next, later_by(now, LOOK_AT_LEAST_EVERY_S));
+        let Some(due_at) = state.due_at.filter(|_| self.enabled) else {
+            return rest(in_a_day);
+        };
+        let turn = self.slot_before(state.project, now);
+        let saved_in_this_turn = state.last_backup_at.is_some_and(|at| at >= turn);
+        // What has changed after the turn came waits for the next.
+        let changed_before_turn = state.changed && state.changed_since.is_none_or(|since| since <= turn);
+        if !changed_before_turn || saved_in_this_turn {
+            return rest(in_a_day);
         }
         let look_again = |seconds| earlier(next, later_by(now, seconds));
-        if state.is_under_way {
-            return rest(look_again(LOOK_AGAIN_S));
-        }
-        let overdue = now.seconds_since(period) > f64::from(self.every_s) / 4.0
+        let overdue = now.seconds_since(turn) > f64::from(self.every_s) / 4.0
             || state.last_backup_at.is_some_and(|at| now.seconds_since(at) > 2.0 * f64::from(self.every_s));
+        if state.is_under_way {
+            let is_first_look_of_turn = due_at <= turn;
+            let missed = state.is_asked_for && is_first_look_of_turn;
+            return BackupDecision {
+                raise_to: (overdue || missed).then_some(OVERDUE),
+                missed,
+                ..rest(look_again(LOOK_AGAIN_S))
+            };
+        }
         if state.host_is_busy && !overdue {
             return rest(look_again(HOST_IS_BUSY_S));
         }
         BackupDecision {
             back_up: Some(if overdue { OVERDUE } else { SCHEDULED }),
-            missed: state.scheduled_at.is_some_and(|at| at >= period),
-            look_again_at: look_again(LOOK_AGAIN_S),
+            missed: state.is_asked_for,
+            ..rest(look_again(LOOK_AGAIN_S))
         }
     }
 
@@ -190,8 +208,9 @@ mod tests {
             project,
             due_at: Some(at(0)),
             changed: true,
+            changed_since: None,
             last_backup_at: None,
-            scheduled_at: None,
+            is_asked_for: false,
             is_under_way: false,
             host_is_busy: false,
         }
@@ -251,7 +270,6 @@ mod tests {
                 assert!(!decision.missed);
                 if decision.back_up.is_some() {
                     backups += 1;
-                    state.scheduled_at = Some(now);
                     state.last_backup_at = Some(later_by(now, 60));
                 }
                 state.due_at = Some(decision.look_again_at);
@@ -282,9 +300,59 @@ mod tests {
         let first = DAILY.decide(&state(project), slot);
         assert_eq!((first.back_up, first.missed), (Some(SCHEDULED), false));
         assert_eq!(first.look_again_at.seconds_since(slot), LOOK_AGAIN_S as f64);
-        let failed = BackupState { scheduled_at: Some(slot), ..state(project) };
+        let failed = BackupState { is_asked_for: true, ..state(project) };
         let again = DAILY.decide(&failed, first.look_again_at);
         assert_eq!((again.back_up, again.missed), (Some(SCHEDULED), true));
+    }
+
+    #[test]
+    fn a_backup_that_waits_for_a_turn_is_missed_once_a_turn_and_goes_ahead_when_it_is_overdue() {
+        let project = projects().next().unwrap();
+        for every_s in [3600, 24 * 3600, 7 * 24 * 3600] {
+            let schedule = BackupSchedule { every_s, ..DAILY };
+            let mut now = schedule.slot_after(project, at(0));
+            let asked = schedule.decide(&BackupState { due_at: Some(now), ..state(project) }, now);
+            assert_eq!((asked.back_up, asked.missed), (Some(SCHEDULED), false));
+            let (mut misses, mut raised_after) = (0, None);
+            let turns = 3;
+            let end = later_by(now, turns * i64::from(every_s));
+            let began = now;
+            let mut due_at = asked.look_again_at;
+            while due_at <= end {
+                now = due_at;
+                let waiting = BackupState {
+                    due_at: Some(due_at),
+                    is_under_way: true,
+                    is_asked_for: true,
+                    ..state(project)
+                };
+                let look = schedule.decide(&waiting, now);
+                assert_eq!(look.back_up, None);
+                misses += i64::from(look.missed);
+                if look.raise_to == Some(OVERDUE) {
+                    raised_after.get_or_insert(now.seconds_since(began));
+                }
+                due_at = look.look_again_at;
+            }
+            assert_eq!(misses, turns, "every {every_s} s");
+            let most_s = f64::from(every_s) / 4.0 + LOOK_AGAIN_S as f64;
+            assert!(raised_after.is_some_and(|after| after <= most_s), "{raised_after:?}");
+        }
+    }
+
+    #[test]
+    fn what_changes_after_a_turn_waits_for_the_next_though_it_is_looked_at_daily() {
+        let weekly = BackupSchedule { every_s: 7 * 24 * 3600, ..DAILY };
+        let project = projects().next().unwrap();
+        let turn = weekly.slot_after(project, at(0));
+        let two_days_later = later_by(turn, 2 * 86_400);
+        let changed = BackupState { changed_since: Some(later_by(turn, 60)), ..state(project) };
+        let look = weekly.decide(&changed, two_days_later);
+        assert_eq!((look.back_up, look.look_again_at), (None, later_by(two_days_later, 86_400)));
+        let next = weekly.slot_after(project, turn);
+        assert_eq!(weekly.decide(&changed, next).back_up, Some(SCHEDULED));
+        let was_there = BackupState { changed_since: Some(turn), ..state(project) };
+        assert_eq!(weekly.decide(&was_there, two_days_later).back_up, Some(OVERDUE));
     }
 
     #[test]

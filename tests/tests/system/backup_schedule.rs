@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use test_harness::{Client, SystemOptions, TestSystem, btrfs_is_available, wait_for};
+use test_harness::{Client, Server, SystemOptions, TestSystem, btrfs_is_available, wait_for};
 
+use crate::measures::of_registry;
 use crate::scope;
 
 /// Long enough for many periods of the tests, and for btrfs to commit.
@@ -140,8 +141,65 @@ async fn a_backup_that_fails_is_asked_for_again() {
     })
     .await;
     assert!(ops.iter().all(|op| op["error"]["code"] == "not_found"), "{ops:?}");
+    let events = client.events(scope(&project), ops[0]["op_id"].as_str().unwrap()).await;
+    let told = events.iter().find(|event| event["attempt"] == 0).unwrap_or_else(|| panic!("{events:#?}"));
+    assert!(told["message"].as_str().unwrap().contains("did not come about"), "{told:#}");
+    assert!(of_registry(&system, "longhaul_backups_missed_total").await >= 1.0);
     let status = status(&client, &project).await;
     assert_eq!((&status["at_risk"], &status["last_backup_at"]), (&json!(true), &Value::Null));
+    system.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_waits_for_its_host_is_missed_loudly_and_goes_ahead() {
+    let mut system = start(false, "4").await;
+    let client = system.operator().await;
+    let project = client.create_project_with_files(&system, 4).await;
+    until_backed_up(&client, &project, 1).await;
+    let count = backups(&client, &project).await.len();
+    system.hold_restarts();
+    let host = system.kill_nine(Server::HostBackup(0));
+    client.call(scope(&project), "project.touch", json!({})).await;
+    let missed = wait_for("a backup that waits to be missed", PATIENCE, async || {
+        let list = client.call(scope(&project), "lro.list", json!({ "status": "queued" })).await;
+        let urged = list["ops"].as_array().unwrap().iter().find(|op| op["priority"] == 0).cloned();
+        urged.ok_or_else(|| list.to_string())
+    })
+    .await;
+    let op_id = missed["op_id"].as_str().unwrap();
+    assert_eq!((&missed["kind"], &missed["created_by"]), (&json!("project-backup"), &json!("scheduler")));
+    wait_for("its events to tell of it", PATIENCE, async || {
+        let events = client.events(scope(&project), op_id).await;
+        let told = events
+            .iter()
+            .any(|event| event["level"] == "warn" && event["message"].to_string().contains("missed"));
+        if told { Ok(()) } else { Err(format!("{events:#?}")) }
+    })
+    .await;
+    assert!(of_registry(&system, "longhaul_backups_missed_total").await >= 1.0);
+    system.allow_restarts();
+    system.restarted(Server::HostBackup(0), host).await;
+    until_backed_up(&client, &project, count + 1).await;
+    until_saved(&client, &project, true).await;
+
+    // Measured every minute, and when a registry begins.
+    let measured = async |is_saved: bool| {
+        let old = system.kill_nine(Server::Registry);
+        system.restarted(Server::Registry, old).await;
+        wait_for("what is not saved to be measured", PATIENCE, async || {
+            let projects = of_registry(&system, "longhaul_unsaved_projects").await;
+            let for_s = of_registry(&system, "longhaul_unsaved_seconds").await;
+            let is_right = if is_saved { projects == 0.0 } else { projects == 1.0 && for_s >= 1.0 };
+            if is_right { Ok(()) } else { Err(format!("{projects} projects, for {for_s} s")) }
+        })
+        .await;
+    };
+    let policy = json!({ "backup_policy": { "enabled": false } });
+    client.call(scope(&project), "project.update", policy).await;
+    measured(true).await;
+    client.call(scope(&project), "project.touch", json!({})).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    measured(false).await;
     system.stop().await.unwrap();
 }
 

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::system;
 
-pub(crate) async fn get(address: &str, path: &str) -> String {
+async fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -39,6 +39,13 @@ async fn every_service_is_healthy_and_can_be_measured() {
             assert!(metrics.contains(r#"kind="test-sleep""#), "{metrics}");
         }
     }
+}
+
+/// What the registry counts or measures.
+pub(crate) async fn of_registry(system: &TestSystem, name: &str) -> f64 {
+    let url = system.ready().metrics["registry"].clone();
+    let address = url.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap();
+    value(&get(address, "/metrics").await, name, &[])
 }
 
 /// A metric with these words in its labels; 0 where there is none yet.

@@ -7,6 +7,7 @@ use bus_messages::ErrorCode;
 use serde_json::{Value, json};
 use test_harness::{ReadyObjectStore, SystemOptions, TestSystem, add_bytes};
 
+use crate::measures::of_registry;
 use crate::{assert_same_tree, scope};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -218,13 +219,8 @@ async fn deleted(client: &test_harness::Client, project: &str, id: &Value) -> Va
     client.result(scope(project), deleted["op"]["op_id"].as_str().unwrap()).await
 }
 
-/// What the registry counts.
 async fn found_bad(system: &TestSystem) -> f64 {
-    let url = system.ready().metrics["registry"].clone();
-    let address = url.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap().to_owned();
-    let metrics = crate::measures::get(&address, "/metrics").await;
-    let line = metrics.lines().find(|line| line.starts_with("longhaul_backups_found_bad_total "));
-    line.unwrap_or_else(|| panic!("{metrics}")).rsplit(' ').next().unwrap().parse().unwrap()
+    of_registry(system, "longhaul_backups_found_bad_total").await
 }
 
 /// The packs of a project's repository.
