@@ -41,11 +41,16 @@ async fn every_service_is_healthy_and_can_be_measured() {
     }
 }
 
+/// What a service, as the ready file calls it, counts or measures under a name and these words in its labels.
+pub(crate) async fn of_service(system: &TestSystem, service: &str, name: &str, labels: &[&str]) -> f64 {
+    let url = system.ready().metrics[service].clone();
+    let address = url.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap();
+    value(&get(address, "/metrics").await, name, labels)
+}
+
 /// What the registry counts or measures.
 pub(crate) async fn of_registry(system: &TestSystem, name: &str) -> f64 {
-    let url = system.ready().metrics["registry"].clone();
-    let address = url.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap();
-    value(&get(address, "/metrics").await, name, &[])
+    of_service(system, "registry", name, &[]).await
 }
 
 /// A metric with these words in its labels; 0 where there is none yet.

@@ -14,6 +14,7 @@ use test_harness::{
 use uuid::Uuid;
 use volumes::HostRoot;
 
+use crate::measures::of_service;
 use crate::{assert_same_tree, scope};
 
 /// Fifteen parts of packs; six are read at a time.
@@ -85,16 +86,9 @@ fn jobs(system: &TestSystem) -> Vec<Pid> {
     ids.into_iter().filter_map(Pid::from_raw).collect()
 }
 
-async fn requests_of_restores(system: &TestSystem) -> u64 {
-    let url = system.ready().metrics["host-backup-1"].clone();
-    let address = url.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap().to_owned();
-    let metrics = crate::measures::get(&address, "/metrics").await;
-    let line = metrics.lines().find(|line| {
-        line.starts_with("longhaul_object_store_requests_total{")
-            && line.contains(r#"job="restore""#)
-            && line.contains(r#"request="get""#)
-    });
-    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+async fn requests_of_restores(system: &TestSystem) -> f64 {
+    let labels = [r#"job="restore""#, r#"request="get""#];
+    of_service(system, "host-backup-1", "longhaul_object_store_requests_total", &labels).await
 }
 
 /// The megabytes that the last attempt found to be there.
@@ -153,7 +147,7 @@ async fn whatever_is_killed_a_restore_goes_on(btrfs: bool) {
         .done(&project, "project-restore", json!({ "backup_id": "latest", "host_id": system.host(1) }))
         .await;
     let anew = requests_of_restores(&system).await - of_the_last_attempt;
-    assert!(of_the_last_attempt + 6 <= anew, "{of_the_last_attempt} requests, and {anew} anew");
+    assert!(of_the_last_attempt + 6.0 <= anew, "{of_the_last_attempt} requests, and {anew} anew");
 }
 
 #[tokio::test(flavor = "multi_thread")]
