@@ -6,6 +6,7 @@ use bus_messages::kinds;
 use domain_model::{ProjectId, Timestamp};
 use host_operations::{JobRecords, JobRunner, Record, volume_work};
 use operation_engine::{OperationContext, OperationFailure};
+use tokio::sync::Notify;
 use volumes::{HostRoot, VolumeError};
 
 /// What the kinds share.
@@ -14,6 +15,8 @@ pub(crate) struct Host {
     pub root: HostRoot,
     pub records: JobRecords,
     pub runner: JobRunner,
+    /// A whole restore has: what it has replaced can go once that is recorded.
+    pub restore_has_ended: Arc<Notify>,
 }
 
 impl Host {

@@ -22,6 +22,7 @@ use domain_model::Routing;
 use host_operations::{JobRecords, JobRunner, ObjectStoreRequests};
 use operation_engine::Worker;
 use service_runtime::{Runtime, Shutdown};
+use tokio::sync::Notify;
 use volumes::HostRoot;
 
 use crate::host::Host;
@@ -87,16 +88,19 @@ pub async fn run(settings: HostBackupSettings, shutdown: Shutdown, runtime: Runt
         cache.clone(),
         shutdown.stopping.clone(),
     ));
+    let restore_has_ended = Arc::new(Notify::new());
     let leftovers = tokio::spawn(staged_leftovers::run(
         bus.clone(),
         caller,
         root.clone(),
         Duration::from_secs_f64(settings.host.look_for_leftovers_every_s),
+        Arc::clone(&restore_has_ended),
         shutdown.stopping.clone(),
     ));
     let host = Arc::new(Host {
         root,
         records,
+        restore_has_ended,
         runner: JobRunner {
             processes: JobProcesses::new(program, [JOB_ARGUMENT]),
             cache,

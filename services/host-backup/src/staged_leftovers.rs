@@ -1,15 +1,18 @@
-//! Deletes what is staged of restores that have no other attempt: they were canceled, have expired or have failed for good
-//! while this host was away, or are of a registry that does not know them any more.
+//! Deletes what whole restores keep, once these have no other attempt: what they have replaced, where they have ended as they
+//! should; what they have staged, where they were canceled, have expired or have failed for good while this host was away,
+//! or are of a registry that does not know them any more.
 //!
 //! A host cannot know by itself: an operation that is not its own now may be so again in a minute. So it asks, and deletes
 //! nothing where it gets no answer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bus_client::{Bus, RequestError};
 use bus_messages::{Encoding, UnfinishedReply, UnfinishedRequest};
 use bus_subjects::WorkSubject;
 use domain_model::{OperationId, Routing};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use volumes::{HostRoot, VolumeErrorKind};
@@ -18,17 +21,22 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Operations in one message.
 const MOST_OPERATIONS: usize = 1000;
 
-/// Looks every `every` until `stopping`. Where nothing is staged, that is one look into a directory.
+/// After an attempt has ended, its end is recorded within a moment.
+const A_MOMENT: Duration = Duration::from_secs(1);
+
+/// Looks every `every`, and a moment after each time that something `has_ended`, until `stopping`. Where nothing is staged,
+/// that is one look into a directory.
 pub(crate) async fn run(
     bus: Bus,
     caller: Routing,
     root: HostRoot,
     every: Duration,
+    has_ended: Arc<Notify>,
     stopping: CancellationToken,
 ) {
     loop {
         let looking = root.clone();
-        match tokio::task::spawn_blocking(move || looking.resumable()).await {
+        match tokio::task::spawn_blocking(move || looking.kept_for_another_attempt()).await {
             Ok(Ok(staged)) if staged.is_empty() => {}
             Ok(Ok(staged)) => match nobodys(&bus, caller, &staged).await {
                 Ok(nobodys) => delete(&root, nobodys).await,
@@ -37,7 +45,13 @@ pub(crate) async fn run(
             Ok(Err(error)) => tracing::warn!(%error, "could not look what is staged of restores"),
             Err(error) => tracing::error!(%error, "looking what is staged of restores has panicked"),
         }
-        if stopping.run_until_cancelled(tokio::time::sleep(every)).await.is_none() {
+        let next = async {
+            tokio::select! {
+                () = tokio::time::sleep(every) => {}
+                () = has_ended.notified() => tokio::time::sleep(A_MOMENT).await,
+            }
+        };
+        if stopping.run_until_cancelled(next).await.is_none() {
             return;
         }
     }
@@ -61,7 +75,7 @@ async fn delete(root: &HostRoot, nobodys: Vec<Uuid>) {
         let root = root.clone();
         match tokio::task::spawn_blocking(move || root.abandon(op_id)).await {
             Ok(Ok(true)) => {
-                tracing::info!(op.id = %op_id, "deleted what was staged of an operation that is over")
+                tracing::info!(op.id = %op_id, "deleted what was kept of an operation that is over")
             }
             Ok(Ok(false)) => {}
             // An attempt that has not noticed yet; it cleans up itself, or the next look does.

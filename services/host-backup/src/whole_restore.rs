@@ -2,12 +2,15 @@
 //! there are none.
 //!
 //! What an attempt has staged when it ends early, by a crash or by a failure that may pass, stays for the next one. What
-//! will have no next attempt is deleted when it ends, or when the registry says so (`staged_leftovers`).
+//! will have no next attempt is deleted when it ends, or when the registry says so (`staged_leftovers`). What is replaced
+//! stays beside until the end of the operation is recorded. Just before the exchange the operation's checkpoint says what was
+//! restored: an attempt that comes after it has nothing more to do, and does not overwrite what people have edited since.
 
 use backup_repository::{RestoreReceipt, RestoreTarget};
 use bus_messages::{EventLevel, RepositoryGrant};
 use domain_model::{BackupId, ProjectId};
 use operation_engine::{OperationContext, OperationFailure};
+use serde::{Deserialize, Serialize};
 use volumes::{Presence, Staged};
 
 use crate::host::Host;
@@ -15,8 +18,33 @@ use crate::host::Host;
 /// The code of a failure: what was restored is not what was backed up.
 const NOT_WHAT_IT_WAS: &str = "verification_failed";
 
+/// The checkpoint of a whole restore that is to be put in place.
+#[derive(Debug, Serialize, Deserialize)]
+struct Restored {
+    backup: BackupId,
+    receipt: RestoreReceipt,
+}
+
 impl Host {
-    /// Restores, verifies, and puts in place. Says where the files went. `presence` tells what there is that is not to be
+    /// What an earlier attempt of the operation has put in place, if it has.
+    pub(crate) async fn restored_before(
+        &self,
+        operation: &OperationContext,
+        project: ProjectId,
+    ) -> Result<Option<(BackupId, RestoreReceipt)>, OperationFailure> {
+        let Some(Restored { backup, receipt }) = operation.checkpoint()? else { return Ok(None) };
+        let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
+        if !self.volumes(move |root| root.was_exchanged(project, op_id)).await? {
+            return Ok(None);
+        }
+        let message =
+            format!("an earlier attempt has put the backup {backup} in place: nothing is left to do");
+        operation.event(EventLevel::Info, "exchange", message, None);
+        self.restore_has_ended.notify_one();
+        Ok(Some((backup, receipt)))
+    }
+
+    /// Restores, verifies, and puts in place. `presence` tells what there is that is not to be
     /// replaced.
     pub(crate) async fn restore_whole(
         &self,
@@ -25,7 +53,7 @@ impl Host {
         grant: &RepositoryGrant,
         backup: &BackupId,
         presence: Presence,
-    ) -> Result<(RestoreReceipt, String), OperationFailure> {
+    ) -> Result<RestoreReceipt, OperationFailure> {
         let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
         let mut staged = self.volumes(move |root| root.stage_again(project, op_id)).await?;
         let mut restored = self.download_into(operation, grant, backup, &staged).await;
@@ -49,24 +77,20 @@ impl Host {
                 return Err(failure);
             }
         };
+        operation.save_checkpoint(&Restored { backup: backup.clone(), receipt: receipt.clone() }).await?;
         let keeps_persist_store = presence == Presence::PersistStoreOnly;
         if keeps_persist_store {
             let message = "the persist store is here, and is kept as it is; only the files were missing";
             operation.event(EventLevel::Warn, "exchange", message, None);
         }
-        let exchanged = self.volumes(move |root| {
-            let exchanged = match keeps_persist_store {
-                true => root.exchange_files(&staged),
-                false => root.exchange(&staged),
-            };
-            exchanged.map(|()| staged)
-        });
-        let staged = exchanged.await?;
-        operation.progress("clean-up", "deleting the files that were replaced", None);
-        if let Err(error) = self.tidy(operation, move |root| root.discard(staged)).await {
-            tracing::warn!(op.id = %operation.op_id(), ?error, "replaced files could not be deleted");
-        }
-        Ok((receipt, "project".to_owned()))
+        self.volumes(move |root| match keeps_persist_store {
+            true => root.exchange_files(&staged),
+            false => root.exchange(&staged),
+        })
+        .await?;
+        operation.progress("clean-up", "what was replaced goes once this is recorded", None);
+        self.restore_has_ended.notify_one();
+        Ok(receipt)
     }
 
     async fn download_into(

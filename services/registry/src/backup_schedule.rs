@@ -25,6 +25,8 @@ const UPKEEP: &[Upkeep] = &[
 ];
 /// Behind whatever else there is of its kind.
 const UPKEEP_PRIORITY: i32 = -20;
+/// Of a check after a backup was found to be bad.
+const URGENT_PRIORITY: i32 = 0;
 /// A check reads one of so many shares of a repository's data.
 const DATA_SHARES: u32 = 8;
 /// One at a time of a project, however many schedulers and registries there are.
@@ -66,8 +68,17 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
             operation_of(project, kinds::named("project-backup"), input, priority)
         });
         let upkeep = project.upkeep.iter().filter_map(|kind| {
-            let (kind, input) = upkeep_of(kind, project.checks)?;
-            Some(operation_of(project, kind, input, UPKEEP_PRIORITY))
+            let is_urgent = project.check_all && kind == "repo-check";
+            let (kind, input) = upkeep_of(
+                kind,
+                if is_urgent { CheckedData::All } else { CheckedData::Share(project.checks) },
+            )?;
+            Some(operation_of(
+                project,
+                kind,
+                input,
+                if is_urgent { URGENT_PRIORITY } else { UPKEEP_PRIORITY },
+            ))
         });
         (decision, backup.into_iter().chain(upkeep).collect())
     };
@@ -89,11 +100,21 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
     }))
 }
 
-/// What a kind of upkeep is asked to do, after so many checks.
-fn upkeep_of(kind: &str, checks: u32) -> Option<(&'static KindDefinition, Value)> {
-    let input = match kind {
-        // One share after the other: so many checks in a row read all data, whenever they are.
-        "repo-check" => json!({ "read_data_shares": DATA_SHARES, "share": checks % DATA_SHARES }),
+/// The data that a check reads.
+#[derive(Debug, Clone, Copy)]
+enum CheckedData {
+    All,
+    /// One share after the other: so many checks in a row read all data, whenever they are. This is the one after so many.
+    Share(u32),
+}
+
+/// What a kind of upkeep is asked to do.
+fn upkeep_of(kind: &str, data: CheckedData) -> Option<(&'static KindDefinition, Value)> {
+    let input = match (kind, data) {
+        ("repo-check", CheckedData::All) => json!({ "read_data_shares": 1 }),
+        ("repo-check", CheckedData::Share(checks)) => {
+            json!({ "read_data_shares": DATA_SHARES, "share": checks % DATA_SHARES })
+        }
         _ => json!({}),
     };
     let kind = kinds::named(kind);
@@ -137,14 +158,17 @@ mod tests {
     #[test]
     fn every_kind_of_upkeep_is_one_that_takes_its_input() {
         for upkeep in UPKEEP {
-            assert!(upkeep_of(upkeep.kind, 3).is_some(), "{}", upkeep.kind);
+            for data in [CheckedData::All, CheckedData::Share(3)] {
+                assert!(upkeep_of(upkeep.kind, data).is_some(), "{}", upkeep.kind);
+            }
         }
     }
 
     #[test]
     fn checks_in_a_row_read_all_data() {
         let shares = |first: u32| {
-            (first..first + DATA_SHARES).map(|checks| upkeep_of("repo-check", checks).unwrap().1)
+            (first..first + DATA_SHARES)
+                .map(|checks| upkeep_of("repo-check", CheckedData::Share(checks)).unwrap().1)
         };
         for first in [0, 5] {
             let read: HashSet<u64> = shares(first).map(|input| input["share"].as_u64().unwrap()).collect();

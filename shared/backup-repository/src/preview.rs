@@ -45,10 +45,10 @@ pub enum PreviewTarget {
         /// Its persist store.
         persist: PathBuf,
     },
-    /// The file or directory that a path of the snapshot would become.
+    /// The file or directory that a path of the snapshot would become, or a directory with both roots in it.
     Path {
-        /// Its path in the snapshot.
-        path: SnapshotPath,
+        /// Its path in the snapshot; all of it where there is none.
+        path: Option<SnapshotPath>,
         /// The directory that everything is beneath: nothing outside of it is looked at, through links neither.
         root: PathBuf,
         /// The place in it.
@@ -111,7 +111,9 @@ impl Repository {
             PreviewTarget::Whole { project, persist } => {
                 comparison.whole(&trees, &snapshot, project, persist)?
             }
-            PreviewTarget::Path { path, root, place } => {
+            PreviewTarget::Path { path: None, root, place } => comparison
+                .compare(trees.entries(Path::new(""), snapshot.tree)?, there(root, place, OsStr::new(""))?)?,
+            PreviewTarget::Path { path: Some(path), root, place } => {
                 let node = trees.find(request.snapshot, &snapshot, path)?;
                 let base = PathBuf::from(path.name());
                 let subtree = node.subtree;

@@ -22,7 +22,7 @@ fn whole(test: &TestRepository) -> PreviewTarget {
 }
 
 fn part(test: &TestRepository, path: &str, place: &str) -> PreviewTarget {
-    PreviewTarget::Path { path: path.parse().unwrap(), root: test.project(), place: place.into() }
+    PreviewTarget::Path { path: Some(path.parse().unwrap()), root: test.project(), place: place.into() }
 }
 
 const NOTHING: Amount = Amount { files: 0, bytes: 0 };

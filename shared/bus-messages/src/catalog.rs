@@ -96,6 +96,9 @@ pub struct ProjectStatus {
     pub last_backup_at: Option<Timestamp>,
     /// When one of its backups was last proven to restore.
     pub last_verified_at: Option<Timestamp>,
+    /// The newest of its backups that was proven to restore and is not known to be bad.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_verified_backup_id: Option<BackupId>,
     /// Where its backups are.
     pub region: String,
     /// What is going on with it.

@@ -1,7 +1,7 @@
 //! What hosts say of their projects, what is due to be backed up, and what is not saved.
 
 use bus_messages::{BackupPolicy, CacheUse, EventLevel, Operation, ProjectGeneration};
-use domain_model::{BackupDecision, BackupState, HostId, OperationId, ProjectId, Timestamp};
+use domain_model::{BackupDecision, BackupId, BackupState, HostId, OperationId, ProjectId, Timestamp};
 use serde_json::Value;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -29,6 +29,8 @@ pub struct DueProject {
     pub upkeep: Vec<String>,
     /// How many checks of its repository were asked for so far.
     pub checks: u32,
+    /// Whether the next is to read all data, because a backup was found to be bad.
+    pub check_all: bool,
     /// The database's clock.
     pub now: Timestamp,
 }
@@ -74,6 +76,8 @@ pub struct BackupStanding {
     pub touched: bool,
     /// Why its newest backup is known to be bad; `None` where it is not.
     pub newest_is_bad: Option<String>,
+    /// The newest backup that was proven to restore and is not known to be bad.
+    pub verified: Option<BackupId>,
     /// Since when, in seconds; where the newest backup is bad, since the newest that is not.
     pub unsaved_s: f64,
     /// Whether it was backed up from the host that has its files now.
@@ -217,6 +221,10 @@ impl Database {
             r#"SELECT is_unsaved(project) AS "is_unsaved!",
                 coalesce(project.touched_at > project.last_backup_at, false) AS "touched!",
                 newest.bad_reason AS "newest_is_bad?",
+                (SELECT proven.backup_id FROM backups AS proven
+                    WHERE proven.project_id = project.id AND proven.purpose = 'backup' AND proven.deleting_at IS NULL
+                        AND proven.verified_at IS NOT NULL AND proven.bad_since IS NULL
+                    ORDER BY proven.created_at DESC LIMIT 1) AS verified,
                 extract(epoch FROM now() - CASE WHEN newest.backup_id IS NULL
                     THEN coalesce(project.unsaved_since, project.last_backup_at, project.created_at)
                     ELSE coalesce(
@@ -241,6 +249,10 @@ impl Database {
                 is_unsaved: row.is_unsaved,
                 touched: row.touched,
                 newest_is_bad: row.newest_is_bad,
+                verified: row
+                    .verified
+                    .map(|id| id.parse().map_err(|error| DatabaseError::row("backups.backup_id", error)))
+                    .transpose()?,
                 unsaved_s: row.unsaved_s,
                 backed_up_here: row.backed_up_here,
                 policy: policy_of(row.backup_policy, row.account_policy)?,
@@ -280,12 +292,13 @@ impl Database {
                             (SELECT asked_at FROM project_upkeep AS asked
                                 WHERE asked.project_id = project.id AND asked.kind = upkeep.kind),
                             project.created_at) < now() - make_interval(secs => upkeep.every_s)) AS "upkeep!",
-                coalesce((SELECT times FROM project_upkeep AS asked
-                    WHERE asked.project_id = project.id AND asked.kind = 'repo-check'), 0) AS "checks!",
+                coalesce(checked.times, 0) AS "checks!", coalesce(checked.reads_all, false) AS "check_all!",
                 now() AS "now!"
              FROM projects AS project
                 JOIN hosts AS host ON host.id = project.host_id
                 LEFT JOIN accounts AS account ON account.id = project.account_id
+                LEFT JOIN project_upkeep AS checked
+                    ON checked.project_id = project.id AND checked.kind = 'repo-check'
              WHERE coalesce(project.backup_due_at, '-infinity') <= now()
              ORDER BY coalesce(project.backup_due_at, '-infinity') LIMIT $1
              FOR UPDATE OF project SKIP LOCKED"#,
@@ -318,6 +331,7 @@ impl Database {
                 policy: policy_of(row.backup_policy, row.account_policy)?,
                 upkeep: row.upkeep,
                 checks: u32::try_from(row.checks).unwrap_or_default(),
+                check_all: row.check_all,
                 now: row.now.into(),
             };
             let (decision, new) = decide(&project);
@@ -373,7 +387,7 @@ impl Database {
             "INSERT INTO project_upkeep (project_id, kind, asked_at, times)
              SELECT id, kind, now(), 1 FROM unnest($1::uuid[], $2::text[]) AS asked (id, kind) WHERE kind = ANY ($3)
              ON CONFLICT (project_id, kind)
-                DO UPDATE SET asked_at = excluded.asked_at, times = project_upkeep.times + 1",
+                DO UPDATE SET asked_at = excluded.asked_at, times = project_upkeep.times + 1, reads_all = false",
             &asked_for,
             &kinds,
             &upkeep_kinds,

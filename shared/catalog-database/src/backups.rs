@@ -149,7 +149,8 @@ pub(crate) async fn record(connection: &mut PgConnection, backup: &NewBackup) ->
     .map(drop)
 }
 
-/// Notes what a drill has found out about a backup, in the transaction that ends its operation.
+/// Notes what a drill has found out about a backup, in the transaction that ends its operation. After one that is bad the
+/// scheduler asks for a check of all data at its next look: newer backups may count on what is damaged.
 pub(crate) async fn note_proof(
     connection: &mut PgConnection,
     project: ProjectId,
@@ -175,7 +176,15 @@ pub(crate) async fn note_proof(
     .await
     .during("note the proof of a backup")?;
     sqlx::query!(
-        "UPDATE projects SET last_verified_at = now(), updated_at = now() WHERE id = $1 AND $2",
+        "WITH to_be_checked AS (
+            INSERT INTO project_upkeep (project_id, kind, asked_at, times, reads_all)
+            SELECT $1, 'repo-check', '-infinity', 0, true WHERE NOT $2
+            ON CONFLICT (project_id, kind) DO UPDATE SET asked_at = '-infinity', reads_all = true)
+         UPDATE projects SET
+            last_verified_at = CASE WHEN $2 THEN now() ELSE last_verified_at END,
+            backup_due_at = CASE WHEN $2 THEN backup_due_at END,
+            updated_at = now()
+         WHERE id = $1",
         project.as_uuid(),
         reason.is_none(),
     )

@@ -72,7 +72,7 @@ async fn lock_project(connection: &mut PgConnection, project: ProjectId) -> Resu
 }
 
 /// The backups of a project, oldest first, and which active operation may be reading each: one whose input names it,
-/// or one that was begun with `latest` when it was the newest, or has become the newest since.
+/// or one that was begun with `latest` when it was the newest that was not known to be bad, or has become that since.
 async fn backups_in_use(
     connection: &mut PgConnection,
     project: ProjectId,
@@ -94,6 +94,7 @@ async fn backups_in_use(
                             SELECT 1 FROM backups AS newer
                             WHERE newer.project_id = $1 AND newer.recorded_at < active.started_at
                                 AND (newer.deleting_at IS NULL OR newer.deleting_at >= active.started_at)
+                                AND (newer.bad_since IS NULL OR newer.bad_since >= active.started_at)
                                 AND (newer.created_at, newer.backup_id) > (backup.created_at, backup.backup_id)))
                  LIMIT 1) AS used_by
            FROM backups AS backup WHERE backup.project_id = $1 AND backup.purpose = 'backup'

@@ -30,7 +30,10 @@ pub enum VolumeError {
         message: String,
     },
     /// The project has no files on this host.
-    #[error("project {project} has no directory {} on this host", path.display())]
+    #[error(
+        "project {project} has no directory {} on this host: restore the whole backup here first, or start the project",
+        path.display()
+    )]
     ProjectNotFound {
         /// The project.
         project: Uuid,

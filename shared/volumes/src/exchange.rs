@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
+use uuid::Uuid;
 
 use crate::VolumeError;
 use crate::deletion::delete_tree;
@@ -80,8 +81,31 @@ impl HostRoot {
         self.finish_whole(directory, &mut journal)
     }
 
+    /// Whether an earlier attempt of the restore `op_id` of `project` has put what it restored in place: an exchange that was
+    /// begun is finished. Whoever restores once more overwrites what people have edited since.
+    ///
+    /// # Errors
+    ///
+    /// `InUse` if an earlier attempt is still at work; `Damaged` if what it left cannot be understood.
+    pub fn was_exchanged(&self, project: Uuid, op_id: Uuid) -> Result<bool, VolumeError> {
+        let Some(directory) = OperationDirectory::claim_existing(&self.staging(), op_id)? else {
+            return Ok(false);
+        };
+        match Journal::read(&directory)? {
+            Some(mut journal) if journal.stays() && journal.project == project => {
+                self.finish_whole(&directory, &mut journal)?;
+                Ok(journal.phase == Phase::Exchanged)
+            }
+            _ => Ok(false),
+        }
+    }
+
     /// Takes a whole restore in the phase `Exchanging` to `Exchanged`.
-    fn finish_whole(&self, directory: &OperationDirectory, journal: &mut Journal) -> Result<(), VolumeError> {
+    pub(crate) fn finish_whole(
+        &self,
+        directory: &OperationDirectory,
+        journal: &mut Journal,
+    ) -> Result<(), VolumeError> {
         if journal.phase == Phase::Exchanging
             && let Work::Whole { project, persist, .. } = journal.work
         {

@@ -146,7 +146,12 @@ impl Journal {
 
     /// Whether another attempt may go on with what is staged.
     pub(crate) fn is_resumable(&self) -> bool {
-        self.phase == Phase::Staged && matches!(self.work, Work::Whole { resumable: true, .. })
+        self.phase == Phase::Staged && self.stays()
+    }
+
+    /// Whether what is staged, or was replaced, stays until it is known that there is no other attempt.
+    pub(crate) fn stays(&self) -> bool {
+        matches!(self.work, Work::Whole { resumable: true, .. })
     }
 
     /// Refuses a journal of another project.

@@ -14,7 +14,8 @@ use crate::operation_directory::OperationDirectory;
 /// What [`HostRoot::recover`] found and did, by operation.
 #[derive(Debug, Default)]
 pub struct RecoveryReport {
-    /// Restores and copies whose exchange had begun: the new content is in place.
+    /// Restores and copies whose exchange had begun: the new content is in place. What was replaced by one that another
+    /// attempt may be made of stays until [`HostRoot::abandon`].
     pub finished: Vec<Uuid>,
     /// Restores and copies whose exchange had not begun: the old content is in place.
     pub rolled_back: Vec<Uuid>,
@@ -105,25 +106,29 @@ impl HostRoot {
     fn settle_or_keep(&self, directory: OperationDirectory) -> Result<Settled, VolumeError> {
         match Journal::read(&directory)? {
             Some(journal) if journal.is_resumable() => Ok(Settled::Kept),
+            Some(mut journal) if journal.stays() => {
+                self.finish_whole(&directory, &mut journal).map(|()| Settled::Finished)
+            }
             _ => self.settle(directory),
         }
     }
 
-    /// The operations that another attempt of could go on with what is staged here, those under way among them.
+    /// The operations that another attempt of could go on with what is staged here, or has nothing left to do because an
+    /// earlier one put it in place; those under way among them.
     ///
     /// # Errors
     ///
     /// Only if the staging directory cannot be listed. What does not read is left out: recovery reports it.
-    pub fn resumable(&self) -> Result<Vec<Uuid>, VolumeError> {
+    pub fn kept_for_another_attempt(&self) -> Result<Vec<Uuid>, VolumeError> {
         let mut operations = operations_in(&self.staging(), &mut Vec::new())?;
         operations.retain(|op_id| {
             let journal = Journal::read_in(&self.staging().join(op_id.to_string()));
-            matches!(journal, Ok(Some(journal)) if journal.is_resumable())
+            matches!(journal, Ok(Some(journal)) if journal.stays())
         });
         Ok(operations)
     }
 
-    /// Deletes what is staged of an operation that has no other attempt. Whether there was anything.
+    /// Deletes what is staged of an operation that has no other attempt, or what it has replaced. Whether there was anything.
     ///
     /// # Errors
     ///

@@ -2,7 +2,8 @@
 //!
 //! What a restore has staged can be large, so an attempt that did not come to its end leaves it for the next one:
 //! after [`HostRoot::stage_again`] a crash is no reason to delete it. It is only ever material: whoever goes on with it
-//! looks at every byte of it. It is deleted once there is no other attempt ([`HostRoot::abandon`]).
+//! looks at every byte of it. It is deleted once there is no other attempt ([`HostRoot::abandon`]). So is what it has
+//! replaced, once it is in place: an attempt that finds it so has nothing left to do ([`HostRoot::was_exchanged`]).
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -263,7 +264,8 @@ mod tests {
 
             for _ in 0..2 {
                 assert_eq!(root.recover().unwrap().kept, [op_id]);
-                assert_eq!(root.resumable().unwrap(), [op_id]);
+                assert_eq!(root.kept_for_another_attempt().unwrap(), [op_id]);
+                assert!(!root.was_exchanged(project, op_id).unwrap());
             }
             let staged = root.stage_again(project, op_id).unwrap();
             assert!(staged.resumed);
@@ -271,10 +273,19 @@ mod tests {
             fill(&staged.persist_dir, "new");
             root.exchange(&staged).unwrap();
             drop(staged);
-            // From here on it is the exchange that counts.
-            assert!(root.resumable().unwrap().is_empty());
-            assert_eq!(root.recover().unwrap().finished, [op_id]);
-            assert_eq!(marks(&root, project), ("new".into(), "new".into()));
+            // From here on it is the exchange that counts: another attempt is told of it, and what people edit stays.
+            fill(&root.project_dir(project), "edited");
+            assert_eq!(root.kept_for_another_attempt().unwrap(), [op_id]);
+            assert!(!root.was_exchanged(Uuid::new_v4(), op_id).unwrap());
+            for _ in 0..2 {
+                assert!(root.was_exchanged(project, op_id).unwrap());
+                assert_eq!(root.recover().unwrap().finished, [op_id]);
+            }
+            assert_eq!(marks(&root, project), ("edited".into(), "new".into()));
+            assert_eq!(mark_of(&root.staging().join(op_id.to_string()).join("project")), "old");
+            assert!(root.abandon(op_id).unwrap());
+            assert!(!root.was_exchanged(project, op_id).unwrap());
+            assert_eq!(marks(&root, project), ("edited".into(), "new".into()));
 
             let abandoned = Uuid::now_v7();
             drop(root.stage_again(project, abandoned).unwrap());
@@ -358,6 +369,9 @@ mod tests {
                         assert!(second.failed.is_empty() && second.in_use.is_empty(), "{second:?}");
                         for op_id in &second.kept {
                             rolled_back += usize::from(root.abandon(*op_id).unwrap());
+                        }
+                        for op_id in &second.finished {
+                            root.abandon(*op_id).unwrap();
                         }
                         assert!(
                             is_empty(&root.staging()),

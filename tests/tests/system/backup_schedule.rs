@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use test_harness::{Client, Server, SystemOptions, TestSystem, btrfs_is_available, wait_for};
+use test_harness::{
+    Client, ObjectStoreKind, Server, SystemOptions, TestSystem, btrfs_is_available, wait_for,
+};
 
 use crate::measures::of_registry;
 use crate::scope;
@@ -18,7 +20,9 @@ async fn start(btrfs: bool, every_s: &str) -> TestSystem {
         set("LONGHAUL_SCHEDULER__BACKUPS__LOOK_EVERY_S", "0.2"),
         set("LONGHAUL_HOST_BACKUP__HOST__LOOK_FOR_CHANGES_EVERY_S", "0.2"),
     ];
-    TestSystem::start(SystemOptions { btrfs, environment, ..SystemOptions::default() }).await.unwrap()
+    let object_store = if btrfs { ObjectStoreKind::S3 } else { ObjectStoreKind::Local };
+    let options = SystemOptions { btrfs, object_store, environment, ..SystemOptions::default() };
+    TestSystem::start(options).await.unwrap()
 }
 
 async fn status(client: &Client, project: &str) -> Value {
@@ -121,7 +125,7 @@ async fn on_directories_what_has_changed_is_backed_up_when_its_time_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_btrfs_what_has_changed_is_backed_up_when_its_time_comes() {
+async fn on_btrfs_and_into_s3_what_has_changed_is_backed_up_when_its_time_comes() {
     if btrfs_is_available() {
         what_has_changed_is_backed_up(true).await;
     }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bus_client::RequestError;
 use serde_json::{Value, json};
-use test_harness::{Client, ObjectStoreKind, Server, SystemOptions, TestSystem, wait_for};
+use test_harness::{
+    Client, ObjectStoreKind, Server, SystemOptions, TestSystem, btrfs_is_available, wait_for,
+};
 
 use crate::{scope, system};
 
@@ -28,7 +30,19 @@ fn names(entries: &[Value]) -> Vec<&str> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_of_a_backup_shows_what_was_there_when_it_was_made() {
-    let system = system().await;
+    directories_are_shown(&*system().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_btrfs_and_in_s3_a_directory_of_a_backup_shows_what_was_there_when_it_was_made() {
+    if btrfs_is_available() {
+        let object_store = ObjectStoreKind::S3;
+        let options = SystemOptions { hosts: 2, btrfs: true, object_store, ..SystemOptions::default() };
+        directories_are_shown(&TestSystem::start(options).await.unwrap()).await;
+    }
+}
+
+async fn directories_are_shown(system: &TestSystem) {
     let client = system.operator().await;
     let project = client.create_project(system.host(0)).await;
     system.make_volume(0, &project);

@@ -20,6 +20,7 @@ mod documents;
 mod every_step;
 mod faults;
 mod floods;
+mod job_limits;
 mod main_job;
 mod measures;
 mod nested_subvolumes;

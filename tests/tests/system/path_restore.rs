@@ -1,9 +1,11 @@
 //! Restoring a part of a backup beside, over or in place of what is there, and trying without changing anything.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use serde_json::{Value, json};
-use test_harness::{Client, SystemOptions, TestSystem, btrfs_is_available, make_tree};
+use test_harness::{Client, ObjectStoreKind, SystemOptions, TestSystem, btrfs_is_available, make_tree};
 
 use crate::{assert_same_tree, scope, system};
 
@@ -13,9 +15,10 @@ async fn on_directories_a_path_is_restored_as_its_conflict_rule_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_btrfs_a_path_is_restored_as_its_conflict_rule_says() {
+async fn on_btrfs_and_from_s3_a_path_is_restored_as_its_conflict_rule_says() {
     if btrfs_is_available() {
-        let options = SystemOptions { btrfs: true, ..SystemOptions::default() };
+        let object_store = ObjectStoreKind::S3;
+        let options = SystemOptions { btrfs: true, object_store, ..SystemOptions::default() };
         path_restores(&TestSystem::start(options).await.unwrap()).await;
     }
 }
@@ -58,6 +61,9 @@ async fn path_restores(system: &TestSystem) {
     fs::write(files.join("src/file-004.rs"), "mine").unwrap();
     let kept = restore(json!({ "backup_id": backup, "path": "project/src", "conflict": "keep" })).await;
     assert!(kept["target"].as_str().unwrap().contains("kept"), "{kept}");
+    assert_eq!((&kept["receipt"], &kept["files"]), (&json!("none"), &json!(0)), "{kept}");
+    let kept = restore(json!({ "backup_id": backup, "conflict": "keep" })).await;
+    assert_eq!((&kept["receipt"], &kept["files"]), (&json!("none"), &json!(0)), "{kept}");
     assert_eq!(fs::read_to_string(files.join("src/file-004.rs")).unwrap(), "mine");
 
     // Fail: what is there stays, and the operation says why it failed, at its first attempt.
@@ -74,6 +80,33 @@ async fn path_restores(system: &TestSystem) {
     // Of the persist store, beside the files.
     restore(json!({ "backup_id": backup, "path": "persist/data", "target": "from-persist" })).await;
     assert_same_tree(&system.persist_store(0, &project).join("data"), &files.join("from-persist"));
+
+    // All of it, beside the files: first tried, then done, and not twice.
+    let beside = json!({ "backup_id": backup, "target": "all/of/it", "conflict": "fail" });
+    let mut tried = beside.clone();
+    tried["dry_run"] = json!(true);
+    let tried = restore(tried).await;
+    let whole = restore(beside.clone()).await;
+    assert_eq!((&whole["receipt"], &whole["target"]), (&json!("match"), &json!("project/all/of/it")));
+    assert_eq!(tried["changes"]["created"]["files"], whole["files"], "{tried:#}");
+    let all = files.join("all/of/it");
+    assert_same_tree(&system.persist_store(0, &project), &all.join("persist"));
+    assert_same_tree(&files.join("restored/src"), &all.join("project/src"));
+    let of = |path: &Path| {
+        let found = path.metadata().unwrap();
+        (found.uid(), found.gid(), found.mode())
+    };
+    assert_eq!(of(&all), of(&files), "people may do there what they may do in their files");
+    assert_eq!(failed(&client, &project, beside.clone()).await["error"]["code"], "already_exists");
+    let mut again = beside.clone();
+    (again["conflict"], again["dry_run"]) = (json!("replace"), json!(true));
+    fs::write(all.join("not-of-the-backup"), "mine").unwrap();
+    let again = restore(again).await;
+    assert_eq!(
+        (&again["changes"]["deleted"]["files"], &again["changes"]["created"]["files"]),
+        (&json!(1), &json!(0))
+    );
+    assert_eq!(again["changes"]["unchanged"]["files"], whole["files"], "{again:#}");
 
     // A dry run changes nothing, and says what would change.
     let restored = restore(json!({ "backup_id": backup, "path": "project/src", "target": "again" })).await;

@@ -5,12 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use test_harness::{Client, SystemOptions, TestSystem};
+use test_harness::{Client, ObjectStoreKind, SystemOptions, TestSystem, btrfs_is_available};
 
 use crate::{assert_same_tree, scope};
 
 /// A host that starts projects with a script, which notes what it was told and fails where a file says so.
-async fn start() -> (TestSystem, Client, PathBuf) {
+async fn start(btrfs_and_s3: bool) -> (TestSystem, Client, PathBuf) {
     let folder = tempfile::tempdir().unwrap().keep();
     let script = folder.join("runtime");
     std::fs::write(
@@ -27,7 +27,14 @@ async fn start() -> (TestSystem, Client, PathBuf) {
     std::fs::write(folder.join("runs"), "").unwrap();
     let command = script.to_str().unwrap().to_owned();
     let environment = vec![("LONGHAUL_HOST_BACKUP__RUNTIME__COMMAND".to_owned(), command)];
-    let options = SystemOptions { environment, faults: true, ..SystemOptions::default() };
+    let object_store = if btrfs_and_s3 { ObjectStoreKind::S3 } else { ObjectStoreKind::Local };
+    let options = SystemOptions {
+        btrfs: btrfs_and_s3,
+        object_store,
+        environment,
+        faults: true,
+        ..SystemOptions::default()
+    };
     let system = TestSystem::start(options).await.unwrap();
     let client = system.operator().await;
     (system, client, folder)
@@ -39,7 +46,18 @@ async fn state(client: &Client, project: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_project_is_restored_where_its_files_are_missing_and_then_started() {
-    let (mut system, client, folder) = start().await;
+    restored_and_started(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_btrfs_and_from_s3_a_project_is_restored_where_its_files_are_missing_and_then_started() {
+    if btrfs_is_available() {
+        restored_and_started(true).await;
+    }
+}
+
+async fn restored_and_started(btrfs_and_s3: bool) {
+    let (mut system, client, folder) = start(btrfs_and_s3).await;
     let runs = || std::fs::read_to_string(folder.join("runs")).unwrap();
 
     // A new one has nothing to restore.
@@ -104,7 +122,7 @@ async fn a_project_is_restored_where_its_files_are_missing_and_then_started() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_come_back_is_not_started() {
-    let (mut system, client, folder) = start().await;
+    let (mut system, client, folder) = start(false).await;
     let project = client.create_project_with_files(&system, 6).await;
     client.done(&project, "project-backup", json!({})).await;
     let files = system.project_files(0, &project);

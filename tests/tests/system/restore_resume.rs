@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use test_harness::{
-    Client, Server, SystemOptions, TestSystem, add_bytes, btrfs_is_available, skip, wait_for,
+    Client, ObjectStoreKind, Server, SystemOptions, TestSystem, add_bytes, btrfs_is_available, skip, wait_for,
 };
 use uuid::Uuid;
 use volumes::HostRoot;
@@ -31,6 +31,7 @@ async fn with_a_backup(btrfs: bool) -> (TestSystem, Client, String) {
     let options = SystemOptions {
         hosts: 2,
         btrfs,
+        object_store: if btrfs { ObjectStoreKind::S3 } else { ObjectStoreKind::Local },
         faults: true,
         environment: vec![(
             "LONGHAUL_HOST_BACKUP__HOST__LOOK_FOR_LEFTOVERS_EVERY_S".to_owned(),
@@ -124,6 +125,8 @@ async fn whatever_is_killed_a_restore_goes_on(btrfs: bool) {
         if op["attempt"] == 2 { Ok(()) } else { Err(format!("{op:#}")) }
     })
     .await;
+    let error = client.operation(scope(&project), &op_id).await["error"].take();
+    assert_eq!(error["code"], "job_died", "{error:#}");
     until_staged(&system, &op_id, 85_000_000).await;
     system.hold_restarts();
     let old = system.kill_nine(Server::HostBackup(1));
@@ -156,7 +159,7 @@ async fn a_killed_restore_goes_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_restore_goes_on_where_it_was_on_btrfs() {
+async fn a_killed_restore_goes_on_where_it_was_on_btrfs_and_from_s3() {
     if btrfs_is_available() {
         whatever_is_killed_a_restore_goes_on(true).await;
     } else {

@@ -141,15 +141,45 @@ async fn what_is_pinned_or_being_restored_cannot_be_deleted() {
     let restore = client.operation(scope(&project), &op_id).await;
     assert!(prune["started_at"].as_str() >= restore["finished_at"].as_str(), "{prune:#} {restore:#}");
     assert_whole(&system, &client, &project).await;
+
+    // The newest may be what "latest" is, as long as that is being restored.
+    let (project, [first, _, third]) = three_backups(&system, &client, 86).await;
+    system.set_faults(&json!({ "faults": [
+        { "operation": "get", "key": "*/data/*", "action": { "delay": { "milliseconds": 3000 } } },
+    ]}));
+    let restore = json!({ "backup_id": "latest", "host_id": system.host(1) });
+    let op_id = client.create(scope(&project), "project-restore", restore).await;
+    client.until(scope(&project), &op_id, "status", &["running"]).await;
+    let refusal = client.refused(scope(&project), "backup.delete", json!({ "backup_id": third })).await;
+    assert_eq!(
+        (refusal.code, &refusal.details["op_id"]),
+        (ErrorCode::Conflict, &json!(op_id)),
+        "{refusal:?}"
+    );
+    let deleted = client.call(scope(&project), "backup.delete", json!({ "backup_id": first })).await;
+    assert_eq!(client.result(scope(&project), &op_id).await["backup_id"], third);
+    system.clear_faults();
+    client.result(scope(&project), deleted["op"]["op_id"].as_str().unwrap()).await;
+    let deleted = client.call(scope(&project), "backup.delete", json!({ "backup_id": third })).await;
+    client.result(scope(&project), deleted["op"]["op_id"].as_str().unwrap()).await;
+    assert_eq!(listed(&client, &project).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_policy_drops_what_is_old_and_keeps_what_is_pinned_and_the_newest() {
-    let (system, client) = start().await;
-    let project = client.create_project_with_files(&system, 83).await;
+    let of_fleet = ("LONGHAUL_REGISTRY__BACKUPS__KEEP__LAST".to_owned(), "11".to_owned());
+    let options = SystemOptions { hosts: 2, environment: vec![of_fleet], ..SystemOptions::default() };
+    let system = TestSystem::start(options).await.unwrap();
+    let client = system.operator().await;
+    let account = client.call("hub", "account.create", json!({ "name": "eve" })).await;
+    let account = account["account"]["id"].as_str().unwrap().to_owned();
+    let create = json!({ "title": "Algebra", "host_id": system.host(0), "account_id": account });
+    let project = client.call("hub", "project.create", create).await;
+    let project = project["project"]["id"].as_str().unwrap().to_owned();
+    system.make_volume(0, &project);
     let files = system.project_files(0, &project);
-    // All within an hour or two, so that the ten last are what the built-in policy keeps, and perhaps the last of an
-    // hour that is over.
+    // All within an hour or two, so that the eleven last are what the policy of the fleet keeps, and perhaps the last of
+    // an hour that is over.
     let mut backups = Vec::new();
     for round in 0..14_u64 {
         add_bytes(&files, "changing.bin", 100_000, round);
@@ -160,12 +190,24 @@ async fn the_policy_drops_what_is_old_and_keeps_what_is_pinned_and_the_newest() 
     let result = client.done(&project, "repo-prune", json!({})).await;
     let left = listed(&client, &project).await;
     assert_eq!(result["forgotten"], 14 - left.len());
-    assert!((11..=12).contains(&left.len()), "{left:?} of {backups:?}");
-    for kept in backups[4..].iter().chain(&backups[1..2]) {
+    assert!((12..=13).contains(&left.len()), "{left:?} of {backups:?}");
+    for kept in backups[3..].iter().chain(&backups[1..2]) {
         assert!(left.contains(kept), "{kept} is to stay: {left:?}");
     }
     let place = repository(&system, &client, &project).await;
     assert_eq!(std::fs::read_dir(place.join("snapshots")).unwrap().count(), left.len());
+
+    // What an account says goes over what the fleet says, and what the project says over both.
+    let last = |last: u32| json!({ "backup_policy": { "keep": { "last": last, "hourly": 0, "daily": 0, "weekly": 0, "monthly": 0 } } });
+    client.call(format!("account-{account}"), "account.update", last(3)).await;
+    client.done(&project, "repo-prune", json!({})).await;
+    let newest_first: Vec<Value> = backups.iter().rev().cloned().collect();
+    let kept = |last: usize| newest_first[..last].iter().chain(&backups[1..2]).cloned().collect::<Vec<_>>();
+    assert_eq!(listed(&client, &project).await, kept(3));
+    client.call(scope(&project), "project.update", last(1)).await;
+    client.done(&project, "repo-prune", json!({})).await;
+    assert_eq!(listed(&client, &project).await, kept(1));
+    assert_eq!(std::fs::read_dir(place.join("snapshots")).unwrap().count(), 2);
     assert_whole(&system, &client, &project).await;
 }
 

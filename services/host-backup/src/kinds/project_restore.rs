@@ -1,11 +1,14 @@
 //! `project-restore`: stage, verify, exchange.
 //!
-//! The live files are never written in place. What a crash leaves before the exchange is a staged tree: of a whole
-//! restore, the next attempt goes on with it, and of a path the next start deletes it. In the middle of the exchange
-//! it is a journal from which the next start finishes it; after it, the old tree (deleted at the next start). Repeating a restore that was done restores again, to the
-//! same end. A dry run writes nothing.
+//! Whole or a path of it; in the place of the project's files, or beside them. The live files are never written in place.
+//! What a crash leaves before the exchange is a staged tree: of a whole restore, the next attempt goes on with it, and of a
+//! path the next start deletes it. In the middle of the exchange it is a journal from which the next start finishes it.
+//! After it, the next attempt of a whole restore has nothing left to do, and what was replaced goes when the operation has
+//! ended; the restore of a path is done again, to the same end. A dry run writes nothing.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -22,6 +25,9 @@ use volumes::{PathOutcome, Presence};
 
 use crate::estimate::estimate;
 use crate::host::SharedHost;
+
+/// The receipt of a restore that has restored nothing.
+const NOTHING_RESTORED: &str = "none";
 
 /// Does `project-restore`.
 pub(crate) struct ProjectRestore {
@@ -65,28 +71,26 @@ impl ProjectRestore {
         }
         // What is replaced is as good as not there.
         let mut presence = Presence::Nothing;
-        if input.path.is_none() && input.conflict != Conflict::Replace {
+        let in_place_of_all = input.path.is_none() && input.target.is_none();
+        if in_place_of_all
+            && let Some((backup, receipt)) = self.host.restored_before(operation, project).await?
+        {
+            return Ok(restored(backup, receipt, &Placed::At("project".to_owned()), began));
+        }
+        if in_place_of_all && input.conflict != Conflict::Replace {
             let project = project.as_uuid();
             presence = self.host.volumes(move |root| root.presence(project)).await?;
             if presence == Presence::Whole {
                 return self.not_replaced(operation, input.conflict, backup, &grant, began);
             }
         }
-        let (receipt, target) = match &input.path {
-            None => self.host.restore_whole(operation, project, &grant, &backup, presence).await?,
-            Some(path) => self.path(operation, project, &grant, &backup, path, &input).await?,
+        let (receipt, target) = if in_place_of_all {
+            let receipt = self.host.restore_whole(operation, project, &grant, &backup, presence).await?;
+            (receipt, Placed::At("project".to_owned()))
+        } else {
+            self.at_target(operation, project, &grant, &backup, &input).await?
         };
-        Ok(ProjectRestoreResult {
-            backup_id: backup,
-            files: receipt.files,
-            bytes: receipt.bytes,
-            tree: receipt.tree,
-            receipt: "match".to_owned(),
-            target,
-            duration_s: began.elapsed().as_secs_f64(),
-            changes: None,
-            estimate: None,
-        })
+        Ok(restored(backup, receipt, &target, began))
     }
 
     /// What a restore would change, and how long it would take.
@@ -101,14 +105,14 @@ impl ProjectRestore {
     ) -> Result<ProjectRestoreResult, OperationFailure> {
         operation.progress("download", "comparing the backup with the files", None);
         let root = self.host.root.project_dir(project.as_uuid());
-        let target = match &input.path {
-            None => {
+        let target = match (&input.path, &input.target) {
+            (None, None) => {
                 PreviewTarget::Whole { project: root, persist: self.host.root.persist_dir(project.as_uuid()) }
             }
-            Some(path) => PreviewTarget::Path {
-                path: snapshot_path(path)?,
+            (path, _) => PreviewTarget::Path {
+                path: path.as_ref().map(snapshot_path).transpose()?,
                 root,
-                place: target_of(path, input)?.as_path().to_owned(),
+                place: target_of(input)?.as_path().to_owned(),
             },
         };
         let preview = self.host.runner.preview(operation, grant, &backup, target).await?;
@@ -118,7 +122,7 @@ impl ProjectRestore {
             files: preview.restored.files,
             bytes: preview.restored.bytes,
             tree: preview.tree,
-            receipt: "none".to_owned(),
+            receipt: NOTHING_RESTORED.to_owned(),
             target: "nothing: dry run".to_owned(),
             duration_s: began.elapsed().as_secs_f64(),
             changes: Some(RestoreChanges {
@@ -150,62 +154,51 @@ impl ProjectRestore {
             files: 0,
             bytes: 0,
             tree: grant.tree.clone().unwrap_or_default(),
-            receipt: "match".to_owned(),
-            target: "nothing: kept project".to_owned(),
+            receipt: NOTHING_RESTORED.to_owned(),
+            target: Placed::Kept("project".to_owned()).to_string(),
             duration_s: began.elapsed().as_secs_f64(),
             changes: None,
             estimate: None,
         })
     }
 
-    async fn path(
+    /// Restores a path of the backup, or all of it, to a place in the project's files.
+    async fn at_target(
         &self,
         operation: &OperationContext,
         project: ProjectId,
         grant: &RepositoryGrant,
         backup: &BackupId,
-        path: &LayoutPath,
         input: &ProjectRestoreInput,
-    ) -> Result<(RestoreReceipt, String), OperationFailure> {
+    ) -> Result<(RestoreReceipt, Placed), OperationFailure> {
         let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
-        let target = target_of(path, input)?;
+        let target = target_of(input)?;
         let place = target.clone();
-        let snapshot_path = snapshot_path(path)?;
-        let name = snapshot_path.name().to_owned();
+        let path = input.path.as_ref().map(snapshot_path).transpose()?;
         let staged = self.host.volumes(move |root| root.stage_path(project, op_id, &place)).await?;
-        // The job makes `<into>/<name>`; the exchange wants it as `content`, beside it.
         let content = staged.content_path().to_owned();
+        // Where the job makes what the exchange wants as `content`, beside it.
         let into = content.with_file_name("restored");
-        let restored = self
-            .host
-            .download(
-                operation,
-                grant,
-                backup,
-                RestoreTarget::Path { path: snapshot_path, into: into.clone() },
-                false,
-            )
-            .await;
-        let conflict = match input.conflict {
-            Conflict::Replace => volumes::Conflict::Replace,
-            Conflict::Keep => volumes::Conflict::Keep,
-            Conflict::Fail => volumes::Conflict::Fail,
-        };
-        let placed = match restored.and_then(|receipt| operation.check().map(|()| receipt)) {
-            Err(failure) => Err(failure),
-            Ok(receipt) => {
-                operation.progress("exchange", "putting the path in place", None);
-                let source = into.join(&name);
-                let moved = std::fs::rename(&source, &content);
-                match moved {
-                    Err(error) => Err(OperationFailure::retryable(
-                        "volume",
-                        format!("could not move what was staged: {error}"),
-                    )),
-                    Ok(()) => Ok(receipt),
-                }
+        let (job_target, made) = match path {
+            Some(path) => {
+                let made = into.join(path.name());
+                (RestoreTarget::Path { path, into }, made)
+            }
+            None => {
+                let (project, persist) = (into.join("project"), into.join("persist"));
+                (RestoreTarget::Whole { project, persist }, into)
             }
         };
+        let is_whole = input.path.is_none();
+        let restored = self.host.download(operation, grant, backup, job_target, false).await;
+        let placed = restored.and_then(|receipt| operation.check().map(|()| receipt)).and_then(|receipt| {
+            operation.progress("exchange", "putting what was restored in place", None);
+            let owned = if is_whole { take_after(&made, &made.join("project")) } else { Ok(()) };
+            owned.and_then(|()| std::fs::rename(&made, &content)).map_err(|error| {
+                OperationFailure::retryable("volume", format!("could not move what was staged: {error}"))
+            })?;
+            Ok(receipt)
+        });
         let receipt = match placed {
             Ok(receipt) => receipt,
             Err(failure) => {
@@ -213,26 +206,77 @@ impl ProjectRestore {
                 return Err(failure);
             }
         };
+        let conflict = match input.conflict {
+            Conflict::Replace => volumes::Conflict::Replace,
+            Conflict::Keep => volumes::Conflict::Keep,
+            Conflict::Fail => volumes::Conflict::Fail,
+        };
         let (outcome, staged) =
             self.host.volumes(move |root| Ok((root.exchange_path(&staged, conflict), staged))).await?;
         let outcome = self.host.volumes(move |_| outcome).await;
         operation.progress("clean-up", "deleting what was staged or replaced", None);
         self.host.tidy(operation, move |root| root.discard_path(staged)).await?;
+        let place = format!("project/{target}");
         if outcome? == PathOutcome::Kept {
             let message = format!("{target} is there already and is kept as it is");
             operation.event(EventLevel::Warn, "exchange", message, None);
-            return Ok((receipt, format!("nothing: kept project/{target}")));
+            return Ok((receipt, Placed::Kept(place)));
         }
-        Ok((receipt, format!("project/{target}")))
+        Ok((receipt, Placed::At(place)))
     }
 }
 
-/// Where a path of the backup is to go.
-fn target_of<'a>(
-    path: &'a LayoutPath,
-    input: &'a ProjectRestoreInput,
-) -> Result<&'a ProjectPath, OperationFailure> {
-    input.target.as_ref().or(path.rest()).ok_or_else(|| {
+fn restored(
+    backup_id: BackupId,
+    receipt: RestoreReceipt,
+    target: &Placed,
+    began: Instant,
+) -> ProjectRestoreResult {
+    let (files, bytes, compared) = match target {
+        Placed::At(_) => (receipt.files, receipt.bytes, "match"),
+        Placed::Kept(_) => (0, 0, NOTHING_RESTORED),
+    };
+    ProjectRestoreResult {
+        backup_id,
+        files,
+        bytes,
+        tree: receipt.tree,
+        receipt: compared.to_owned(),
+        target: target.to_string(),
+        duration_s: began.elapsed().as_secs_f64(),
+        changes: None,
+        estimate: None,
+    }
+}
+
+/// What became of the target of a restore.
+enum Placed {
+    /// What was restored is here.
+    At(String),
+    /// Something else is here, and stays.
+    Kept(String),
+}
+
+impl fmt::Display for Placed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(place) => formatter.write_str(place),
+            Self::Kept(place) => write!(formatter, "nothing: kept {place}"),
+        }
+    }
+}
+
+/// Gives a directory the owner and the mode of another.
+fn take_after(directory: &Path, other: &Path) -> std::io::Result<()> {
+    let like = other.symlink_metadata()?;
+    chown(directory, Some(like.uid()), Some(like.gid()))?;
+    std::fs::set_permissions(directory, like.permissions())
+}
+
+/// Where in the project's files what is restored is to go.
+fn target_of(input: &ProjectRestoreInput) -> Result<&ProjectPath, OperationFailure> {
+    let own_place = input.path.as_ref().and_then(|path| path.rest());
+    input.target.as_ref().or(own_place).ok_or_else(|| {
         OperationFailure::permanent("invalid_argument", "a path of a backup needs a target".to_owned())
     })
 }

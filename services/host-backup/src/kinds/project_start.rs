@@ -62,6 +62,10 @@ impl ProjectStart {
             ProjectStartResult { restored: None, files: 0, bytes: 0, command_run: false, duration_s: 0.0 };
         operation.progress("volume", "looking for the files of the project", None);
         let project_uuid = project.as_uuid();
+        if let Some((backup, receipt)) = self.host.restored_before(operation, project).await? {
+            (result.files, result.bytes) = (receipt.files, receipt.bytes);
+            result.restored = Some(backup);
+        }
         let presence = self.host.volumes(move |root| root.presence(project_uuid)).await?;
         if presence != Presence::Whole {
             operation.progress("repository", "there are none here: looking for a backup", None);
@@ -70,8 +74,7 @@ impl ProjectStart {
                 && let Some(backup) = grant.backup.clone()
             {
                 record.started(&grant.bucket);
-                let (receipt, _) =
-                    self.host.restore_whole(operation, project, &grant, &backup, presence).await?;
+                let receipt = self.host.restore_whole(operation, project, &grant, &backup, presence).await?;
                 (result.files, result.bytes) = (receipt.files, receipt.bytes);
                 result.restored = Some(backup);
             }

@@ -229,9 +229,9 @@ async fn delete(arguments: DeleteArguments, output: Output) -> anyhow::Result<()
     watch_created(&api, created, arguments.no_wait, output).await
 }
 
-const BACKUP_COLUMNS: [&str; 7] = ["backup", "created", "files", "size", "added", "source", "tags"];
+const BACKUP_COLUMNS: [&str; 8] = ["backup", "created", "files", "size", "added", "source", "proof", "tags"];
 
-fn backup_row(backup: &bus_messages::Backup) -> [String; 7] {
+fn backup_row(backup: &bus_messages::Backup) -> [String; 8] {
     let mut tags: Vec<String> = backup.tags.iter().map(ToString::to_string).collect();
     if backup.pinned {
         tags.push("(pinned)".to_owned());
@@ -243,6 +243,11 @@ fn backup_row(backup: &bus_messages::Backup) -> [String; 7] {
         size(backup.bytes),
         size(backup.bytes_added),
         backup.source.clone(),
+        match (backup.bad_since, backup.verified_at) {
+            (Some(since), _) => format!("BAD since {since}"),
+            (None, Some(at)) => format!("restored {at}"),
+            (None, None) => "-".to_owned(),
+        },
         tags.join(" "),
     ]
 }

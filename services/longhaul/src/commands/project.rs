@@ -58,7 +58,8 @@ enum Action {
         /// Its new title.
         #[arg(long)]
         title: Option<String>,
-        /// Its own backup policy, as JSON: `{"every_s":21600,"window":"23:00-05:00","enabled":true}`; `{}` for none.
+        /// Its own backup policy, as JSON: `{"every_s":21600,"window":"23:00-05:00","enabled":true,"keep":{"last":10}}`; `{}`
+        /// for none.
         #[arg(long, value_name = "JSON", value_parser = read_policy)]
         backup_policy: Option<BackupPolicy>,
     },

@@ -21,10 +21,11 @@ pub(super) struct Arguments {
     /// Only this path of the backup, such as project/src; all of it by default.
     #[arg(long, value_name = "PATH")]
     path: Option<LayoutPath>,
-    /// Where the path is to go in the project's files; its own place by default.
-    #[arg(long, value_name = "PATH", requires = "path")]
+    /// Where it is to go in the project's files; its own place by default. All of a backup becomes a directory with project
+    /// and persist in it.
+    #[arg(long, value_name = "PATH")]
     target: Option<ProjectPath>,
-    /// What to do where there is something at the target already.
+    /// What to do where there is something already.
     #[arg(long, value_name = "WORD", default_value = "replace")]
     conflict: ConflictArgument,
     /// The id of the host to restore on; the project's own by default.

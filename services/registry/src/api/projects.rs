@@ -96,6 +96,7 @@ pub(super) async fn status(registry: Arc<Registry>, request: IncomingRequest) ->
     let status = ProjectStatus {
         last_backup_at: project.last_backup_at,
         last_verified_at: project.last_verified_at,
+        last_verified_backup_id: standing.verified,
         region: project.region.clone(),
         running_ops,
         changed_since_backup: standing.is_unsaved,

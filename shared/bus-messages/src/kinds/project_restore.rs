@@ -61,7 +61,7 @@ impl JsonSchema for BackupChoice {
     }
 }
 
-/// What to do where there is something at the target of a path already.
+/// What to do where there is something already.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Conflict {
@@ -86,7 +86,8 @@ pub struct ProjectRestoreInput {
     /// On this host; where null on the project's.
     #[serde(default)]
     pub host_id: Option<HostId>,
-    /// Where the path is to go, relative to the project's files; its own place where null.
+    /// Where that is to go, relative to the project's files; its own place where null. A whole backup becomes a directory
+    /// there, with `project` and `persist` in it.
     #[serde(default)]
     pub target: Option<ProjectPath>,
     /// What to do where there is something at the target already; for a whole backup, where the project has files.
@@ -111,7 +112,8 @@ pub struct ProjectRestoreResult {
     pub bytes: u64,
     /// The digest of the restored tree.
     pub tree: String,
-    /// `match`: what was restored is what was backed up. `none`: nothing was restored.
+    /// `match`: what was restored is what was backed up. `none`: nothing was restored, by a dry run or because something
+    /// was there that was to be kept.
     pub receipt: String,
     /// Where it went.
     pub target: String,
@@ -199,9 +201,6 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
 fn check(input: &Value) -> Result<(), ApiError> {
     let Ok(input) = serde_json::from_value::<ProjectRestoreInput>(input.clone()) else { return Ok(()) };
     match (&input.path, &input.target) {
-        (None, Some(_)) => Err(ApiError::invalid_argument(
-            "target goes with path: a whole backup is restored in place of the project's files",
-        )),
         (Some(path), None) if path.root() == LayoutRoot::Persist || path.rest().is_none() => {
             Err(ApiError::invalid_argument(
                 "give a target in the project's files for this path, such as \"restored\"; only paths beneath project/ have a place of their own",
