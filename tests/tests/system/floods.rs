@@ -1,12 +1,14 @@
 //! One who asks for, or tells, far too much: it is refused or made room for, and nobody else notices.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use bus_client::{Bus, Credentials, RequestError};
 use bus_messages::Encoding;
+use domain_model::OperationStatus;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
-use test_harness::{Client, SystemOptions, TestSystem};
+use test_harness::{Client, SystemOptions, TestSystem, wait_for, watch_to_the_end};
 
 /// No worker takes what is not to be started before.
 const LATER: &str = "2999-01-01T00:00:00.000Z";
@@ -121,6 +123,13 @@ async fn of_ten_thousand_creates_at_once_an_account_gets_its_share_and_others_ge
     assert!(eager.create().await.is_ok());
 }
 
+/// A system with `test-sleep` whose only worker is the test.
+async fn without_sleepers() -> TestSystem {
+    let environment = vec![("LONGHAUL_SCHEDULER__WORK__TEST_SLEEPS".to_owned(), "0".to_owned())];
+    let options = SystemOptions { test_kinds: true, environment, ..SystemOptions::default() };
+    TestSystem::start(options).await.unwrap()
+}
+
 async fn worker(system: &TestSystem) -> Bus {
     let identity = system.scheduler_identity().unwrap();
     let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
@@ -135,18 +144,44 @@ async fn work(bus: &Bus, verb: &str, request: &Value) -> Value {
 /// Creates an operation and claims it: its id, and the fence of its worker.
 async fn leased(client: &Client, bus: &Bus) -> (String, Value) {
     let op_id = client.create("hub", "test-sleep", json!({ "seconds": 1 })).await;
+    let fence = claimed(bus, &op_id).await;
+    (op_id, fence)
+}
+
+/// Claims the only operation that is ready.
+async fn claimed(bus: &Bus, op_id: &str) -> Value {
     let claim = json!({ "worker_id": "a test", "kinds": { "test-sleep": 1 }, "max": 1 });
     let lease = work(bus, "claim", &claim).await["leases"][0].take();
     assert_eq!(lease["op"]["op_id"], json!(op_id));
-    let fence = json!({ "op_id": op_id, "attempt": lease["attempt"], "lease_id": lease["lease_id"] });
-    (op_id, fence)
+    json!({ "op_id": op_id, "attempt": lease["attempt"], "lease_id": lease["lease_id"] })
+}
+
+/// Tells of the events with these numbers, and again until all of them are stored.
+async fn tell(bus: &Bus, fence: &Value, numbers: RangeInclusive<u64>, message: &str) {
+    let mut first = *numbers.start();
+    while first <= *numbers.end() {
+        let events: Vec<Value> = (first..=*numbers.end())
+            .take(EVENTS_A_MESSAGE as usize)
+            .map(|n| {
+                json!({ "op_id": fence["op_id"], "attempt": fence["attempt"], "n": n, "ts": "2026-11-21T07:38:27.123Z",
+                        "phase": "sleep", "message": format!("event {n} {message}") })
+            })
+            .collect();
+        let mut entry = fence.clone();
+        entry["events"] = json!(events);
+        let reply = work(bus, "progress", &json!({ "worker_id": "a test", "ops": [entry] })).await;
+        let reply = &reply["ops"][0];
+        assert_eq!(
+            (&reply["ok"], &reply["lost"], &reply["refused"]),
+            (&json!(true), &json!(false), &Value::Null)
+        );
+        first = reply["stored_n"].as_u64().unwrap().max(first - 1) + 1;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_events_leaves_the_last_of_them_without_a_hole_and_others_unharmed() {
-    let environment = vec![("LONGHAUL_SCHEDULER__WORK__TEST_SLEEPS".to_owned(), "0".to_owned())];
-    let options = SystemOptions { test_kinds: true, environment, ..SystemOptions::default() };
-    let system = TestSystem::start(options).await.unwrap();
+    let system = without_sleepers().await;
     let (client, bus) = (system.operator().await, worker(&system).await);
     let (flooded, fence) = leased(&client, &bus).await;
 
@@ -203,4 +238,62 @@ async fn a_flood_of_events_leaves_the_last_of_them_without_a_hole_and_others_unh
     finish["result"] = json!({ "steps": 1, "attempt": 1 });
     assert_eq!(work(&bus, "finish", &finish).await["ok"], json!(true));
     assert_eq!(client.ended("hub", &flooded).await["status"], "succeeded");
+}
+
+/// The attempt and the number of each event.
+fn keys<'a>(events: impl IntoIterator<Item = &'a Value>) -> Vec<(u64, u64)> {
+    let key = |event: &Value| (event["attempt"].as_u64().unwrap(), event["n"].as_u64().unwrap());
+    events.into_iter().map(key).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ring_larger_than_a_message_is_read_page_by_page_through_all_its_attempts() {
+    let system = without_sleepers().await;
+    let (client, bus) = (system.operator().await, worker(&system).await);
+    let (op_id, first) = leased(&client, &bus).await;
+    let long = "x".repeat(4096);
+    for n in [1, 51, 101] {
+        tell(&bus, &first, n..=n + 49, &long).await;
+    }
+    let mut handing_back = first;
+    handing_back["outcome"] = json!("handed_back");
+    assert_eq!(work(&bus, "finish", &handing_back).await["ok"], json!(true));
+    // What the registry says of that comes before the events of the next attempt, or not at all.
+    wait_for("the end of the first attempt to be told", Duration::from_secs(60), || async {
+        let events = client.events("hub", &op_id).await;
+        if keys(&events).last() == Some(&(1, 151)) { Ok(()) } else { Err(format!("{:?}", keys(&events))) }
+    })
+    .await;
+    let mut second = claimed(&bus, &op_id).await;
+    for numbers in [1..=50, 51..=105] {
+        tell(&bus, &second, numbers, &long).await;
+    }
+
+    let all: Vec<(u64, u64)> = (1..=151).map(|n| (1, n)).chain((1..=105).map(|n| (2, n))).collect();
+    assert_eq!(all.len(), 256, "a whole ring");
+    let page = client.call("hub", "lro.events", json!({ "op_id": op_id })).await;
+    let of_page = keys(page["events"].as_array().unwrap());
+    assert_eq!(page["more"], json!(true));
+    assert!((1..150).contains(&of_page.len()), "the first page ends within the first attempt");
+    assert_eq!(of_page[..], all[..of_page.len()], "the oldest");
+    assert_eq!(keys(&client.events("hub", &op_id).await), all);
+
+    // Without an attempt, a number is one of the latest.
+    let rest = client.call("hub", "lro.events", json!({ "op_id": op_id, "after_n": 100 })).await;
+    assert_eq!(keys(rest["events"].as_array().unwrap()), (101..=105).map(|n| (2, n)).collect::<Vec<_>>());
+    assert_eq!(rest.get("more"), None);
+    let request = json!({ "op_id": op_id, "after_attempt": 1, "after_n": 149 });
+    let rest = client.call("hub", "lro.events", request).await;
+    let of_rest = keys(rest["events"].as_array().unwrap());
+    assert_eq!(of_rest[..3], [(1, 150), (1, 151), (2, 1)]);
+
+    second["outcome"] = json!("succeeded");
+    second["result"] = json!({ "steps": 1, "attempt": 2 });
+    assert_eq!(work(&bus, "finish", &second).await["ok"], json!(true));
+    let seen = watch_to_the_end(client.bus(), &format!("persist.hub.lro.{op_id}")).await;
+    let last = seen.events.last().unwrap();
+    assert_eq!((last.attempt, last.n, last.status), (2, 106, Some(OperationStatus::Succeeded)));
+    let seen: Vec<(u64, u64)> = seen.events.iter().map(|event| (event.attempt.into(), event.n)).collect();
+    // Who is late may find the end there already, for which the first event has made room.
+    assert_eq!(seen[seen.len() - 256..seen.len() - 1], all[1..], "the watch has no hole");
 }
