@@ -8,6 +8,7 @@ use domain_model::{OperationKind, Routing};
 
 use crate::creation_limit::CreationLimit;
 use crate::errors::chain;
+use crate::event_limit::EventLimit;
 use crate::gathering::Gathering;
 use crate::metrics::RegistryMetrics;
 use crate::recent_hosts::RecentHosts;
@@ -33,6 +34,7 @@ pub(crate) struct Registry {
     /// Those that the catalog has just been told were heard of.
     pub heard_hosts: RecentHosts,
     pub creation_limit: CreationLimit,
+    pub event_limit: EventLimit,
     /// Of the stream.
     pub replicas: u8,
     pub metrics: RegistryMetrics,

@@ -19,8 +19,12 @@ const PER_S: f64 = 20.0;
 /// Far above what an answer takes, far below what somebody would call harm.
 const SOON: Duration = Duration::from_secs(1);
 
-const EVENTS: u64 = 20_000;
-const EVENTS_A_MESSAGE: u64 = 500;
+/// What the registry lets an operation tell of: the first event of its attempt, two rings at once, and so many a second.
+const EVENTS_AT_ONCE: u64 = 1 + 512;
+const EVENTS_PER_S: f64 = 20.0;
+/// For some twenty seconds.
+const EVENTS: u64 = 1000;
+const EVENTS_A_MESSAGE: usize = 500;
 
 struct Account {
     client: Client,
@@ -150,25 +154,31 @@ async fn leased(client: &Client, bus: &Bus) -> (String, Value) {
 
 /// Claims the only operation that is ready.
 async fn claimed(bus: &Bus, op_id: &str) -> Value {
+    claimed_with_checkpoint(bus, op_id).await.0
+}
+
+async fn claimed_with_checkpoint(bus: &Bus, op_id: &str) -> (Value, Value) {
     let claim = json!({ "worker_id": "a test", "kinds": { "test-sleep": 1 }, "max": 1 });
-    let lease = work(bus, "claim", &claim).await["leases"][0].take();
+    let mut lease = work(bus, "claim", &claim).await["leases"][0].take();
     assert_eq!(lease["op"]["op_id"], json!(op_id));
-    json!({ "op_id": op_id, "attempt": lease["attempt"], "lease_id": lease["lease_id"] })
+    let fence = json!({ "op_id": op_id, "attempt": lease["attempt"], "lease_id": lease["lease_id"] });
+    (fence, lease["checkpoint"].take())
+}
+
+fn events(fence: &Value, numbers: impl Iterator<Item = u64>, message: &str) -> Vec<Value> {
+    let event = |n| {
+        json!({ "op_id": fence["op_id"], "attempt": fence["attempt"], "n": n, "ts": "2026-11-21T07:38:27.123Z",
+                "phase": "sleep", "message": format!("event {n} {message}") })
+    };
+    numbers.map(event).collect()
 }
 
 /// Tells of the events with these numbers, and again until all of them are stored.
 async fn tell(bus: &Bus, fence: &Value, numbers: RangeInclusive<u64>, message: &str) {
     let mut first = *numbers.start();
     while first <= *numbers.end() {
-        let events: Vec<Value> = (first..=*numbers.end())
-            .take(EVENTS_A_MESSAGE as usize)
-            .map(|n| {
-                json!({ "op_id": fence["op_id"], "attempt": fence["attempt"], "n": n, "ts": "2026-11-21T07:38:27.123Z",
-                        "phase": "sleep", "message": format!("event {n} {message}") })
-            })
-            .collect();
         let mut entry = fence.clone();
-        entry["events"] = json!(events);
+        entry["events"] = json!(events(fence, (first..=*numbers.end()).take(EVENTS_A_MESSAGE), message));
         let reply = work(bus, "progress", &json!({ "worker_id": "a test", "ops": [entry] })).await;
         let reply = &reply["ops"][0];
         assert_eq!(
@@ -180,28 +190,10 @@ async fn tell(bus: &Bus, fence: &Value, numbers: RangeInclusive<u64>, message: &
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_events_leaves_the_last_of_them_without_a_hole_and_others_unharmed() {
+async fn a_flood_of_events_is_let_in_little_by_little_without_a_hole_and_others_are_unharmed() {
     let system = without_sleepers().await;
     let (client, bus) = (system.operator().await, worker(&system).await);
     let (flooded, fence) = leased(&client, &bus).await;
-
-    let telling = async {
-        let mut first = 1;
-        while first <= EVENTS {
-            let events: Vec<Value> = (first..first + EVENTS_A_MESSAGE)
-                .map(|n| {
-                    json!({ "op_id": flooded, "attempt": 1, "n": n, "ts": "2026-11-21T07:38:27.123Z",
-                            "phase": "sleep", "message": format!("event {n}") })
-                })
-                .collect();
-            let mut entry = fence.clone();
-            entry["events"] = json!(events);
-            let reply = work(&bus, "progress", &json!({ "worker_id": "a test", "ops": [entry] })).await;
-            assert_eq!((&reply["ops"][0]["ok"], &reply["ops"][0]["lost"]), (&json!(true), &json!(false)));
-            // What the stream had no time for is told again.
-            first = reply["ops"][0]["stored_n"].as_u64().unwrap().max(first - 1) + 1;
-        }
-    };
     let beside = async {
         let other = worker(&system).await;
         let mut slowest = Duration::ZERO;
@@ -219,7 +211,7 @@ async fn a_flood_of_events_leaves_the_last_of_them_without_a_hole_and_others_unh
     let began = Instant::now();
     let (took, slowest) = tokio::join!(
         async {
-            telling.await;
+            tell(&bus, &fence, 1..=EVENTS, "").await;
             began.elapsed()
         },
         beside
@@ -229,13 +221,38 @@ async fn a_flood_of_events_leaves_the_last_of_them_without_a_hole_and_others_unh
         slowest < 2 * SOON,
         "beside the flood, an operation took {slowest:?} from its creation to its end"
     );
+    let most = |took: Duration| EVENTS_AT_ONCE + (EVENTS_PER_S * took.as_secs_f64()).ceil() as u64;
+    assert!(EVENTS <= most(took), "{EVENTS} events in {took:?} are more than may be");
 
-    let events = client.events("hub", &flooded).await;
-    let numbers: Vec<u64> = events.iter().map(|event| event["n"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, (EVENTS - 255..=EVENTS).collect::<Vec<_>>());
+    // Where no event is let in, the rest of the message counts.
+    let (summary, checkpoint) =
+        (json!({ "phase": "sleep", "message": "told in a flood", "progress": 50.0 }), json!({ "done": 7 }));
+    let mut entry = fence.clone();
+    entry["events"] = json!(events(&fence, EVENTS + 1..=2 * EVENTS, ""));
+    entry["summary"] = summary.clone();
+    entry["checkpoint"] = checkpoint.clone();
+    let mut stored = 0;
+    for _ in 0..2 {
+        let reply = work(&bus, "progress", &json!({ "worker_id": "a test", "ops": [entry] })).await;
+        let reply = &reply["ops"][0];
+        assert_eq!((&reply["ok"], &reply["refused"]), (&json!(true), &Value::Null), "{reply}");
+        stored = reply["stored_n"].as_u64().unwrap().max(stored);
+        assert!(stored <= most(began.elapsed()), "{stored} events are stored");
+    }
+    let op = client.operation("hub", &flooded).await;
+    assert_eq!(op["progress_summary"], summary);
+
+    let ring = keys(&client.events("hub", &flooded).await);
+    let last = ring.last().unwrap().1;
+    assert!(last >= stored.max(EVENTS), "what is said to be stored is: {last}");
+    assert_eq!(ring, (last - 255..=last).map(|n| (1, n)).collect::<Vec<_>>());
     let mut finish = fence;
+    finish["outcome"] = json!("handed_back");
+    assert_eq!(work(&bus, "finish", &finish).await["ok"], json!(true));
+    let (mut finish, kept) = claimed_with_checkpoint(&bus, &flooded).await;
+    assert_eq!(kept, checkpoint);
     finish["outcome"] = json!("succeeded");
-    finish["result"] = json!({ "steps": 1, "attempt": 1 });
+    finish["result"] = json!({ "steps": 1, "attempt": 2 });
     assert_eq!(work(&bus, "finish", &finish).await["ok"], json!(true));
     assert_eq!(client.ended("hub", &flooded).await["status"], "succeeded");
 }
