@@ -110,6 +110,11 @@ fn every_message_reads_and_writes_as_its_fixture() {
         "lro-events-reply",
         &format!(r#"{{"events":[{event},{last}],"state":{operation}}}"#),
     );
+    f.check::<ListEvents>("lro-events-after-request", r#"{"op_id":"<id>","after_n":3,"after_attempt":1}"#);
+    f.check::<EventList>(
+        "lro-events-page-reply",
+        &format!(r#"{{"events":[{event}],"state":{operation},"more":true}}"#),
+    );
     f.check::<ErrorBody>("error", r#"{"error":{"code":"dedupe_mismatch","status":409,"message":"m","retryable":false,"details":{"op_id":"<id>"}}}"#);
     f.check::<ListDirectory>(
         "backup-ls-request",

@@ -12,6 +12,7 @@ mod copies;
 mod creation_limit;
 mod declared_kinds;
 mod errors;
+mod event_limit;
 mod gathering;
 mod metrics;
 mod nul;
@@ -38,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authorization::Authorization;
 use crate::creation_limit::CreationLimit;
+use crate::event_limit::EventLimit;
 use crate::gathering::Gathering;
 use crate::metrics::RegistryMetrics;
 use crate::recent_hosts::RecentHosts;
@@ -97,6 +99,7 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
             })
         },
         creation_limit: CreationLimit::new(&operations.creation),
+        event_limit: EventLimit::new(),
         settings: operations,
         backups: settings.backups,
         silent_hosts: RecentHosts::new(browsing::SILENCE),

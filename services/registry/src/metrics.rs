@@ -11,6 +11,7 @@ pub(crate) struct RegistryMetrics {
     pub created: Family<Labels, Counter>,
     pub claimed: Family<Labels, Counter>,
     pub ended: Family<Labels, Counter>,
+    pub retries: Family<Labels, Counter>,
     pub lease_losses: Counter,
     pub refused_writes: Counter,
     pub bad_backups: Counter,
@@ -35,12 +36,14 @@ impl RegistryMetrics {
                 "longhaul_attempts_ended",
                 "Attempts that ended, by kind and the state after",
             ),
+            retries: metrics
+                .counter_family("longhaul_retries", "Attempts that failed and are to be repeated, by kind"),
             lease_losses: metrics.counter("longhaul_lease_losses", "Leases that were not renewed"),
             refused_writes: metrics
                 .counter("longhaul_refused_writes", "Writes of workers that had lost their operation"),
             bad_backups: metrics.counter(
                 "longhaul_backups_found_bad",
-                "Restore drills whose backup did not restore to what it was",
+                "Backups that a restore drill or a prune has found to be bad",
             ),
             events: metrics.counter("longhaul_events", "Events written to the stream"),
             relay_failures: metrics
@@ -48,8 +51,10 @@ impl RegistryMetrics {
             outbox_entries: metrics.gauge("longhaul_outbox_entries", "Entries that wait for the stream"),
             outbox_lag_seconds: metrics
                 .gauge("longhaul_outbox_lag_seconds", "For how long the oldest of them has waited"),
-            operations: metrics
-                .gauge_family("longhaul_operations", "Operations queued and running, by kind and routing"),
+            operations: metrics.gauge_family(
+                "longhaul_operations",
+                "Operations that have not ended, by kind, routing and status",
+            ),
             claim_seconds: metrics.histogram(
                 "longhaul_claim_seconds",
                 "Time to answer a claim",

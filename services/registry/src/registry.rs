@@ -8,6 +8,7 @@ use domain_model::{OperationKind, Routing};
 
 use crate::creation_limit::CreationLimit;
 use crate::errors::chain;
+use crate::event_limit::EventLimit;
 use crate::gathering::Gathering;
 use crate::metrics::RegistryMetrics;
 use crate::recent_hosts::RecentHosts;
@@ -33,6 +34,7 @@ pub(crate) struct Registry {
     /// Those that the catalog has just been told were heard of.
     pub heard_hosts: RecentHosts,
     pub creation_limit: CreationLimit,
+    pub event_limit: EventLimit,
     /// Of the stream.
     pub replicas: u8,
     pub metrics: RegistryMetrics,
@@ -43,9 +45,16 @@ impl Registry {
     pub(crate) async fn created(&self, ops: &[Operation]) {
         for op in ops {
             self.streams.tell_new(op);
+        }
+        self.count_created(ops);
+        self.wake_when_due(ops).await;
+    }
+
+    /// Counts new operations of which the rest is done elsewhere.
+    pub(crate) fn count_created<'a>(&self, ops: impl IntoIterator<Item = &'a Operation>) {
+        for op in ops {
             self.metrics.created.get_or_create(&vec![("kind", op.kind.to_string())]).inc();
         }
-        self.wake_when_due(ops).await;
     }
 
     /// After operations changed: the streams are told, and the workers with something to do are woken.
@@ -53,8 +62,15 @@ impl Registry {
         for op_id in ended.all().map(|op| op.op_id).chain(ended.shown.iter().copied()) {
             self.streams.tell(op_id);
         }
-        let label = vec![("kind", ended.op.kind.to_string()), ("status", ended.op.status.to_string())];
-        self.metrics.ended.get_or_create(&label).inc();
+        let kind = ended.op.kind.to_string();
+        if ended.attempt_ended {
+            let status = if ended.op.waiting_for_children { "waiting" } else { ended.op.status.as_str() };
+            let label = vec![("kind", kind.clone()), ("status", status.to_owned())];
+            self.metrics.ended.get_or_create(&label).inc();
+        }
+        if ended.to_be_retried {
+            self.metrics.retries.get_or_create(&vec![("kind", kind)]).inc();
+        }
         self.wake_when_due(ended.all().filter(|op| !op.status.is_terminal())).await;
     }
 

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::errors::chain;
+use crate::event_limit::EventLimit;
 use crate::metrics::RegistryMetrics;
 
 /// A message may be read, decided upon and overtaken this often before it is left to the next relay.
@@ -241,13 +242,14 @@ impl Streams {
         Err(StreamError::Overtaken)
     }
 
-    /// Adds the events of a worker that holds the operation. Returns the highest `n` of its attempt that is
-    /// stored: the worker sends those behind it again.
+    /// Adds the events of a worker that holds the operation, as many as it may. Returns the highest `n` of its attempt that
+    /// is stored: the worker sends those behind it again.
     pub(crate) async fn tell_worker_events(
         &self,
         op: &Operation,
         subject: OperationSubject,
         events: &[ProgressEvent],
+        limit: &EventLimit,
     ) -> Result<u64, StreamError> {
         let subject = subject.events();
         let mut last = self.position(&subject, false).await?;
@@ -264,6 +266,10 @@ impl Streams {
                 }
                 if last.attempt == op.attempt && event.n <= last.n {
                     break;
+                }
+                // The first of an attempt is always stored: what comes before it could not be told from a hole.
+                if turn == 0 && last.attempt == op.attempt && !limit.admit(op.op_id) {
+                    return Ok(stored(last));
                 }
                 match self.publish_event(op, &subject, last, event, op.status.as_str(), 0).await? {
                     Some(position) => {

@@ -22,6 +22,7 @@ pub(crate) async fn sweep(registry: Arc<Registry>, stopping: CancellationToken) 
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
         registry.creation_limit.forget_idle();
+        registry.event_limit.forget_idle();
         let due = match registry.database.due_operations(registry.settings.lease_s).await {
             Ok(due) => due,
             Err(error) => {

@@ -176,7 +176,7 @@ impl Watcher {
     /// Reads ring and summary, and delivers what is new in them.
     async fn catch_up(&mut self) -> Result<(), RequestError> {
         for tried in 0.. {
-            let EventList { events, state } = self.read_ring().await?;
+            let (events, state) = self.read_ring().await?;
             let ring = events.into_iter().filter(|event| event.op_id == self.subject.op_id);
             if self.seen.merge(ring) || tried >= HOLE_RETRIES {
                 for event in self.seen.take_early() {
@@ -192,10 +192,29 @@ impl Watcher {
         Ok(())
     }
 
+    /// All of the ring, page by page, and the summary that came with the last. What is dropped from the ring, or added to it,
+    /// meanwhile makes a hole at most, which the next reading fills.
+    async fn read_ring(&self) -> Result<(Vec<ProgressEvent>, Operation), RequestError> {
+        let mut ring: Vec<ProgressEvent> = Vec::new();
+        loop {
+            let after = ring.last().map(key);
+            let EventList { events, state, more } = self.read_page(after).await?;
+            ring.extend(events);
+            // One who answers a page with nothing new would be asked for ever.
+            if !more || ring.last().map(key) <= after {
+                return Ok((ring, state));
+            }
+        }
+    }
+
     /// Asks until there is an answer; refusals are errors.
-    async fn read_ring(&self) -> Result<EventList, RequestError> {
+    async fn read_page(&self, after: Option<Key>) -> Result<EventList, RequestError> {
         let subject = ApiSubject::new(self.subject.scope, "lro", "events").to_string();
-        let request = ListEvents { op_id: self.subject.op_id, after_n: None };
+        let request = ListEvents {
+            op_id: self.subject.op_id,
+            after_n: after.map(|(_, n)| n),
+            after_attempt: after.map(|(attempt, _)| attempt),
+        };
         let mut failures = 0;
         loop {
             let answer = self.bus.request(subject.clone(), &request, Encoding::Json, REQUEST_TIMEOUT).await;

@@ -20,6 +20,8 @@ use futures::StreamExt;
 use serde_json::json;
 use support::{DECLARATION, NatsServer};
 
+/// A whole ring takes several of these.
+const EVENTS_A_PAGE: usize = 100;
 const TIME: &str = "2026-11-21T07:38:27.123Z";
 
 fn new_operation() -> Operation {
@@ -82,8 +84,13 @@ impl Writer {
             return Err(unavailable());
         }
         let ring = self.stream.ring(&self.subject.events()).await.map_err(|_| unavailable())?;
-        let events = ring.iter().map(|message| Encoding::Json.decode(&message.payload).unwrap()).collect();
-        Ok(EventList { events, state })
+        let events = ring.iter().map(|message| Encoding::Json.decode(&message.payload).unwrap());
+        let after = asked.after_attempt.zip(asked.after_n);
+        let mut events: Vec<ProgressEvent> =
+            events.filter(|event: &ProgressEvent| Some((event.attempt, event.n)) > after).collect();
+        let more = events.len() > EVENTS_A_PAGE;
+        events.truncate(EVENTS_A_PAGE);
+        Ok(EventList { events, state, more })
     }
 
     async fn store(&self, subject: String, payload: Vec<u8>, rollup: bool) {

@@ -244,9 +244,12 @@ pub struct RetryOperation {
 pub struct ListEvents {
     /// Which operation.
     pub op_id: OperationId,
-    /// Only events of the latest attempt with a higher `n`, and all of later attempts.
+    /// Only events of the latest attempt with a higher `n`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_n: Option<u64>,
+    /// Which attempt `after_n` is of: only the events after that one, those of later attempts among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_attempt: Option<u32>,
 }
 
 /// Reply to `lro.events`.
@@ -256,4 +259,7 @@ pub struct EventList {
     pub events: Vec<ProgressEvent>,
     /// The latest summary.
     pub state: Operation,
+    /// Whether there are more events than one message holds: those after the last of these.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
 }

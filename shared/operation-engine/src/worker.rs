@@ -33,8 +33,8 @@ pub struct WorkerTiming {
     pub margin: Duration,
     /// How often to look for work when no wake-up comes.
     pub poll: Duration,
-    /// How long a handler has, from when its work is lost or the worker stopped, before it is aborted. Where the work is
-    /// lost, no longer than its lease: after that, somebody else may be doing it.
+    /// How long a handler has, from when its work is lost or the worker stopped, before it is aborted; but no longer than
+    /// its lease: after that, somebody else may be doing the work.
     pub grace: Duration,
     /// How long an answer of the registry is waited for.
     pub request_timeout: Duration,
@@ -265,6 +265,8 @@ async fn run_handler(
     let mut abort_at: Option<Instant> = None;
     loop {
         let give_up_at = attempt.deadline() - shared.timing.margin;
+        // However much of its grace is left: after its lease somebody else may be doing the work.
+        let ends_at = |abort_at: Option<Instant>| abort_at.map(|moment| moment.min(attempt.deadline()));
         tokio::select! {
             joined = &mut task => {
                 return joined.unwrap_or_else(|error| Err(panicked(attempt, error)));
@@ -276,13 +278,17 @@ async fn run_handler(
                 }
             }
             () = attempt.lost().cancelled(), if abort_at.is_none() => {
-                abort_at = Some((Instant::now() + shared.timing.grace).min(attempt.deadline()));
+                abort_at = Some(Instant::now() + shared.timing.grace);
             }
             () = shared.stopping.cancelled(), if !attempt.is_stopping() => {
                 attempt.stop();
                 abort_at.get_or_insert(Instant::now() + shared.timing.grace);
             }
-            () = sleep_until(abort_at), if abort_at.is_some() => {
+            () = sleep_until(ends_at(abort_at)), if abort_at.is_some() => {
+                // It may have been renewed in the meantime.
+                if ends_at(abort_at).is_some_and(|moment| moment > Instant::now()) {
+                    continue;
+                }
                 tracing::error!(op.id = %op_id, "the handler did not stop in time; aborting it");
                 task.abort();
                 return Err(attempt.reason_to_stop());

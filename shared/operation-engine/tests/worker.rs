@@ -535,9 +535,11 @@ async fn the_work_stops_before_its_lease_ends_when_the_registry_is_silent() {
     assert_eq!(setting.registry.of(op_id).finish, None);
 }
 
-#[tokio::test]
-async fn work_that_does_not_stop_is_aborted_when_its_lease_ends() {
-    const GRACE: Duration = Duration::from_secs(30);
+/// More than a lease.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// How long work that does not stop goes on without a lease, once the registry is silent; `None` without a server.
+async fn outlives_its_lease(is_stopping: bool) -> Option<Duration> {
     /// Says, when it is aborted, for how long it has had no lease.
     struct Running(OperationContext, Arc<Mutex<Option<Duration>>>);
     impl Drop for Running {
@@ -557,16 +559,39 @@ async fn work_that_does_not_stop_is_aborted_when_its_lease_ends() {
             std::future::pending().await
         }
     };
-    let timing = WorkerTiming { grace: GRACE, ..fast() };
-    let Some(setting) = Setting::start(timing, work).await else { return };
+    let timing = WorkerTiming { grace: GRACE, margin: Duration::from_millis(200), ..fast() };
+    let setting = Setting::start(timing, work).await?;
     let op_id = setting.add_with(1.2, None).await;
     setting.started(&started).await;
+    if is_stopping {
+        setting.stopping.cancel();
+        let before = setting.registry.of(op_id).heartbeats;
+        // Who is being stopped keeps its lease as long as it may.
+        wait_for("heartbeats go on for longer than a lease", async || {
+            let heartbeats = setting.registry.of(op_id).heartbeats - before;
+            if heartbeats > 13 { Ok(()) } else { Err(heartbeats.to_string()) }
+        })
+        .await;
+        assert_eq!(*aborted.lock().unwrap(), None, "it has its grace while it has its lease");
+    }
     setting.registry.silent.store(true, Ordering::Relaxed);
     let without =
         wait_for("the work is aborted", async || aborted.lock().unwrap().ok_or_else(|| "not yet".to_owned()))
             .await;
-    assert!(without < GRACE / 3, "{without:?} without a lease");
     assert_eq!(setting.registry.of(op_id).finish, None);
+    Some(without)
+}
+
+#[tokio::test]
+async fn work_that_does_not_stop_is_aborted_when_its_lease_ends() {
+    let Some(without) = outlives_its_lease(false).await else { return };
+    assert!(without < GRACE / 3, "{without:?} without a lease");
+}
+
+#[tokio::test]
+async fn work_that_is_being_stopped_and_then_loses_its_lease_does_not_outlive_it() {
+    let Some(without) = outlives_its_lease(true).await else { return };
+    assert!(without < GRACE / 3, "{without:?} without a lease");
 }
 
 #[tokio::test]

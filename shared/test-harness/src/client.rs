@@ -161,8 +161,20 @@ impl Client {
 
     /// The events of an operation that the ring still has.
     pub async fn events(&self, scope: impl Display, op_id: &str) -> Vec<Value> {
-        let mut reply = self.call(scope, "lro.events", json!({ "op_id": op_id })).await;
-        serde_json::from_value(reply["events"].take()).expect("events are a list")
+        let scope = scope.to_string();
+        let mut events: Vec<Value> = Vec::new();
+        let mut request = json!({ "op_id": op_id });
+        loop {
+            let mut reply = self.call(&scope, "lro.events", request.clone()).await;
+            let page: Vec<Value> = serde_json::from_value(reply["events"].take()).expect("events are a list");
+            events.extend(page);
+            if reply["more"] != json!(true) {
+                return events;
+            }
+            let last = events.last().expect("where there are more, a page has some");
+            request["after_attempt"] = last["attempt"].clone();
+            request["after_n"] = last["n"].clone();
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! One who asks for, or tells, far too much: it is refused or made room for, and nobody else notices.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use bus_client::{Bus, Credentials, RequestError};
 use bus_messages::Encoding;
+use domain_model::OperationStatus;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
-use test_harness::{Client, SystemOptions, TestSystem};
+use test_harness::{Client, SystemOptions, TestSystem, wait_for, watch_to_the_end};
 
 /// No worker takes what is not to be started before.
 const LATER: &str = "2999-01-01T00:00:00.000Z";
@@ -17,8 +19,12 @@ const PER_S: f64 = 20.0;
 /// Far above what an answer takes, far below what somebody would call harm.
 const SOON: Duration = Duration::from_secs(1);
 
-const EVENTS: u64 = 20_000;
-const EVENTS_A_MESSAGE: u64 = 500;
+/// What the registry lets an operation tell of: the first event of its attempt, two rings at once, and so many a second.
+const EVENTS_AT_ONCE: u64 = 1 + 512;
+const EVENTS_PER_S: f64 = 20.0;
+/// For some twenty seconds.
+const EVENTS: u64 = 1000;
+const EVENTS_A_MESSAGE: usize = 500;
 
 struct Account {
     client: Client,
@@ -121,6 +127,13 @@ async fn of_ten_thousand_creates_at_once_an_account_gets_its_share_and_others_ge
     assert!(eager.create().await.is_ok());
 }
 
+/// A system with `test-sleep` whose only worker is the test.
+async fn without_sleepers() -> TestSystem {
+    let environment = vec![("LONGHAUL_SCHEDULER__WORK__TEST_SLEEPS".to_owned(), "0".to_owned())];
+    let options = SystemOptions { test_kinds: true, environment, ..SystemOptions::default() };
+    TestSystem::start(options).await.unwrap()
+}
+
 async fn worker(system: &TestSystem) -> Bus {
     let identity = system.scheduler_identity().unwrap();
     let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
@@ -135,38 +148,52 @@ async fn work(bus: &Bus, verb: &str, request: &Value) -> Value {
 /// Creates an operation and claims it: its id, and the fence of its worker.
 async fn leased(client: &Client, bus: &Bus) -> (String, Value) {
     let op_id = client.create("hub", "test-sleep", json!({ "seconds": 1 })).await;
-    let claim = json!({ "worker_id": "a test", "kinds": { "test-sleep": 1 }, "max": 1 });
-    let lease = work(bus, "claim", &claim).await["leases"][0].take();
-    assert_eq!(lease["op"]["op_id"], json!(op_id));
-    let fence = json!({ "op_id": op_id, "attempt": lease["attempt"], "lease_id": lease["lease_id"] });
+    let fence = claimed(bus, &op_id).await;
     (op_id, fence)
 }
 
+/// Claims the only operation that is ready.
+async fn claimed(bus: &Bus, op_id: &str) -> Value {
+    claimed_with_checkpoint(bus, op_id).await.0
+}
+
+async fn claimed_with_checkpoint(bus: &Bus, op_id: &str) -> (Value, Value) {
+    let claim = json!({ "worker_id": "a test", "kinds": { "test-sleep": 1 }, "max": 1 });
+    let mut lease = work(bus, "claim", &claim).await["leases"][0].take();
+    assert_eq!(lease["op"]["op_id"], json!(op_id));
+    let fence = json!({ "op_id": op_id, "attempt": lease["attempt"], "lease_id": lease["lease_id"] });
+    (fence, lease["checkpoint"].take())
+}
+
+fn events(fence: &Value, numbers: impl Iterator<Item = u64>, message: &str) -> Vec<Value> {
+    let event = |n| {
+        json!({ "op_id": fence["op_id"], "attempt": fence["attempt"], "n": n, "ts": "2026-11-21T07:38:27.123Z",
+                "phase": "sleep", "message": format!("event {n} {message}") })
+    };
+    numbers.map(event).collect()
+}
+
+/// Tells of the events with these numbers, and again until all of them are stored.
+async fn tell(bus: &Bus, fence: &Value, numbers: RangeInclusive<u64>, message: &str) {
+    let mut first = *numbers.start();
+    while first <= *numbers.end() {
+        let mut entry = fence.clone();
+        entry["events"] = json!(events(fence, (first..=*numbers.end()).take(EVENTS_A_MESSAGE), message));
+        let reply = work(bus, "progress", &json!({ "worker_id": "a test", "ops": [entry] })).await;
+        let reply = &reply["ops"][0];
+        assert_eq!(
+            (&reply["ok"], &reply["lost"], &reply["refused"]),
+            (&json!(true), &json!(false), &Value::Null)
+        );
+        first = reply["stored_n"].as_u64().unwrap().max(first - 1) + 1;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_events_leaves_the_last_of_them_without_a_hole_and_others_unharmed() {
-    let environment = vec![("LONGHAUL_SCHEDULER__WORK__TEST_SLEEPS".to_owned(), "0".to_owned())];
-    let options = SystemOptions { test_kinds: true, environment, ..SystemOptions::default() };
-    let system = TestSystem::start(options).await.unwrap();
+async fn a_flood_of_events_is_let_in_little_by_little_without_a_hole_and_others_are_unharmed() {
+    let system = without_sleepers().await;
     let (client, bus) = (system.operator().await, worker(&system).await);
     let (flooded, fence) = leased(&client, &bus).await;
-
-    let telling = async {
-        let mut first = 1;
-        while first <= EVENTS {
-            let events: Vec<Value> = (first..first + EVENTS_A_MESSAGE)
-                .map(|n| {
-                    json!({ "op_id": flooded, "attempt": 1, "n": n, "ts": "2026-11-21T07:38:27.123Z",
-                            "phase": "sleep", "message": format!("event {n}") })
-                })
-                .collect();
-            let mut entry = fence.clone();
-            entry["events"] = json!(events);
-            let reply = work(&bus, "progress", &json!({ "worker_id": "a test", "ops": [entry] })).await;
-            assert_eq!((&reply["ops"][0]["ok"], &reply["ops"][0]["lost"]), (&json!(true), &json!(false)));
-            // What the stream had no time for is told again.
-            first = reply["ops"][0]["stored_n"].as_u64().unwrap().max(first - 1) + 1;
-        }
-    };
     let beside = async {
         let other = worker(&system).await;
         let mut slowest = Duration::ZERO;
@@ -184,7 +211,7 @@ async fn a_flood_of_events_leaves_the_last_of_them_without_a_hole_and_others_unh
     let began = Instant::now();
     let (took, slowest) = tokio::join!(
         async {
-            telling.await;
+            tell(&bus, &fence, 1..=EVENTS, "").await;
             began.elapsed()
         },
         beside
@@ -194,13 +221,96 @@ async fn a_flood_of_events_leaves_the_last_of_them_without_a_hole_and_others_unh
         slowest < 2 * SOON,
         "beside the flood, an operation took {slowest:?} from its creation to its end"
     );
+    let most = |took: Duration| EVENTS_AT_ONCE + (EVENTS_PER_S * took.as_secs_f64()).ceil() as u64;
+    assert!(EVENTS <= most(took), "{EVENTS} events in {took:?} are more than may be");
 
-    let events = client.events("hub", &flooded).await;
-    let numbers: Vec<u64> = events.iter().map(|event| event["n"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, (EVENTS - 255..=EVENTS).collect::<Vec<_>>());
+    // Where no event is let in, the rest of the message counts.
+    let (summary, checkpoint) =
+        (json!({ "phase": "sleep", "message": "told in a flood", "progress": 50.0 }), json!({ "done": 7 }));
+    let mut entry = fence.clone();
+    entry["events"] = json!(events(&fence, EVENTS + 1..=2 * EVENTS, ""));
+    entry["summary"] = summary.clone();
+    entry["checkpoint"] = checkpoint.clone();
+    let mut stored = 0;
+    for _ in 0..2 {
+        let reply = work(&bus, "progress", &json!({ "worker_id": "a test", "ops": [entry] })).await;
+        let reply = &reply["ops"][0];
+        assert_eq!((&reply["ok"], &reply["refused"]), (&json!(true), &Value::Null), "{reply}");
+        stored = reply["stored_n"].as_u64().unwrap().max(stored);
+        assert!(stored <= most(began.elapsed()), "{stored} events are stored");
+    }
+    let op = client.operation("hub", &flooded).await;
+    assert_eq!(op["progress_summary"], summary);
+
+    let ring = keys(&client.events("hub", &flooded).await);
+    let last = ring.last().unwrap().1;
+    assert!(last >= stored.max(EVENTS), "what is said to be stored is: {last}");
+    assert_eq!(ring, (last - 255..=last).map(|n| (1, n)).collect::<Vec<_>>());
     let mut finish = fence;
+    finish["outcome"] = json!("handed_back");
+    assert_eq!(work(&bus, "finish", &finish).await["ok"], json!(true));
+    let (mut finish, kept) = claimed_with_checkpoint(&bus, &flooded).await;
+    assert_eq!(kept, checkpoint);
     finish["outcome"] = json!("succeeded");
-    finish["result"] = json!({ "steps": 1, "attempt": 1 });
+    finish["result"] = json!({ "steps": 1, "attempt": 2 });
     assert_eq!(work(&bus, "finish", &finish).await["ok"], json!(true));
     assert_eq!(client.ended("hub", &flooded).await["status"], "succeeded");
+}
+
+/// The attempt and the number of each event.
+fn keys<'a>(events: impl IntoIterator<Item = &'a Value>) -> Vec<(u64, u64)> {
+    let key = |event: &Value| (event["attempt"].as_u64().unwrap(), event["n"].as_u64().unwrap());
+    events.into_iter().map(key).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ring_larger_than_a_message_is_read_page_by_page_through_all_its_attempts() {
+    let system = without_sleepers().await;
+    let (client, bus) = (system.operator().await, worker(&system).await);
+    let (op_id, first) = leased(&client, &bus).await;
+    let long = "x".repeat(4096);
+    for n in [1, 51, 101] {
+        tell(&bus, &first, n..=n + 49, &long).await;
+    }
+    let mut handing_back = first;
+    handing_back["outcome"] = json!("handed_back");
+    assert_eq!(work(&bus, "finish", &handing_back).await["ok"], json!(true));
+    // What the registry says of that comes before the events of the next attempt, or not at all.
+    wait_for("the end of the first attempt to be told", Duration::from_secs(60), || async {
+        let events = client.events("hub", &op_id).await;
+        if keys(&events).last() == Some(&(1, 151)) { Ok(()) } else { Err(format!("{:?}", keys(&events))) }
+    })
+    .await;
+    let mut second = claimed(&bus, &op_id).await;
+    for numbers in [1..=50, 51..=105] {
+        tell(&bus, &second, numbers, &long).await;
+    }
+
+    let all: Vec<(u64, u64)> = (1..=151).map(|n| (1, n)).chain((1..=105).map(|n| (2, n))).collect();
+    assert_eq!(all.len(), 256, "a whole ring");
+    let page = client.call("hub", "lro.events", json!({ "op_id": op_id })).await;
+    let of_page = keys(page["events"].as_array().unwrap());
+    assert_eq!(page["more"], json!(true));
+    assert!((1..150).contains(&of_page.len()), "the first page ends within the first attempt");
+    assert_eq!(of_page[..], all[..of_page.len()], "the oldest");
+    assert_eq!(keys(&client.events("hub", &op_id).await), all);
+
+    // Without an attempt, a number is one of the latest.
+    let rest = client.call("hub", "lro.events", json!({ "op_id": op_id, "after_n": 100 })).await;
+    assert_eq!(keys(rest["events"].as_array().unwrap()), (101..=105).map(|n| (2, n)).collect::<Vec<_>>());
+    assert_eq!(rest.get("more"), None);
+    let request = json!({ "op_id": op_id, "after_attempt": 1, "after_n": 149 });
+    let rest = client.call("hub", "lro.events", request).await;
+    let of_rest = keys(rest["events"].as_array().unwrap());
+    assert_eq!(of_rest[..3], [(1, 150), (1, 151), (2, 1)]);
+
+    second["outcome"] = json!("succeeded");
+    second["result"] = json!({ "steps": 1, "attempt": 2 });
+    assert_eq!(work(&bus, "finish", &second).await["ok"], json!(true));
+    let seen = watch_to_the_end(client.bus(), &format!("persist.hub.lro.{op_id}")).await;
+    let last = seen.events.last().unwrap();
+    assert_eq!((last.attempt, last.n, last.status), (2, 106, Some(OperationStatus::Succeeded)));
+    let seen: Vec<(u64, u64)> = seen.events.iter().map(|event| (event.attempt.into(), event.n)).collect();
+    // Who is late may find the end there already, for which the first event has made room.
+    assert_eq!(seen[seen.len() - 256..seen.len() - 1], all[1..], "the watch has no hole");
 }

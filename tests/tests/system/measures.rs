@@ -120,12 +120,23 @@ async fn everything_that_happens_to_operations_is_counted_and_nats_micro_stats_a
     .await;
     let end = json!({ "outcome": "succeeded", "result": { "steps": 1, "attempt": 1 } });
     assert_eq!(finish(&silent, end).await["lost"], json!(true), "its lease is over");
-    // One runs and tells of it, and one waits.
+    // These end without another attempt.
     for op in [&failed, &silent] {
         client.call("hub", "lro.cancel", json!({ "op_id": op["op_id"] })).await;
     }
+    // One is to stop, still runs and tells of it; one waits for its children, and three for their turn.
+    sleep().await;
+    let parent = claimed().await;
     sleep().await;
     let mut running = claimed().await;
+    let child =
+        |key: &str| json!({ "key": key, "scope": "hub", "kind": "test-sleep", "input": { "seconds": 1 } });
+    let waiting = json!({ "outcome": "waits_for_children", "children": [child("a"), child("b")] });
+    for _ in 0..2 {
+        // What is repeated is not counted again.
+        assert_eq!(finish(&parent, waiting.clone()).await["ok"], json!(true));
+    }
+    client.call("hub", "lro.cancel", json!({ "op_id": running["op_id"] })).await;
     let waits = client.create("hub", "test-sleep", json!({ "seconds": 1 })).await;
     let events: Vec<Value> = (1..=3)
         .map(|n| {
@@ -148,32 +159,34 @@ async fn everything_that_happens_to_operations_is_counted_and_nats_micro_stats_a
         let age = value(&metrics, "longhaul_oldest_queued_seconds", &[kind, r#"routing="hub""#]);
         let is_told =
             metrics.contains("longhaul_outbox_lag_seconds ") && metrics.contains("longhaul_outbox_entries ");
-        match (number(r#"status="running""#), number(r#"status="queued""#), age >= 1.0, is_told) {
-            (1.0, 1.0, true, true) => Ok(metrics),
+        let numbers = ["running", "queued", "waiting"].map(|status| number(&format!("status=\"{status}\"")));
+        match (numbers, age >= 1.0, is_told) {
+            ([1.0, 3.0, 1.0], true, true) => Ok(metrics),
             other => Err(format!("{other:?}")),
         }
     })
     .await;
     assert_eq!(client.operation("hub", &waits).await["status"], "queued");
-    assert_eq!(value(&metrics, "longhaul_operations_created_total", &[kind]), 4.0);
-    assert_eq!(value(&metrics, "longhaul_operations_claimed_total", &[kind]), 3.0);
-    assert_eq!(
-        value(&metrics, "longhaul_attempts_ended_total", &[kind, r#"status="queued""#]),
-        2.0,
-        "{metrics}"
-    );
+    let children = 2.0;
+    assert_eq!(value(&metrics, "longhaul_operations_created_total", &[kind]), 5.0 + children);
+    assert_eq!(value(&metrics, "longhaul_operations_claimed_total", &[kind]), 4.0);
+    let ended = |labels: &[&str]| value(&metrics, "longhaul_attempts_ended_total", labels);
+    assert_eq!(ended(&[kind, r#"status="queued""#]), 2.0, "{metrics}");
+    assert_eq!(ended(&[kind, r#"status="waiting""#]), 1.0, "{metrics}");
+    assert_eq!(ended(&[kind]), 3.0, "to ask for an end is none, and who is queued has no attempt: {metrics}");
+    assert_eq!(value(&metrics, "longhaul_retries_total", &[kind]), 1.0, "nothing else has failed");
     assert_eq!(value(&metrics, "longhaul_lease_losses_total", &[]), 1.0);
     assert_eq!(value(&metrics, "longhaul_refused_writes_total", &[]), 1.0);
     assert!(value(&metrics, "longhaul_events_total", &[]) >= 3.0);
-    assert_eq!(value(&metrics, "longhaul_claim_seconds_count", &[]), 3.0, "claims that gave a lease");
+    assert_eq!(value(&metrics, "longhaul_claim_seconds_count", &[]), 4.0, "claims that gave a lease");
 
     let subject = "$SRV.STATS.registry".to_owned();
     let stats = client.bus().request_raw(subject, None, "".into(), Duration::from_secs(10)).await.unwrap();
     let stats: Value = serde_json::from_slice(&stats.payload).unwrap();
     let (creates, refused) = counted(&stats, "lro-create");
     let created = value(&metrics, "longhaul_operations_created_total", &[kind]);
-    assert_eq!((refused, (creates - refused) as f64), (1, created));
-    assert_eq!(counted(&stats, "work-finish"), (2, 0), "a lost lease is an answer, no error");
+    assert_eq!((refused, (creates - refused) as f64), (1, created - children));
+    assert_eq!(counted(&stats, "work-finish"), (4, 0), "a lost lease is an answer, no error");
     let (claims, _) = counted(&stats, "work-claim");
     assert!(claims as f64 >= value(&metrics, "longhaul_operations_claimed_total", &[]), "{claims}");
 }

@@ -425,6 +425,8 @@ async fn rows_of_lro(client: &Client, worker: &Bus, project: &str) -> Vec<Row<Ca
         let body = message(json!({ "op_id": queued, "after_n": wrong }));
         add("events", "hub", Malformed, body, refused(InvalidArgument, ": after_n: "));
     }
+    let of_no_number = message(json!({ "op_id": queued, "after_attempt": 1 }));
+    add("events", "hub", Malformed, of_no_number, refused(InvalidArgument, "after_n"));
     add(
         "events",
         "hub",

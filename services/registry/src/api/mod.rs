@@ -147,7 +147,7 @@ pub(crate) async fn start(
         })
         .api("lro-cancel", example(r#"{"op_id":"<uuid>"}"#), operations::cancel)
         .api("lro-retry", example(r#"{"op_id":"<uuid>","from_start":false}"#), operations::retry)
-        .api("lro-events", example(r#"{"op_id":"<uuid>","after_n":0}"#), operations::events)
+        .api("lro-events", example(r#"{"op_id":"<uuid>","after_attempt":1,"after_n":0}"#), operations::events)
         .api("project-create", example(r#"{"title":"Linear algebra","host_id":"<uuid>"}"#), projects::create)
         .api("project-list", example(r#"{"limit":50}"#), projects::list)
         .api("project-get", example("{}"), projects::get)

@@ -23,6 +23,7 @@ use crate::errors::from_database;
 use crate::nul::has_nul;
 use crate::registry::Registry;
 use crate::repositories::{no_such_backup, refuse_bad, wanted_backup};
+use crate::work::json_length;
 
 const MOST_TIME_TO_LIVE_S: u32 = 90 * 24 * 3600;
 const MOST_WAIT_S: f64 = 30.0;
@@ -506,6 +507,11 @@ pub(super) async fn retry(registry: Arc<Registry>, request: IncomingRequest) -> 
 pub(super) async fn events(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
     let scope = subject(&request)?.scope;
     let wanted: ListEvents = request.decode()?;
+    if wanted.after_attempt.is_some() && wanted.after_n.is_none() {
+        return Err(ApiError::invalid_argument(
+            "after_attempt goes with after_n, a number within that attempt",
+        ));
+    }
     let state = known(&registry, scope, wanted.op_id).await?;
     let subject = OperationSubject { scope, op_id: wanted.op_id };
     let ring = registry.streams.stream().ring(&subject.events()).await.map_err(|error| {
@@ -514,19 +520,58 @@ pub(super) async fn events(registry: Arc<Registry>, request: IncomingRequest) ->
     })?;
     let mut events: Vec<ProgressEvent> =
         ring.iter().filter_map(|message| serde_json::from_slice(&message.payload).ok()).collect();
-    if let Some(after) = wanted.after_n {
-        let latest = events.last().map_or(0, |event| event.attempt);
-        events.retain(|event| event.attempt == latest && event.n > after);
+    match (wanted.after_attempt, wanted.after_n) {
+        (Some(attempt), Some(n)) => events.retain(|event| (event.attempt, event.n) > (attempt, n)),
+        (None, Some(n)) => {
+            let latest = events.last().map_or(0, |event| event.attempt);
+            events.retain(|event| event.attempt == latest && event.n > n);
+        }
+        (_, None) => {}
     }
-    // The reply has to fit into one message: the newest events, as many as do.
-    let mut room = registry.front.max_payload() / 2;
-    let fitting = events.iter().rev().take_while(|event| {
-        let bytes = serde_json::to_vec(event).map_or(0, |text| text.len());
+    let more = keep_a_page(&mut events, registry.front.max_payload() / 2);
+    Ok(request.reply(&EventList { events, state, more }))
+}
+
+/// Leaves the oldest events, as many as fit into so many bytes, and one in any case, so that whoever asks on gets on.
+/// Whether there were more.
+fn keep_a_page(events: &mut Vec<ProgressEvent>, mut room: usize) -> bool {
+    let fitting = events.iter().take_while(|event| {
+        let bytes = json_length(event);
         let fits = bytes <= room;
         room = room.saturating_sub(bytes);
         fits
     });
-    let surplus = events.len() - fitting.count();
-    events.drain(..surplus);
-    Ok(request.reply(&EventList { events, state }))
+    let fitting = fitting.count().max(1);
+    let more = events.len() > fitting;
+    events.truncate(fitting);
+    more
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn events(message_bytes: &[usize]) -> Vec<ProgressEvent> {
+        let event = |(n, bytes): (u64, &usize)| {
+            let event = json!({ "op_id": "0199c4a2-7c1e-7d6b-9d0c-6f2b8f0f4a11", "attempt": 1, "n": n, "phase": "sleep",
+                "ts": "2026-11-21T07:38:27.123Z", "message": "x".repeat(*bytes) });
+            serde_json::from_value(event).unwrap()
+        };
+        (1..).zip(message_bytes).map(event).collect()
+    }
+
+    #[test]
+    fn a_page_has_the_oldest_events_and_never_none() {
+        let page = |message_bytes: &[usize], room: usize| {
+            let mut events = events(message_bytes);
+            let more = keep_a_page(&mut events, room);
+            (events.iter().map(|event| event.n).collect::<Vec<_>>(), more)
+        };
+        assert_eq!(page(&[], 1000), (vec![], false));
+        assert_eq!(page(&[10, 10], 1000), (vec![1, 2], false));
+        assert_eq!(page(&[300, 300, 10], 1000), (vec![1, 2], true), "a small one does not overtake");
+        assert_eq!(page(&[2000, 10], 1000), (vec![1], true));
+    }
 }

@@ -121,6 +121,7 @@ async fn finish_one(
         let made = finish.children.iter().map(|child| child_of(registry, caller, parent, child));
         children = join_all(made).await.into_iter().collect::<Result<_, _>>()?;
     }
+    let new_ids: Vec<OperationId> = children.iter().map(|child| child.id).collect();
     // Whether the caller holds the operation is decided under the row's lock.
     let finished = Finished {
         fence,
@@ -137,6 +138,8 @@ async fn finish_one(
     match registry.finishes.ask(finished).await? {
         FinishOutcome::Recorded(ended) => {
             note_bad_backup(registry, &ended.op);
+            // Those that an earlier attempt has made are not made again.
+            registry.count_created(ended.others.iter().filter(|other| new_ids.contains(&other.op_id)));
             registry.changed(&ended).await;
             Ok(FinishReply::OK)
         }

@@ -134,7 +134,9 @@ pub(super) async fn tell(
         let subject = OperationSubject { scope: op.scope, op_id: op.op_id };
         let stored = match entry.events.is_empty() {
             true => 0,
-            false => registry.streams.tell_worker_events(op, subject, &entry.events).await?,
+            false => {
+                registry.streams.tell_worker_events(op, subject, &entry.events, &registry.event_limit).await?
+            }
         };
         if changed {
             registry.streams.tell_state(op).await?;

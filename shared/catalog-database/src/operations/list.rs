@@ -118,13 +118,15 @@ impl Database {
         rows.into_iter().map(Operation::try_from).collect()
     }
 
-    /// How many operations are queued and running, by kind and routing, and how long the oldest that could be
-    /// claimed has been due, in seconds.
+    /// How many operations are queued, are running and are waiting for their children, by kind and routing, and how long
+    /// the oldest that could be claimed has been due, in seconds.
     pub async fn operation_counts(&self) -> Result<Vec<(String, String, String, i64, f64)>, DatabaseError> {
         let rows = sqlx::query!(
-            r#"SELECT kind, routing, status, count(*) AS "count!",
+            r#"SELECT kind, routing, CASE WHEN waiting_for_children THEN 'waiting' ELSE status END AS "status!",
+                count(*) AS "count!",
                 coalesce(max(extract(epoch FROM now() - not_before)) FILTER (WHERE ready), 0)::float8 AS "age_s!"
-             FROM long_running_operations WHERE status IN ('queued', 'running') GROUP BY kind, routing, status"#
+             FROM long_running_operations WHERE status IN ('queued', 'running')
+             GROUP BY kind, routing, 3"#
         )
         .fetch_all(&self.pool)
         .await

@@ -24,6 +24,10 @@ pub struct Ended {
     pub others: Vec<Operation>,
     /// Operations that have something new to show, and have changed in nothing else.
     pub shown: Vec<OperationId>,
+    /// Whether an attempt of `op` was under way, and has ended with this.
+    pub attempt_ended: bool,
+    /// Whether that attempt failed, and there will be another one for it.
+    pub to_be_retried: bool,
 }
 
 impl Ended {
@@ -154,7 +158,14 @@ pub(super) async fn apply_all(
             row.ok_or_else(|| DatabaseError::row("long_running_operations.id", "a locked row is gone"))?;
         let parent = row.parent_id.filter(|_| changed.status.is_terminal());
         let shown = shown.extract_if(.., |shown| Some(shown.as_uuid()) == parent).collect();
-        ended.push((Ended { op: row.try_into()?, others: Vec::new(), shown }, parent));
+        let one = Ended {
+            op: row.try_into()?,
+            others: Vec::new(),
+            shown,
+            attempt_ended: changed.ends_attempt,
+            to_be_retried: changed.to_be_retried,
+        };
+        ended.push((one, parent));
     }
     // In the order of their ids, so that two who tell the same parents wait for each other in one order only.
     let parents: BTreeSet<Uuid> = ended.iter().filter_map(|(_, parent)| *parent).collect();
@@ -182,6 +193,8 @@ struct ChangedColumns {
     failed: i32,
     waits: bool,
     keeps_lease: bool,
+    ends_attempt: bool,
+    to_be_retried: bool,
 }
 
 impl ChangedColumns {
@@ -233,6 +246,9 @@ impl ChangedColumns {
             // The lease id stays where its holder ended the attempt, so that a repeated finish is known again; it
             // goes where the holder did not.
             keeps_lease: !lost && change.event != OperationEvent::TimeOver,
+            ends_attempt: row.status()? == OperationStatus::Running && status != OperationStatus::Running,
+            to_be_retried: matches!(change.event, OperationEvent::FailedRetryably { .. })
+                && status == OperationStatus::Queued,
         })
     }
 }
@@ -372,5 +388,5 @@ pub(crate) async fn cancel(connection: &mut PgConnection, row: OperationRow) -> 
     }
     let op: Operation = updated.try_into()?;
     others.retain(|other| other.op_id != op.op_id);
-    Ok(Ended { op, others, shown })
+    Ok(Ended { op, others, shown, attempt_ended: false, to_be_retried: false })
 }
