@@ -303,8 +303,8 @@ impl Streams {
         }
         let payload = Encoding::Json.encode(event).into();
         let sequence = self.publish_if_last(subject, headers, payload, last.sequence, false).await?;
-        self.inner.metrics.events.inc();
         Ok(sequence.map(|sequence| {
+            self.inner.metrics.events.inc();
             let position = Position { sequence, attempt: event.attempt, n: event.n, rev: 0, outbox_id };
             self.remember(subject, position);
             position
