@@ -68,17 +68,12 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
             operation_of(project, kinds::named("project-backup"), input, priority)
         });
         let upkeep = project.upkeep.iter().filter_map(|kind| {
-            let is_urgent = project.check_all && kind == "repo-check";
-            let (kind, input) = upkeep_of(
-                kind,
-                if is_urgent { CheckedData::All } else { CheckedData::Share(project.checks) },
-            )?;
-            Some(operation_of(
-                project,
-                kind,
-                input,
-                if is_urgent { URGENT_PRIORITY } else { UPKEEP_PRIORITY },
-            ))
+            let (data, priority) = match project.check_all && kind == "repo-check" {
+                true => (CheckedData::All, URGENT_PRIORITY),
+                false => (CheckedData::Share(project.checks), UPKEEP_PRIORITY),
+            };
+            let (kind, input) = upkeep_of(kind, data)?;
+            Some(operation_of(project, kind, input, priority))
         });
         (decision, backup.into_iter().chain(upkeep).collect())
     };
