@@ -32,6 +32,7 @@ mod restarts;
 mod restore_resume;
 mod retention;
 mod stopping;
+mod watching;
 mod wire_conformance;
 
 use test_harness::{InUse, SharedSystem, SystemOptions};

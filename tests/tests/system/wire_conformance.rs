@@ -1,7 +1,10 @@
 //! The wire as a table: each verb of `lro` with what is good, malformed, unknown to it, of another scope, of no operation
-//! and of one that has ended; and the verbs of workers with fences that are not theirs. Every row in JSON and in
-//! MessagePack, and every answer looked at in its headers and its body. `bad_input` has the fields one by one.
+//! and of one that has ended; the verbs of workers with fences that are not theirs, and asked by whoever may not; all
+//! other endpoints with what does not read and what is of another scope. Every row in JSON and in MessagePack, and every
+//! answer looked at in its headers and its body. An endpoint that the registry serves and no row asks is a failure.
+//! `bad_input` has the fields one by one.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bus_client::{Bus, BusErrorKind, Credentials, RequestError};
@@ -11,7 +14,6 @@ use test_harness::{Client, HostIdentity, SharedSystem, SystemOptions, TestSystem
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
 const TIMEOUT: Duration = Duration::from_secs(60);
 const NO_OPERATION: &str = "00000000-0000-7000-8000-000000000000";
 /// No claim of this test gets at what is not to be started before.
@@ -19,13 +21,18 @@ const LATER: &str = "2999-01-01T00:00:00.000Z";
 /// The largest checkpoint.
 const CHECKPOINT_BYTES: usize = 64 * 1024;
 
-/// A system whose scheduler takes no work: the worker is this test. Leases outlast it.
+/// A system whose services take none of the work that is asked for here: the worker is this test. Leases outlast it.
 static SYSTEM: SharedSystem = SharedSystem::new(|| SystemOptions {
     test_kinds: true,
-    environment: vec![
-        ("LONGHAUL_SCHEDULER__WORK__TEST_SLEEPS".to_owned(), "0".to_owned()),
-        ("LONGHAUL_REGISTRY__OPERATIONS__LEASE_S".to_owned(), "600".to_owned()),
-    ],
+    environment: [
+        ("SCHEDULER__WORK__TEST_SLEEPS", "0"),
+        ("SCHEDULER__WORK__COPIES", "0"),
+        ("HOST_BACKUP__JOBS__BACKUPS", "0"),
+        ("HOST_BACKUP__JOBS__PRUNES", "0"),
+        ("REGISTRY__OPERATIONS__LEASE_S", "600"),
+    ]
+    .map(|(name, value)| (format!("LONGHAUL_{name}"), value.to_owned()))
+    .to_vec(),
     ..SystemOptions::default()
 });
 
@@ -127,20 +134,43 @@ fn with(mut message: Value, field: &str, value: Value) -> Value {
     message
 }
 
+/// The subjects that the registry serves, with `*` for the scope or the caller.
+async fn served(client: &Client) -> BTreeSet<String> {
+    let info = client.bus().request_raw("$SRV.INFO.registry".to_owned(), None, "".into(), TIMEOUT).await;
+    let info: Value = serde_json::from_slice(&info.unwrap().payload).unwrap();
+    let endpoints = info["endpoints"].as_array().unwrap().iter();
+    let subjects: BTreeSet<String> =
+        endpoints.map(|endpoint| endpoint["subject"].as_str().unwrap().to_owned()).collect();
+    assert!(subjects.len() > 40, "the registry does not tell of its endpoints: {subjects:?}");
+    subjects
+}
+
+/// The endpoint that a row asks.
+fn endpoint(subject: &str) -> String {
+    let mut tokens: Vec<&str> = subject.split('.').collect();
+    tokens[2] = "*";
+    tokens.join(".")
+}
+
 // --- the worker -----------------------------------------------------------------------------
 
-/// This test, as the worker of the hub.
-async fn worker(system: &TestSystem) -> Bus {
-    let secrets = std::fs::read(system.data_directory().join("secrets/nats.json")).unwrap();
-    let mut secrets: Value = serde_json::from_slice(&secrets).unwrap();
-    let identity: HostIdentity = serde_json::from_value(secrets["scheduler"].take()).unwrap();
+async fn connect(system: &TestSystem, identity: HostIdentity) -> Bus {
     let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
     system.connect(credentials, &identity.inbox_prefix).await.bus().clone()
 }
 
+/// This test, as the worker of the hub.
+async fn worker(system: &TestSystem) -> Bus {
+    connect(system, system.scheduler_identity().unwrap()).await
+}
+
 async fn work(bus: &Bus, verb: &str, request: Value) -> Value {
+    work_of(bus, "hub", verb, request).await
+}
+
+async fn work_of(bus: &Bus, caller: &str, verb: &str, request: Value) -> Value {
     let body = Body::Message(request);
-    let answer = answer(bus, Encoding::MessagePack, &format!("work.v1.hub.{verb}"), &body).await;
+    let answer = answer(bus, Encoding::MessagePack, &format!("work.v1.{caller}.{verb}"), &body).await;
     answer.unwrap_or_else(|error| panic!("{verb} {body:?}: {error:?}"))
 }
 
@@ -218,12 +248,6 @@ impl Case {
     ];
 }
 
-/// The verbs that the protocol has.
-fn documented_verbs() -> Vec<&'static str> {
-    let subjects = DOCUMENT.split("`api.v1.*.lro.").skip(1);
-    subjects.filter_map(|rest| rest.split('`').next()).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn every_verb_of_lro_answers_as_the_protocol_says_in_both_encodings() {
     let _alone = ALONE.lock().await;
@@ -233,13 +257,10 @@ async fn every_verb_of_lro_answers_as_the_protocol_says_in_both_encodings() {
     let project = client.create_project(system.host(0)).await;
     for encoding in [Encoding::Json, Encoding::MessagePack] {
         let rows = rows_of_lro(&client, &worker, &format!("project-{project}")).await;
-        let verbs = documented_verbs();
-        assert!(verbs.len() >= 7, "{verbs:?}");
-        for verb in verbs {
-            let subject_ends = format!(".lro.{verb}");
+        for served in served(&client).await.iter().filter(|subject| subject.starts_with("api.v1.*.lro.")) {
             for case in Case::ALL {
-                let has = |row: &Row<Case>| row.case == case && row.subject.ends_with(&subject_ends);
-                assert!(rows.iter().any(has), "the table has no row {case:?} of {verb}");
+                let has = |row: &Row<Case>| row.case == case && endpoint(&row.subject) == *served;
+                assert!(rows.iter().any(has), "the table has no row {case:?} of {served}");
             }
         }
         run(client.bus(), encoding, &rows).await;
@@ -483,9 +504,44 @@ async fn every_verb_of_workers_refuses_what_is_not_theirs_in_both_encodings() {
     let system = SYSTEM.get().await;
     let client = system.operator().await;
     let worker = worker(&system).await;
+    let host = connect(&system, system.host_identity(0).unwrap()).await;
     for encoding in [Encoding::Json, Encoding::MessagePack] {
-        the_worker_protocol(&client, &worker, encoding).await;
+        let mut tried = the_worker_protocol(&client, &worker, encoding).await;
+        tried.extend(what_some_workers_ask(&system, &client, &worker, &host, encoding).await);
+        for served in served(&client).await.iter().filter(|subject| subject.starts_with("work.")) {
+            let of_it = || tried.iter().filter(|row| endpoint(&row.subject) == *served);
+            for case in OF_EVERY_VERB {
+                assert!(of_it().any(|row| row.case == case), "the table has no row {case:?} of {served}");
+            }
+            let is_answered = |row: &Row<&str>| matches!(row.expected, Expected::Reply(_));
+            assert!(of_it().any(is_answered), "the table has no row of {served} that is answered");
+            let is_not_theirs = |row: &Row<&str>| match &row.expected {
+                Expected::Refused(code, _) => *code != ErrorCode::InvalidArgument,
+                Expected::Reply(values) => values.iter().any(|(pointer, _)| pointer.ends_with("/lost")),
+            };
+            assert!(of_it().any(is_not_theirs), "the table has no row of {served} by whoever may not ask it");
+        }
     }
+}
+
+/// What is tried of every verb of workers, whatever it is for.
+const OF_EVERY_VERB: [&str; 5] = ["cut", "followed by more", "no object", "nothing", "an unknown field"];
+
+fn of_every_verb(subject: &str, good: &Value) -> Vec<Row<&'static str>> {
+    let row = |case: &'static str, body: Body, word: &'static str| Row {
+        case,
+        subject: subject.to_owned(),
+        body,
+        expected: refused(ErrorCode::InvalidArgument, word),
+    };
+    let message = Body::Message;
+    vec![
+        row("cut", Body::Cut(good.clone()), ""),
+        row("followed by more", Body::Followed(good.clone()), ""),
+        row("no object", message(json!("text")), ""),
+        row("nothing", message(json!({})), "missing"),
+        row("an unknown field", message(with(good.clone(), "colour", json!("blue"))), "colour"),
+    ]
 }
 
 /// The fences that are not the right one: of no operation, of another, of one that waits, of an attempt that has
@@ -502,7 +558,7 @@ fn wrong_fences(fence: &Value, queued: &str, ended: &Value) -> Vec<(&'static str
     ]
 }
 
-async fn the_worker_protocol(client: &Client, worker: &Bus, encoding: Encoding) {
+async fn the_worker_protocol(client: &Client, worker: &Bus, encoding: Encoding) -> Vec<Row<&'static str>> {
     use ErrorCode::{Conflict, InvalidArgument};
     let success = json!({ "outcome": "succeeded", "result": { "steps": 1, "attempt": 1 } });
     let (_, ended) = finished(client, worker, success.clone()).await;
@@ -530,12 +586,9 @@ async fn the_worker_protocol(client: &Client, worker: &Bus, encoding: Encoding) 
         ("finish", finish(fence.clone())),
         ("repository", fence.clone()),
     ] {
-        add(verb, "cut", Body::Cut(good.clone()), refused(InvalidArgument, ""));
-        add(verb, "followed by more", Body::Followed(good.clone()), refused(InvalidArgument, ""));
-        add(verb, "no object", message(json!("text")), refused(InvalidArgument, ""));
-        add(verb, "nothing", message(json!({})), refused(InvalidArgument, "missing"));
-        let unknown = with(good, "colour", json!("blue"));
-        add(verb, "an unknown field", message(unknown), refused(InvalidArgument, "colour"));
+        for Row { case, body, expected, .. } in of_every_verb("", &good) {
+            add(verb, case, body, expected);
+        }
     }
 
     for (what, kinds) in [
@@ -712,7 +765,7 @@ async fn the_worker_protocol(client: &Client, worker: &Bus, encoding: Encoding) 
         body: Body::Message(request),
         expected,
     };
-    let rows = [
+    let last = [
         row("the attempt before", finish(fence.clone()), lost()),
         row("good", finish(lease["fence"].clone()), recorded()),
         row("the same again", finish(lease["fence"].clone()), recorded()),
@@ -725,9 +778,318 @@ async fn the_worker_protocol(client: &Client, worker: &Bus, encoding: Encoding) 
         },
         row("the attempt before, after the end", finish(fence), lost()),
     ];
-    run(worker, encoding, &rows).await;
+    run(worker, encoding, &last).await;
     let after = client.operation("hub", &op_id).await;
     assert_eq!((&after["status"], &after["attempt"]), (&json!("succeeded"), &json!(2)));
+    rows.extend(last);
+    rows
+}
+
+/// Creates an operation of a project and claims it, as who does such operations: its fence.
+async fn leased_to(
+    client: &Client,
+    (bus, caller): (&Bus, &str),
+    project: &str,
+    kind: &str,
+    input: Value,
+) -> Value {
+    let create = json!({ "kind": kind, "input": input, "priority": 100 });
+    let created = client.call(project, "lro.create", create).await;
+    let claim = json!({ "worker_id": "a test", "kinds": { kind: 1 }, "max": 1 });
+    let mut reply = work_of(bus, caller, "claim", claim).await;
+    let lease = reply["leases"][0].take();
+    assert_eq!(lease["op"]["op_id"], created["op"]["op_id"], "{lease:#}");
+    json!({ "op_id": lease["op"]["op_id"], "attempt": lease["attempt"], "lease_id": lease["lease_id"] })
+}
+
+/// The verbs that only the hub or only hosts have, and those that only the holders of some kinds have.
+async fn what_some_workers_ask(
+    system: &TestSystem,
+    client: &Client,
+    hub: &Bus,
+    host: &Bus,
+    encoding: Encoding,
+) -> Vec<Row<&'static str>> {
+    use ErrorCode::{AlreadyExists, Conflict, FailedPrecondition, InvalidArgument, PermissionDenied};
+    let host_scope = format!("host-{}", system.host(0));
+    let new_project = async || client.create_project(system.host(0)).await;
+    let (backed, pruned, source) = (new_project().await, new_project().await, new_project().await);
+    let (dest, changed) = (new_project().await, new_project().await);
+    let of = |project: &str| format!("project-{project}");
+    let of_host = (host, host_scope.as_str());
+    let backup = leased_to(client, of_host, &of(&backed), "project-backup", json!({})).await;
+    let error = json!({ "code": "test", "message": "as asked", "retryable": false });
+    let failed = |fence: Value| with(with(fence, "outcome", json!("failed")), "error", error.clone());
+    // What is pruned is a repository, which a backup makes, whatever becomes of it.
+    let first = leased_to(client, of_host, &of(&pruned), "project-backup", json!({})).await;
+    work_of(host, &host_scope, "repository", first.clone()).await;
+    assert_eq!(work_of(host, &host_scope, "finish", failed(first)).await["ok"], true);
+    let prune = leased_to(client, of_host, &of(&pruned), "repo-prune", json!({})).await;
+    let input = json!({ "src": { "path": "folder" }, "dest": { "project_id": dest, "path": "copied" } });
+    let copy = leased_to(client, (hub, "hub"), &of(&source), "project-copy", input).await;
+    let success = json!({ "outcome": "succeeded", "result": { "steps": 1, "attempt": 1 } });
+    let (_, ended) = finished(client, hub, success).await;
+    let later = json!({ "kind": "test-sleep", "input": { "seconds": 1 }, "not_before": LATER });
+    let queued = client.call("hub", "lro.create", later).await["op"]["op_id"].as_str().unwrap().to_owned();
+    let later = json!({ "kind": "project-backup", "not_before": LATER });
+    let waiting = client.call(of(&changed), "lro.create", later.clone()).await["op"]["op_id"].clone();
+    let canceled = client.call(of(&changed), "lro.create", later).await["op"]["op_id"].clone();
+    client.call(of(&changed), "lro.cancel", json!({ "op_id": canceled })).await;
+
+    let (mut of_hub, mut of_hosts) = (Vec::new(), Vec::new());
+    let mut add = |verb: &str, what: &'static str, request: Value, expected: Expected| {
+        let (caller, rows) = match verb.strip_prefix("hub.") {
+            Some(_) => ("hub", &mut of_hub),
+            None => (host_scope.as_str(), &mut of_hosts),
+        };
+        let subject = format!("work.v1.{caller}.{}", verb.trim_start_matches("hub."));
+        rows.push(Row { case: what, subject, body: Body::Message(request), expected });
+    };
+
+    // The way into a repository, which is made where there is none; what a prune is to forget; how a copy goes on.
+    let of_project = ("/grant/repository/project_id", json!(backed));
+    add("repository", "good", backup.clone(), reply([of_project.clone()]));
+    add("repository", "the same again", backup.clone(), reply([of_project]));
+    let nothing = || {
+        let none = json!([]);
+        reply([
+            ("/keep", none.clone()),
+            ("/forget", none.clone()),
+            ("/spare", none.clone()),
+            ("/unfinished", none),
+        ])
+    };
+    let backup_id = "ab".repeat(32);
+    add("retention", "good", prune.clone(), nothing());
+    add(
+        "retention",
+        "a backup that there is not",
+        with(prune.clone(), "gone", json!([backup_id])),
+        nothing(),
+    );
+    let no_backup = with(prune.clone(), "gone", json!(["newest"]));
+    add("retention", "a backup id that is none", no_backup, refused(InvalidArgument, ": gone[0]: "));
+    for field in ["gone", "bad"] {
+        let many = with(prune.clone(), field, json!(vec![backup_id.as_str(); 1001]));
+        add("retention", "too many backups", many, refused(InvalidArgument, "1000"));
+    }
+    add("retention", "the lease of another kind", backup.clone(), refused(FailedPrecondition, "repo-prune"));
+    let child = |pointer: &'static str, value: &str| (pointer, json!(value));
+    add(
+        "hub.copy",
+        "good",
+        copy.clone(),
+        reply([
+            child("/phase", "apply"),
+            child("/children/0/kind", "copy-apply"),
+            child("/children/0/scope", &of(&dest)),
+        ]),
+    );
+    add("hub.copy", "the lease of another kind", prune.clone(), refused(FailedPrecondition, "project-copy"));
+    for (what, wrong) in wrong_fences(&copy, &queued, &ended) {
+        add("hub.copy", what, wrong, refused(Conflict, "lease"));
+    }
+    for (what, wrong) in wrong_fences(&prune, &queued, &ended) {
+        add("retention", what, wrong, refused(Conflict, "lease"));
+    }
+
+    // What hosts tell and ask.
+    let says = |projects: Value| json!({ "projects": projects, "memory_pressure": 1.5, "io_pressure": null });
+    let is_empty = || reply([("", json!({}))]);
+    let generation = |project: &str| json!({ "project_id": project, "generation": 7 });
+    add("freshness", "good", says(json!([generation(&changed)])), is_empty());
+    add("freshness", "no project", says(json!([])), is_empty());
+    add("freshness", "a project that there is not", says(json!([generation(NO_OPERATION)])), is_empty());
+    let many = says(json!(vec![generation(&changed); 1001]));
+    add("freshness", "too many projects", many, refused(InvalidArgument, "1000"));
+    for (what, request, place) in [
+        ("a project without its generation", says(json!([{ "project_id": changed }])), ": projects[0]: "),
+        (
+            "a pressure that is no number",
+            with(says(json!([])), "io_pressure", json!("high")),
+            ": io_pressure: ",
+        ),
+        (
+            "a cache below nothing",
+            with(says(json!([])), "cache", json!({ "bytes": -1, "limit_bytes": 1 })),
+            ": cache.bytes: ",
+        ),
+    ] {
+        add("freshness", what, request, refused(InvalidArgument, place));
+    }
+    add("hub.freshness", "by the hub", says(json!([])), refused(PermissionDenied, "host"));
+    let asked = |ids: Value| json!({ "op_ids": ids });
+    let unfinished = |ids: Value| reply([("/unfinished", ids)]);
+    add("unfinished", "good", asked(json!([waiting])), unfinished(json!([waiting])));
+    add("unfinished", "no operation", asked(json!([NO_OPERATION])), unfinished(json!([])));
+    add("unfinished", "an operation of the hub", asked(json!([queued])), unfinished(json!([])));
+    add("unfinished", "an operation that has ended", asked(json!([canceled])), unfinished(json!([])));
+    let many = asked(json!(vec![NO_OPERATION; 1001]));
+    add("unfinished", "too many operations", many, refused(InvalidArgument, "1000"));
+    add("unfinished", "an id that is none", asked(json!(["1"])), refused(InvalidArgument, ": op_ids[0]: "));
+    add("hub.unfinished", "by the hub", asked(json!([queued])), refused(PermissionDenied, "host"));
+
+    // What the hub asks and tells.
+    let limit = |limit: Value| json!({ "limit": limit });
+    add("hub.schedule", "good", limit(json!(1)), reply([("/missed", json!(0))]));
+    for wrong in [json!(0), json!(1001), json!(-1), json!("all")] {
+        add("hub.schedule", "a limit out of range", limit(wrong), refused(InvalidArgument, "limit"));
+    }
+    add("schedule", "by a host", limit(json!(1)), refused(PermissionDenied, "hub"));
+    let schema = json!({ "type": "object", "additionalProperties": false });
+    let name = format!("conformance-{}", Uuid::new_v4());
+    let kind = json!({
+        "name": name, "description": "of a test", "scope": "hub", "phases": [{ "name": "count", "weight": 1 }],
+        "max_attempts": 3, "time_to_live_s": 60, "exclusive": false, "example_input": {}, "input_schema": schema,
+        "result_schema": {},
+    });
+    let kinds = |kinds: Value| json!({ "kinds": kinds });
+    let built_in = with(kind.clone(), "name", json!("test-sleep"));
+    let open = with(kind.clone(), "input_schema", json!({ "type": "object" }));
+    let coloured = with(kind.clone(), "colour", json!("blue"));
+    add("hub.declare", "no kind", kinds(json!([])), is_empty());
+    // One that is refused keeps the others from being declared.
+    for (what, wrong, code, word) in [
+        ("a kind of the registry's own", built_in, AlreadyExists, "test-sleep"),
+        ("a schema that takes anything", open, InvalidArgument, "additionalProperties"),
+        ("an unknown field of a kind", coloured, InvalidArgument, "colour"),
+    ] {
+        add("hub.declare", what, kinds(json!([kind, wrong])), refused(code, word));
+    }
+    let many = kinds(json!(vec![kind.clone(); 101]));
+    add("hub.declare", "too many kinds", many, refused(InvalidArgument, "100"));
+    add("declare", "by a host", kinds(json!([kind])), refused(PermissionDenied, "hub"));
+
+    for (verb, good) in [
+        ("retention", prune.clone()),
+        ("freshness", says(json!([]))),
+        ("unfinished", asked(json!([]))),
+        ("hub.copy", copy.clone()),
+        ("hub.schedule", limit(json!(1))),
+        ("hub.declare", kinds(json!([]))),
+    ] {
+        match verb.strip_prefix("hub.") {
+            Some(verb) => of_hub.extend(of_every_verb(&format!("work.v1.hub.{verb}"), &good)),
+            None => of_hosts.extend(of_every_verb(&format!("work.v1.{host_scope}.{verb}"), &good)),
+        }
+    }
+    run(hub, encoding, &of_hub).await;
+    run(host, encoding, &of_hosts).await;
+
+    // What was good has had its effect, and what was refused none.
+    let project = client.call(of(&changed), "project.get", json!({})).await;
+    assert!(project["project"]["last_edited"].is_string(), "{project:#}");
+    let unknown = client.refused("hub", "lro.create", json!({ "kind": name })).await;
+    assert!(unknown.message.contains("there is no kind"), "{unknown:?}");
+    work(hub, "declare", kinds(json!([kind]))).await;
+    let declared = client.call("hub", "lro.create", json!({ "kind": name })).await;
+    assert_eq!(declared["op"]["kind"], json!(name));
+    let children = client.call(of(&dest), "lro.list", json!({})).await;
+    assert_eq!(children["ops"], json!([]), "to ask how a copy goes on makes nothing");
+
+    // Leases that nobody holds any more are no work for the next round.
+    for ((bus, caller), fence) in [(of_host, backup), (of_host, prune), ((hub, "hub"), copy)] {
+        assert_eq!(work_of(bus, caller, "finish", failed(fence)).await["ok"], true);
+    }
+    client.call(of(&changed), "lro.cancel", json!({ "op_id": waiting })).await;
+    nothing_is_queued(client).await;
+    of_hub.extend(of_hosts);
+    of_hub
+}
+
+// --- all other endpoints --------------------------------------------------------------------
+
+/// What each endpoint is asked beside those of `lro`: its noun and verb, whom it is about, and what it takes.
+fn others() -> Vec<(&'static str, &'static str, Value)> {
+    let backup_id = "ab".repeat(32);
+    let (page, nothing) = (json!({ "limit": 1 }), json!({}));
+    vec![
+        ("project.create", "hub", json!({ "title": "t", "host_id": NO_OPERATION })),
+        ("project.list", "hub", page.clone()),
+        ("project.get", "project", nothing.clone()),
+        ("project.status", "project", nothing.clone()),
+        ("project.update", "project", json!({ "title": "t" })),
+        ("project.touch", "project", nothing.clone()),
+        ("project.add_collaborator", "project", json!({ "account_id": NO_OPERATION })),
+        ("project.remove_collaborator", "project", json!({ "account_id": NO_OPERATION })),
+        ("backup.list", "project", page.clone()),
+        ("backup.get", "project", json!({ "backup_id": backup_id })),
+        ("backup.ls", "project", json!({ "backup_id": backup_id, "path": "project" })),
+        ("backup.find", "project", json!({ "glob": "**" })),
+        ("backup.delete", "project", json!({ "backup_id": backup_id })),
+        ("copy.list", "project", page.clone()),
+        ("copy.cancel", "project", json!({ "all": true })),
+        ("host.create", "hub", json!({ "name": "n" })),
+        ("host.list", "hub", nothing.clone()),
+        ("host.get", "host", nothing.clone()),
+        ("host.status", "host", nothing.clone()),
+        ("region.list", "", nothing.clone()),
+        ("bucket.create", "hub", json!({ "region": "weur" })),
+        ("bucket.list", "hub", nothing),
+        ("bucket.get", "hub", json!({ "bucket_id": NO_OPERATION })),
+        ("bucket.verify", "hub", json!({ "bucket_id": NO_OPERATION })),
+        ("bucket.disable", "hub", json!({ "bucket_id": NO_OPERATION })),
+        ("account.create", "hub", json!({ "name": "n" })),
+        ("account.update", "account", json!({ "name": "n" })),
+        ("account.create_token", "account", json!({ "ttl_s": 60 })),
+    ]
+}
+
+fn rows_of_others(scope: impl Fn(&str) -> String) -> Vec<Row<Case>> {
+    use Case::{Malformed, UnknownField, WrongScope};
+    use ErrorCode::InvalidArgument;
+    let mut rows = Vec::new();
+    for (verb, about, good) in others() {
+        let mut add = |scope: &str, case: Case, body: Body, word: &'static str| {
+            let subject = format!("api.v1.{scope}.{verb}");
+            rows.push(Row { case, subject, body, expected: refused(InvalidArgument, word) });
+        };
+        let own = scope(if about.is_empty() { "hub" } else { about });
+        let message = Body::Message;
+        add(&own, Malformed, Body::Followed(good.clone()), "");
+        for wrong in [json!("text"), json!(7), json!(null), json!([])] {
+            add(&own, Malformed, message(wrong), "");
+        }
+        // Of an object without fields nothing is left in MessagePack: an empty body, which reads as one.
+        if good != json!({}) {
+            add(&own, Malformed, Body::Cut(good.clone()), "");
+        }
+        for (field, _) in good.as_object().unwrap() {
+            add(&own, Malformed, message(with(good.clone(), field, json!([[]]))), "");
+        }
+        add(&own, UnknownField, message(with(good.clone(), "colour", json!("blue"))), "colour");
+        // Regions are the same for everybody.
+        if !about.is_empty() {
+            for other in ["hub", "project", "host", "account"].into_iter().filter(|other| *other != about) {
+                add(&scope(other), WrongScope, message(good.clone()), "this request is about");
+            }
+            add("project-1", WrongScope, message(good), "scope");
+        }
+    }
+    rows
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_other_endpoint_refuses_what_does_not_read_and_what_is_of_another_scope() {
+    let system = SYSTEM.get().await;
+    let client = system.operator().await;
+    let project = client.create_project(system.host(0)).await;
+    let named = client.call("hub", "account.create", json!({ "name": "conformance" })).await;
+    let account = named["account"]["id"].as_str().unwrap().to_owned();
+    let scope = |about: &str| match about {
+        "project" => format!("project-{project}"),
+        "host" => format!("host-{}", system.host(0)),
+        "account" => format!("account-{account}"),
+        _ => "hub".to_owned(),
+    };
+    let rows = rows_of_others(scope);
+    let is_other = |subject: &&String| !subject.starts_with("api.v1.*.lro.") && !subject.starts_with("work.");
+    let served: BTreeSet<String> = served(&client).await.iter().filter(is_other).cloned().collect();
+    let asked: BTreeSet<String> = rows.iter().map(|row| endpoint(&row.subject)).collect();
+    assert_eq!(asked, served);
+    for encoding in [Encoding::Json, Encoding::MessagePack] {
+        run(client.bus(), encoding, &rows).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
