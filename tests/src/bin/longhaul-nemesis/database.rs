@@ -58,7 +58,7 @@ SELECT json_build_object(
     'op_id', row->'id', 'kind', row->'kind', 'scope', concat(row->>'scope_type', '-' || (row->>'scope_id')),
     'input', row->'input', 'status', row->'status', 'attempt', row->'attempt', 'max_attempts', row->'max_attempts',
     'failures', row->'failures', 'lease_losses', row->'lease_losses', 'lease_id', row->'lease_id',
-    'lease_until', row->'lease_until', 'owner', row->'owner', 'checkpoint', row->'checkpoint',
+    'lease_until', row->'lease_until', 'owner', row->'owner', 'claimed_by', row->'claimed_by', 'checkpoint', row->'checkpoint',
     'waiting_for_children', row->'waiting_for_children',
     'cancel_requested', jsonb_typeof(row->'cancel_requested_at') = 'string',
     'dedupe_key', row->'dedupe_key', 'exclusive_key', row->'exclusive_key', 'parent_id', row->'parent_id',

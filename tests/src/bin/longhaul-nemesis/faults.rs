@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::settings::Settings;
 /// A program that is started is another one for a moment.
 const UNTIL_STARTED: Duration = Duration::from_millis(300);
 
+const BETWEEN_TWO_TRIES: Duration = Duration::from_millis(50);
 /// The launcher waits at most so long before it starts a process again.
 const LONGEST_RESTART: Duration = Duration::from_secs(12);
 /// A registry looks for its stream every ten seconds.
@@ -221,25 +223,24 @@ impl Nemesis {
         }
     }
 
-    /// Whether it met somebody.
+    /// Whether it met somebody. Who is just being started again is waited for: a fault that meets nobody is none.
     async fn begin(&self, fault: &Fault) -> bool {
-        let launcher = self.system.ready().pid;
+        let give_up = Instant::now() + LONGEST_RESTART;
+        while let Some(is_met) = self.send(fault) {
+            if is_met || Instant::now() >= give_up {
+                return is_met;
+            }
+            tokio::time::sleep(BETWEEN_TWO_TRIES).await;
+        }
         let proxies = self.proxies();
         let proxy = proxies[fault.target % proxies.len()];
         match fault.kind {
-            Kind::KillWorker => self.signal(Role::Worker, fault.target, Signal::KILL),
-            Kind::StopWorker => self.signal(Role::Worker, fault.target, Signal::TERM),
-            Kind::PauseWorker => self.signal(Role::Worker, fault.target, Signal::STOP),
-            Kind::KillRegistry => self.signal(Role::Registry, fault.target, Signal::KILL),
-            Kind::StopRegistry => self.signal(Role::Registry, fault.target, Signal::TERM),
-            Kind::PauseRegistry => self.signal(Role::Registry, fault.target, Signal::STOP),
-            Kind::KillHostBackup => signal_launched(launcher, "host-backup", Signal::KILL),
-            Kind::KillNats => signal_launched(launcher, "nats-server", Signal::KILL),
             Kind::WipeNats => self.wipe().await,
-            Kind::RestartPostgres => signal_launched(launcher, "postgres", Signal::INT),
-            // A postmaster that is killed outright leaves its children; this is the crash that ends them, too.
-            Kind::CrashPostgres => signal_launched(launcher, "postgres", Signal::QUIT),
-            Kind::WipeNatsAndCrashPostgres => self.wipe().await && self.keep_postgres_away().await,
+            Kind::WipeNatsAndCrashPostgres => {
+                let is_wiped = self.wipe().await;
+                self.keep_postgres_away().await;
+                is_wiped
+            }
             Kind::CutConnections => {
                 proxy.cut();
                 true
@@ -252,7 +253,33 @@ impl Nemesis {
                 proxy.hold(true);
                 true
             }
+            _ => false,
         }
+    }
+
+    /// Whether a fault that is one signal has met somebody; `None` where it is something else.
+    fn send(&self, fault: &Fault) -> Option<bool> {
+        let launched =
+            |program: &str, signal: Signal| signal_launched(self.system.ready().pid, program, signal);
+        let is_met = match fault.kind {
+            Kind::KillWorker => self.signal(Role::Worker, fault.target, Signal::KILL),
+            Kind::StopWorker => self.signal(Role::Worker, fault.target, Signal::TERM),
+            Kind::PauseWorker => self.signal(Role::Worker, fault.target, Signal::STOP),
+            Kind::KillRegistry => self.signal(Role::Registry, fault.target, Signal::KILL),
+            Kind::StopRegistry => self.signal(Role::Registry, fault.target, Signal::TERM),
+            Kind::PauseRegistry => self.signal(Role::Registry, fault.target, Signal::STOP),
+            Kind::KillHostBackup => launched("host-backup", Signal::KILL),
+            Kind::KillNats => launched("nats-server", Signal::KILL),
+            Kind::RestartPostgres => launched("postgres", Signal::INT),
+            // A postmaster that is killed outright leaves its children; this is the crash that ends them, too.
+            Kind::CrashPostgres => launched("postgres", Signal::QUIT),
+            Kind::WipeNats
+            | Kind::WipeNatsAndCrashPostgres
+            | Kind::CutConnections
+            | Kind::DelayConnections
+            | Kind::HoldConnections => return None,
+        };
+        Some(is_met)
     }
 
     fn end(&self, fault: &Fault) {
@@ -272,17 +299,17 @@ impl Nemesis {
     }
 
     /// Has nats-server come back, and Postgres be away for so long that every registry looks for the stream meanwhile.
-    async fn keep_postgres_away(&self) -> bool {
+    async fn keep_postgres_away(&self) {
         let launcher = self.system.ready().pid;
         let give_up = Instant::now() + LONGEST_RESTART;
         while child_of(launcher, "nats-server").is_none() && Instant::now() < give_up {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         self.system.hold_restarts();
-        let met = signal_launched(launcher, "postgres", Signal::QUIT);
+        // Where it is away already, it stays away.
+        signal_launched(launcher, "postgres", Signal::QUIT);
         tokio::time::sleep(BETWEEN_TWO_LOOKS).await;
         self.system.allow_restarts();
-        met
     }
 
     /// Kills nats-server and removes all that it has stored.
@@ -297,7 +324,11 @@ impl Nemesis {
         }
         self.wipes.lock().unwrap_or_else(PoisonError::into_inner).push(now());
         let store = self.system.data_directory().join("nats/jetstream");
-        let wiped = fs::remove_dir_all(&store);
+        let wiped = match fs::remove_dir_all(&store) {
+            // It was wiped just before, and has not stored anything since.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            wiped => wiped,
+        };
         self.system.allow_restarts();
         if let Err(error) = &wiped {
             eprintln!("nemesis: removing {}: {error}", store.display());
@@ -323,6 +354,13 @@ mod tests {
         let faults = plan(7, ten_minutes, &[]);
         for kind in Kind::value_variants() {
             assert!(faults.iter().any(|fault| fault.kind == *kind), "{kind:?}");
+        }
+        // What `tests/nemesis.rs` runs has each of them, and the last with time left to happen.
+        let short = plan(7, Duration::from_secs(84), &[]);
+        for kind in Kind::value_variants() {
+            let first = short.iter().find(|fault| fault.kind == *kind);
+            let in_time = first.is_some_and(|fault| fault.at < Duration::from_secs(75));
+            assert!(in_time, "{kind:?}: {first:?}");
         }
         let few = plan(7, ten_minutes, &[Kind::WipeNats]);
         assert!(few.len() > 100 && few.iter().all(|fault| fault.kind == Kind::WipeNats));

@@ -1,7 +1,7 @@
 //! What happened, as three witnesses tell it: the clients (what they asked and what they were told), the database (every
 //! change of every row, in order) and the stream (what it keeps, and what live watchers got of it).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bus_messages::{Operation, OperationError, ProgressEvent};
 use domain_model::{LeaseId, OperationId, OperationStatus, Scope, Timestamp};
@@ -23,6 +23,16 @@ pub(crate) struct History {
     pub(crate) wipes: Vec<Timestamp>,
     /// Outbox entries that nobody has relayed at the end.
     pub(crate) left_in_outbox: Vec<OperationId>,
+    /// How many operations may run at once, by their kind.
+    pub(crate) caps: BTreeMap<String, Cap>,
+}
+
+/// How many operations of a kind may run at once; no limit where `None`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Cap {
+    pub(crate) in_all: Option<u32>,
+    /// On each host, or in the hub, however many workers it has.
+    pub(crate) per_host: Option<u32>,
 }
 
 /// One request that may create or cancel something.
@@ -73,6 +83,8 @@ pub(crate) struct Change {
     /// Until when the lease lasted before the change.
     pub(crate) old_lease_until: Option<Timestamp>,
     pub(crate) owner: Option<String>,
+    /// The host, or the hub, whose worker had it last.
+    pub(crate) claimed_by: Option<String>,
     pub(crate) checkpoint: Option<Value>,
     pub(crate) waiting_for_children: bool,
     pub(crate) cancel_requested: bool,

@@ -90,7 +90,8 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<bool> {
     let kept = read_stream(&operator, &changes).await?;
     let (requests, watched) = workload.tell();
     let left_in_outbox = database.left_in_outbox().await?;
-    let history = History { requests, changes, kept, watched, wipes: nemesis.wipes(), left_in_outbox };
+    let (wipes, caps) = (nemesis.wipes(), settings.caps());
+    let history = History { requests, changes, kept, watched, wipes, left_in_outbox, caps };
     measuring.abort();
     let violations = checker::check(&history);
     summary::print(&settings, &history, &nemesis, &measures, &violations)?;

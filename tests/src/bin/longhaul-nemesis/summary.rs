@@ -60,6 +60,16 @@ pub(crate) fn print(
     writeln!(out, "events kept       {events}")?;
     writeln!(out, "watched           {}", history.watched.len())?;
     writeln!(out, "faults            {}; in vain {in_vain}", counted(&done))?;
+    for (kind, (everywhere, at_one_host)) in checker::most_at_once(history) {
+        let cap = history.caps.get(kind).copied().unwrap_or_default();
+        let of = |most: Option<u32>| most.map_or_else(|| "any".to_owned(), |most| most.to_string());
+        writeln!(
+            out,
+            "at once           {kind}: in all {everywhere} (may be {}), at one host {at_one_host} (may be {})",
+            of(cap.in_all),
+            of(cap.per_host)
+        )?;
+    }
     for (counter, value) in measures.totals() {
         writeln!(out, "{counter} at least {value}")?;
     }

@@ -14,7 +14,7 @@ use domain_model::OperationId;
 use crate::history::{Change, History};
 
 pub(crate) use requests::unclear_carried_out;
-pub(crate) use rows::brief;
+pub(crate) use rows::{brief, most_at_once};
 pub(crate) use streams::describe;
 
 /// What must be true.
@@ -56,6 +56,8 @@ pub(crate) enum Rule {
     ParentBeforeChild,
     /// At most one running operation an exclusive key.
     ExclusiveKey,
+    /// No more operations of a kind run at once than its cap allows.
+    Cap,
     /// At most one active operation a dedupe key.
     DedupeKey,
     /// What ended tells so: the last event is in the stream, as the row has it.

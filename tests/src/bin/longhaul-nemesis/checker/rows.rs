@@ -1,6 +1,6 @@
 //! What the database says: each row by itself, and the rows with each other in the order of their changes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use domain_model::{OperationId, OperationStatus as Status};
 
@@ -15,6 +15,7 @@ pub(super) fn check(history: &History, lives: &Lives<'_>, found: &mut Found) {
         life_of(*op_id, life, found);
     }
     keys(history, found);
+    caps(history, found);
     late_children(history, lives, found);
     families(history, found);
 }
@@ -183,6 +184,50 @@ fn exclusive_key_of(change: &Change) -> Option<&str> {
 fn dedupe_key_of(change: &Change) -> Option<(String, &str, &str)> {
     let key = change.dedupe_key.as_deref().filter(|_| !change.status.is_terminal())?;
     Some((change.scope.to_string(), change.kind.as_str(), key))
+}
+
+/// Every claim of a kind that has a cap, with how many of the kind run then: in all, and at the claim's own host. Claims
+/// under one cap come one after the other, and the end of what a claim did not count any more is before it: so in the order
+/// of the changes there are never more than the claim has counted itself.
+fn claims_under_caps<'a>(history: &'a History, mut claimed: impl FnMut(&'a Change, usize, usize)) {
+    let mut running: HashMap<&str, HashMap<OperationId, Option<&str>>> = HashMap::new();
+    for change in history.changes.iter().filter(|change| history.caps.contains_key(&change.kind)) {
+        let of_kind = running.entry(&change.kind).or_default();
+        if change.what == What::Delete || change.status != Status::Running {
+            of_kind.remove(&change.op_id);
+            continue;
+        }
+        let host = change.claimed_by.as_deref();
+        if of_kind.insert(change.op_id, host).is_none() {
+            let here = of_kind.values().filter(|other| **other == host).count();
+            claimed(change, of_kind.len(), here);
+        }
+    }
+}
+
+fn caps(history: &History, found: &mut Found) {
+    claims_under_caps(history, |change, everywhere, here| {
+        let Some(cap) = history.caps.get(&change.kind) else { return };
+        let place = change.claimed_by.as_deref().unwrap_or("nobody");
+        for (count, most, place) in [(everywhere, cap.in_all, "in all"), (here, cap.per_host, place)] {
+            if let Some(most) = most.filter(|most| count > *most as usize) {
+                let what =
+                    format!("{count} of {} run, {place}, and {most} may: {}", change.kind, brief(change));
+                found.add(Rule::Cap, change.op_id, what);
+            }
+        }
+    });
+}
+
+/// Of each kind that has a cap, how many have run at once, in all and at one host.
+pub(crate) fn most_at_once(history: &History) -> BTreeMap<&str, (usize, usize)> {
+    let mut most: BTreeMap<&str, (usize, usize)> =
+        history.caps.keys().map(|kind| (kind.as_str(), (0, 0))).collect();
+    claims_under_caps(history, |change, everywhere, here| {
+        let seen = most.entry(&change.kind).or_default();
+        *seen = (seen.0.max(everywhere), seen.1.max(here));
+    });
+    most
 }
 
 fn families(history: &History, found: &mut Found) {

@@ -6,8 +6,8 @@ use bus_messages::{AttemptError, Operation, OperationError, ProgressEvent};
 use domain_model::{OperationId, OperationStatus as Status, Progress, Scope, Timestamp};
 use serde_json::{Value, json};
 
-use super::{Rule, check, unclear_carried_out};
-use crate::history::{Answer, Asked, Change, History, Kept, NANOSECONDS, Request, Watched, What};
+use super::{Rule, check, most_at_once, unclear_carried_out};
+use crate::history::{Answer, Asked, Cap, Change, History, Kept, NANOSECONDS, Request, Watched, What};
 
 const MARK: u64 = 1_000_000_007;
 
@@ -37,6 +37,7 @@ fn queued(op: u8, second: u32) -> Change {
         lease_until: None,
         old_lease_until: None,
         owner: None,
+        claimed_by: None,
         checkpoint: None,
         waiting_for_children: false,
         cancel_requested: false,
@@ -76,6 +77,7 @@ fn claimed(before: &Change, second: u32) -> Change {
     after.lease_id = Some(lease.parse().unwrap());
     after.lease_until = Some(at(second + 17));
     after.owner = Some("scheduler/1".to_owned());
+    after.claimed_by = Some("hub".to_owned());
     after
 }
 
@@ -442,6 +444,57 @@ fn two_with_one_key_are_found() {
         both(30, prepare)(&mut history);
         assert_eq!(check(&history), [], "one after the other is no harm");
     }
+}
+
+#[test]
+fn more_at_once_than_a_cap_allows_are_found() {
+    // Two, each at one of these hosts; the second begins in this second, and the first has ended in second 20.
+    let two = |hosts: [&str; 2], begins: u32, cap: Cap| {
+        let mut changes = Vec::new();
+        for (op, begins, host) in [(2, 10, hosts[0]), (3, begins, hosts[1])] {
+            let made = queued(op, begins);
+            let runs = Change { claimed_by: Some(host.to_owned()), ..claimed(&made, begins + 1) };
+            // Still the same claim.
+            let saved = saved(&runs, begins + 2, 1);
+            let ends = succeeded(&saved, begins + 10);
+            changes.extend([made, runs, saved, ends]);
+        }
+        changes.sort_by_key(|change| change.at.to_string());
+        let mut history = with(good(), changes);
+        history.caps.insert("test-sleep".to_owned(), cap);
+        history
+    };
+    let in_all = |most| Cap { in_all: Some(most), per_host: None };
+    let per_host = |most| Cap { in_all: None, per_host: Some(most) };
+    for (hosts, cap) in
+        [(["hub", "hub"], in_all(1)), (["host-1", "host-2"], in_all(1)), (["hub", "hub"], per_host(1))]
+    {
+        let history = two(hosts, 15, cap);
+        assert_eq!(rules(&history), [Rule::Cap], "{hosts:?} {cap:?}");
+        let violations = check(&history);
+        assert_eq!(violations[0].op_id, Some(id(3)), "the one that was too much: {violations:#?}");
+        assert_eq!(check(&two(hosts, 25, cap)), [], "one after the other is no harm: {hosts:?} {cap:?}");
+    }
+    for (hosts, cap) in [
+        (["hub", "hub"], in_all(2)),
+        (["hub", "hub"], per_host(2)),
+        (["host-1", "host-2"], per_host(1)),
+        (["hub", "hub"], Cap::default()),
+    ] {
+        assert_eq!(check(&two(hosts, 15, cap)), [], "{hosts:?} {cap:?}");
+    }
+    // A lease that is lost makes place, and no other kind counts.
+    let mut history = good();
+    history.caps.insert("test-sleep".to_owned(), in_all(1));
+    assert_eq!(check(&history), []);
+    let mut history = two(["hub", "hub"], 15, in_all(1));
+    let cap = history.caps.remove("test-sleep").unwrap();
+    history.caps.insert("project-backup".to_owned(), cap);
+    assert_eq!(check(&history), []);
+
+    assert_eq!(most_at_once(&two(["host-1", "host-2"], 15, in_all(1))), [("test-sleep", (2, 1))].into());
+    assert_eq!(most_at_once(&two(["hub", "hub"], 15, in_all(1))), [("test-sleep", (2, 2))].into());
+    assert_eq!(most_at_once(&two(["hub", "hub"], 25, in_all(1))), [("test-sleep", (1, 1))].into());
 }
 
 #[test]
