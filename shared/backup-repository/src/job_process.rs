@@ -324,8 +324,10 @@ impl JobChild {
             message.push_str(": ");
             message.push_str(&words);
         }
-        // The allocator's last words.
-        if let Some(limit) = self.memory_limit_bytes.filter(|_| words.contains("memory allocation of")) {
+        // The last words of the allocator, and of whoever wants a stack for a thread.
+        let wanted_memory = ["memory allocation of", "failed to spawn thread"];
+        let is_at_limit = wanted_memory.iter().any(|wanted| words.contains(wanted));
+        if let Some(limit) = self.memory_limit_bytes.filter(|_| is_at_limit) {
             message.push_str(&format!(" (it may use {limit} bytes: memory_bytes in the service's settings)"));
         }
         JobFailure::of_process(message)

@@ -8,6 +8,18 @@ use sqlx::{Connection, PgPool};
 use crate::DatabaseError;
 use crate::error::During;
 
+/// What holds for every connection. Every statement here is short: compiling one costs more than running it. A registry that is
+/// paused, or whose machine is gone, in the middle of a transaction keeps its locks from others for no longer than half a
+/// lease: the transaction is rolled back, and the registry learns of it.
+const SETTINGS: [(&str, &str); 6] = [
+    ("jit", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+    ("idle_in_transaction_session_timeout", "15s"),
+    ("tcp_keepalives_idle", "5"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "2"),
+];
+
 /// A connection that was in use so recently is believed to be there still.
 const BELIEVED: Duration = Duration::from_millis(500);
 
@@ -37,12 +49,7 @@ impl Database {
                     Ok(true)
                 })
             })
-            // Every statement here is short: compiling one costs more than running it.
-            .connect_with(
-                options
-                    .application_name("longhaul")
-                    .options([("jit", "off"), ("plan_cache_mode", "force_generic_plan")]),
-            )
+            .connect_with(options.application_name("longhaul").options(SETTINGS))
             .await
             .during("connect to the database")?;
         Ok(Self { pool })

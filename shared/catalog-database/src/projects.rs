@@ -214,6 +214,11 @@ impl Database {
     pub async fn lock_project(&self, project: ProjectId) -> Result<ProjectLock, DatabaseError> {
         const DURING: &str = "lock a project";
         let mut transaction = self.pool.begin().await.during(DURING)?;
+        // Making a repository may take long, and is not to be begun by two.
+        sqlx::query!("SET LOCAL idle_in_transaction_session_timeout = 0")
+            .execute(&mut *transaction)
+            .await
+            .during(DURING)?;
         sqlx::query!(
             "SELECT pg_advisory_xact_lock(hashtextextended('repository of ' || $1::text, 0))",
             project.to_string()

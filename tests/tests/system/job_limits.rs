@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use test_harness::{Client, Server, SystemOptions, TestSystem, add_bytes, btrfs_is_available, wait_for};
 
+use crate::stopping::gone;
 use crate::{assert_same_tree, scope};
 
 async fn start(btrfs: bool, settings: &[(&str, &str)]) -> (TestSystem, Client) {
@@ -103,7 +104,7 @@ async fn a_snapshot_of_a_backup_that_was_killed_and_canceled_is_deleted_at_the_n
     client.until(scope(&project), &op_id, "phase", &["upload"]).await;
     system.hold_restarts();
     let old = system.kill_nine(Server::HostBackup(0));
-    system.gone(Server::HostBackup(0), old).await;
+    gone(old).await;
     client.call(scope(&project), "lro.cancel", json!({ "op_id": op_id })).await;
     assert_eq!(client.ended(scope(&project), &op_id).await["status"], "canceled");
     assert_eq!(left(), 1, "nobody was there to delete it");

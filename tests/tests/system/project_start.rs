@@ -85,7 +85,12 @@ async fn restored_and_started(btrfs_and_s3: bool) {
 
     // Without its files, and with an empty directory in their place, it comes back.
     for empty in [false, true] {
-        let kept = system.scratch(if empty { "with-a-directory" } else { "without" });
+        // On the same filesystem.
+        let kept = system.data_directory().join("hosts/0").join(if empty {
+            "kept-with-a-directory"
+        } else {
+            "kept-without"
+        });
         std::fs::rename(&files, &kept).unwrap();
         std::fs::remove_dir_all(system.persist_store(0, &project)).unwrap();
         if empty {
