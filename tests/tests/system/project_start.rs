@@ -114,7 +114,7 @@ async fn restored_and_started(btrfs_and_s3: bool) {
     }
 
     // Where only the files are gone, they alone come back: what the persist store has since is newer than the backup.
-    let kept = system.scratch("files-alone");
+    let kept = system.data_directory().join("hosts/0/kept-files-alone");
     std::fs::rename(&files, &kept).unwrap();
     let newer = system.persist_store(0, &project).join("newer than the backup");
     std::fs::write(&newer, "kept").unwrap();
