@@ -115,8 +115,12 @@ impl Fleet {
             Contender::Ours => {
                 let launcher = self.measured.system.ready().pid;
                 let before = ProcessorTime::of_children(launcher);
+                let (claims, claiming_s) = self.measured.claims().await?;
                 let (seconds, ops) = self.measured.back_up_all(&self.projects).await?;
                 let after = ProcessorTime::of_children(launcher);
+                let (claims_now, claiming_s_now) = self.measured.claims().await?;
+                let each_ms = (claiming_s_now - claiming_s) / (claims_now - claims) * 1000.0;
+                self.figures.add("fleet.claim.mean", each_ms, "ms");
                 tell_where_the_time_goes(&ops);
                 eprintln!("processor time of each backup: {}", after.since(&before, ops.len()));
                 ("fleet.ours", seconds)

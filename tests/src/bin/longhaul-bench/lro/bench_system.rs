@@ -12,11 +12,10 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use test_harness::{HostIdentity, Server, Signal, SystemOptions, TestSystem};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::processor_time::ProcessorTime;
+use crate::system::metric;
 
 pub(super) const CREATE: &str = "api.v1.hub.lro.create";
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -121,17 +120,8 @@ impl BenchSystem {
 
     /// The sum of a metric of a service over its labels.
     pub(super) async fn metric(&self, service: &str, name: &str) -> anyhow::Result<f64> {
-        let url = self.system.ready().metrics.get(service).cloned().context("a service has metrics")?;
-        let address = url.trim_start_matches("http://").trim_end_matches("/metrics").to_owned();
-        let mut stream = TcpStream::connect(&address).await?;
-        let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await?;
-        let lines = text.lines().filter(|line| line.starts_with(name));
-        let values: Vec<f64> = lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
-        ensure!(!values.is_empty(), "{service} has no metric {name}");
-        Ok(values.iter().sum())
+        let measured = metric(&self.system, service, name).await?;
+        measured.with_context(|| format!("{service} has no metric {name}"))
     }
 
     /// Runs one statement as the superuser, who may change what the server does.
