@@ -292,13 +292,14 @@ impl Database {
                             (SELECT asked_at FROM project_upkeep AS asked
                                 WHERE asked.project_id = project.id AND asked.kind = upkeep.kind),
                             project.created_at) < now() - make_interval(secs => upkeep.every_s)) AS "upkeep!",
-                coalesce(checked.times, 0) AS "checks!", coalesce(checked.reads_all, false) AS "check_all!",
+                coalesce((SELECT times FROM project_upkeep AS asked
+                    WHERE asked.project_id = project.id AND asked.kind = 'repo-check'), 0) AS "checks!",
+                coalesce((SELECT reads_all FROM project_upkeep AS asked
+                    WHERE asked.project_id = project.id AND asked.kind = 'repo-check'), false) AS "check_all!",
                 now() AS "now!"
              FROM projects AS project
                 JOIN hosts AS host ON host.id = project.host_id
                 LEFT JOIN accounts AS account ON account.id = project.account_id
-                LEFT JOIN project_upkeep AS checked
-                    ON checked.project_id = project.id AND checked.kind = 'repo-check'
              WHERE coalesce(project.backup_due_at, '-infinity') <= now()
              ORDER BY coalesce(project.backup_due_at, '-infinity') LIMIT $1
              FOR UPDATE OF project SKIP LOCKED"#,
