@@ -135,7 +135,9 @@ pub(crate) async fn record(connection: &mut PgConnection, backup: &NewBackup) ->
             backup_scheduled_at = NULL,
             -- Of one filesystem they only grow: the host may have told already of what changed since the files were frozen.
             last_changed_generation = greatest(last_changed_generation, $4),
-            unsaved_since = CASE WHEN touched_at > $2 THEN touched_at WHEN last_changed_generation > $4 THEN unsaved_since END,
+            -- What has changed before they were frozen is saved.
+            unsaved_since = CASE WHEN touched_at > $2 THEN touched_at
+                WHEN last_changed_generation > $4 THEN greatest(unsaved_since, $2) END,
             updated_at = now()
          WHERE id = $1 AND (last_backup_at IS NULL OR last_backup_at <= $2)",
         backup.project_id.as_uuid(),
@@ -149,8 +151,8 @@ pub(crate) async fn record(connection: &mut PgConnection, backup: &NewBackup) ->
     .map(drop)
 }
 
-/// Notes what a drill has found out about a backup, in the transaction that ends its operation. After one that is bad the
-/// scheduler asks for a check of all data at its next look: newer backups may count on what is damaged.
+/// Notes what a drill has found out about a backup, in the transaction that ends its operation. One that is bad has all data
+/// checked: newer backups may count on what is damaged.
 pub(crate) async fn note_proof(
     connection: &mut PgConnection,
     project: ProjectId,
@@ -175,22 +177,35 @@ pub(crate) async fn note_proof(
     .execute(&mut *connection)
     .await
     .during("note the proof of a backup")?;
+    if reason.is_some() {
+        return ask_for_check(connection, project).await;
+    }
     sqlx::query!(
-        "WITH to_be_checked AS (
-            INSERT INTO project_upkeep (project_id, kind, asked_at, times, reads_all)
-            SELECT $1, 'repo-check', '-infinity', 0, true WHERE NOT $2
-            ON CONFLICT (project_id, kind) DO UPDATE SET asked_at = '-infinity', reads_all = true)
-         UPDATE projects SET
-            last_verified_at = CASE WHEN $2 THEN now() ELSE last_verified_at END,
-            backup_due_at = CASE WHEN $2 THEN backup_due_at END,
-            updated_at = now()
-         WHERE id = $1",
+        "UPDATE projects SET last_verified_at = now(), updated_at = now() WHERE id = $1",
         project.as_uuid(),
-        reason.is_none(),
     )
     .execute(connection)
     .await
     .during("note the proof of a project's backup")
+    .map(drop)
+}
+
+/// Has the scheduler ask, at its next look, for a check of all data of a project's repository.
+pub(crate) async fn ask_for_check(
+    connection: &mut PgConnection,
+    project: ProjectId,
+) -> Result<(), DatabaseError> {
+    sqlx::query!(
+        "WITH to_be_checked AS (
+            INSERT INTO project_upkeep (project_id, kind, asked_at, times, reads_all)
+            VALUES ($1, 'repo-check', '-infinity', 0, true)
+            ON CONFLICT (project_id, kind) DO UPDATE SET asked_at = '-infinity', reads_all = true)
+         UPDATE projects SET backup_due_at = NULL WHERE id = $1",
+        project.as_uuid(),
+    )
+    .execute(connection)
+    .await
+    .during("have a repository checked")
     .map(drop)
 }
 

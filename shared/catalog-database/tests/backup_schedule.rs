@@ -7,7 +7,7 @@ mod support;
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
-use bus_messages::{BackupPolicy, Outcome, ProjectGeneration};
+use bus_messages::{BackupPolicy, FinishError, Outcome, ProjectGeneration};
 use catalog_database::{
     Database, DueProject, FinishOutcome, Finished, NewBucket, NewOperation, NewProject, Upkeep,
 };
@@ -235,11 +235,19 @@ async fn upkeep_is_asked_for_where_there_is_a_backup_and_once_a_period() {
     database.create_operation(&backup, false).await.unwrap();
     let wanted = wanted(Routing::Host(host), "project-backup", 1);
     let leased = database.claim_operations(&wanted).await.unwrap().remove(0);
+    // It has changed before its files were frozen, and after that.
+    for generation in [5, 9] {
+        let told = [ProjectGeneration { project_id: ids[0], generation }];
+        database.note_generations(host, &told).await.unwrap();
+    }
     let result = json!({ "backup_id": "a".repeat(64), "files": 1, "bytes": 1, "bytes_added": 1, "parent": null,
-        "source": "live", "tree": "b".repeat(64), "snapshot_at": "2026-11-21T07:38:27.123Z", "duration_s": 1.0 });
+        "source": "live", "tree": "b".repeat(64), "snapshot_at": "2999-11-21T07:38:27.123Z", "generation": 5,
+        "duration_s": 1.0 });
     let finished = Finished { result: Some(result), ..finished(fence(&leased), Outcome::Succeeded) };
     let outcome = database.finish_operation(&finished).await.unwrap();
     assert!(matches!(outcome, FinishOutcome::Recorded(_)), "{outcome:?}");
+    let standing = database.backup_standing(ids[0]).await.unwrap().unwrap();
+    assert!(standing.is_unsaved && standing.unsaved_s < 0.0, "only since they were frozen: {standing:?}");
 
     let prune = |project: &DueProject| {
         // Due again at once, as if a period had gone by.
@@ -275,4 +283,35 @@ async fn upkeep_is_asked_for_where_there_is_a_backup_and_once_a_period() {
         database.schedule_backups(10, &upkeep, check).await.unwrap();
     }
     assert_eq!(checks.into_inner().unwrap(), [0, 1, 2]);
+
+    // Whoever needs what is lost has all data checked at once.
+    let restore = NewOperation {
+        kind: "project-restore".parse().unwrap(),
+        scope: Scope::Project(ids[0]),
+        routing: Routing::Host(host),
+        ..new_operation()
+    };
+    database.create_operation(&restore, false).await.unwrap();
+    let wanted = support::wanted(Routing::Host(host), "project-restore", 1);
+    let leased = database.claim_operations(&wanted).await.unwrap().remove(0);
+    let error = FinishError {
+        code: "repository_damaged".to_owned(),
+        message: "a pack is missing".to_owned(),
+        retryable: false,
+    };
+    let failed = Finished { error: Some(error), ..support::finished(fence(&leased), Outcome::Failed) };
+    database.finish_operation(&failed).await.unwrap();
+    for is_asked_for in [true, false] {
+        let seen = Mutex::new(Vec::new());
+        let check = |project: &DueProject| {
+            if !project.upkeep.is_empty() {
+                seen.lock().unwrap().push((project.state.project, project.check_all));
+            }
+            prune(project)
+        };
+        let upkeep = [Upkeep { kind: "repo-check", every_s: 3600.0 }];
+        database.schedule_backups(10, &upkeep, check).await.unwrap();
+        let expected: &[_] = if is_asked_for { &[(ids[0], true)] } else { &[] };
+        assert_eq!(seen.into_inner().unwrap(), expected);
+    }
 }

@@ -78,7 +78,7 @@ impl Database {
         let mut ending: Vec<(&OperationRow, &Finished)> = Vec::new();
         let mut made_backups = Vec::new();
         let mut proofs = Vec::new();
-        let mut damaged = Vec::new();
+        let (mut damaged, mut to_be_checked) = (Vec::new(), Vec::new());
         for finished in finished {
             let fence = &finished.fence;
             let outcome = match rows.get(&fence.op_id.as_uuid()).filter(|row| is_held(row, fence)) {
@@ -92,7 +92,10 @@ impl Database {
                     (Ok(backup), Ok(proof)) => {
                         made_backups.extend(backup);
                         proofs.extend(proof);
-                        damaged.extend(damage_of(row, finished)?);
+                        match damage_of(row, finished)? {
+                            Some(project) if row.kind == "repo-check" => damaged.push(project),
+                            found => to_be_checked.extend(found),
+                        }
                         ending.push((row, finished));
                         None
                     }
@@ -123,6 +126,9 @@ impl Database {
         }
         for project in damaged {
             backups::note_damage(&mut transaction, project).await?;
+        }
+        for project in to_be_checked {
+            backups::ask_for_check(&mut transaction, project).await?;
         }
         let changes: Vec<_> =
             ending.into_iter().map(|(row, finished)| (row, change_of(row, finished))).collect();
@@ -202,11 +208,13 @@ fn proof_of(
     })
 }
 
-/// The project whose repository a `repo-check` has found to be damaged.
+/// The project whose repository was found to be damaged: by a `repo-check`, or by whatever else needs what is lost.
 fn damage_of(row: &OperationRow, finished: &Finished) -> Result<Option<ProjectId>, DatabaseError> {
     let is_damaged = finished.error.as_ref().is_some_and(|error| error.code == "repository_damaged");
+    // A copy comes from a repository of its own.
+    let is_its_own = !row.kind.starts_with("copy-");
     match row.scope()? {
-        Scope::Project(project) if row.kind == "repo-check" && is_damaged => Ok(Some(project)),
+        Scope::Project(project) if is_damaged && is_its_own => Ok(Some(project)),
         _ => Ok(None),
     }
 }
