@@ -132,10 +132,10 @@ async fn a_request_that_makes_no_sense_gets_a_4xx_that_says_what_to_do_and_leave
             "path",
         ),
         (
-            "a target without a path",
+            "a path without a place of its own, and no target",
             &of_project,
             "lro.create",
-            restore(json!({ "backup_id": "latest", "target": "a" })),
+            restore(json!({ "backup_id": "latest", "path": "persist/a" })),
             400,
             "target",
         ),
