@@ -17,7 +17,7 @@ use crate::work::caller;
 
 const MOST_PROJECTS: usize = 1000;
 const DAY_S: f64 = 24.0 * 3600.0;
-/// What is done with every repository that holds a backup, in the turn of its project.
+/// What is done with every repository that holds a backup, when its project is looked at.
 const UPKEEP: &[Upkeep] = &[
     Upkeep { kind: "repo-prune", every_s: 7.0 * DAY_S },
     Upkeep { kind: "repo-check", every_s: 7.0 * DAY_S },
@@ -31,6 +31,7 @@ const URGENT_PRIORITY: i32 = 0;
 const DATA_SHARES: u32 = 8;
 /// One at a time of a project, however many schedulers and registries there are.
 const DEDUPE_KEY: &str = "schedule";
+const URGENT_DEDUPE_KEY: &str = "schedule-urgent";
 const CREATED_BY: &str = "scheduler";
 
 pub(crate) async fn freshness(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
@@ -68,12 +69,16 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
             operation_of(project, kinds::named("project-backup"), input, priority)
         });
         let upkeep = project.upkeep.iter().filter_map(|kind| {
-            let (data, priority) = match project.check_all && kind == "repo-check" {
-                true => (CheckedData::All, URGENT_PRIORITY),
-                false => (CheckedData::Share(project.checks), UPKEEP_PRIORITY),
-            };
+            let is_urgent = project.check_all && kind == "repo-check";
+            let data = if is_urgent { CheckedData::All } else { CheckedData::Share(project.checks) };
             let (kind, input) = upkeep_of(kind, data)?;
-            Some(operation_of(project, kind, input, priority))
+            let mut upkeep = operation_of(project, kind, input, UPKEEP_PRIORITY);
+            if is_urgent {
+                // A check of a share that waits is no reason not to ask.
+                upkeep.dedupe_key = Some(URGENT_DEDUPE_KEY.to_owned());
+                upkeep.priority = URGENT_PRIORITY;
+            }
+            Some(upkeep)
         });
         (decision, backup.into_iter().chain(upkeep).collect())
     };
@@ -83,10 +88,10 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
         registry.metrics.backups_missed.inc();
         tracing::warn!(project.id = %project, "its scheduled backup did not come about in its turn");
     }
+    registry.created(&scheduled.created).await;
     for op_id in &scheduled.urged {
         registry.streams.tell(*op_id);
     }
-    registry.created(&scheduled.created).await;
     let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
     Ok(request.reply(&ScheduleReply {
         looked_at: count(scheduled.looked_at),

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
 use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
@@ -28,6 +28,8 @@ use crate::write_deadline::WriteUntil;
 
 /// How long a process may take for what is no work: to end, or to say that it takes another job.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long what a process wrote last may be on its way.
+const PATIENCE_FOR_LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long a process without a job is kept.
 const IDLE_TIME: Duration = Duration::from_secs(60);
@@ -55,6 +57,8 @@ struct JobChild {
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
     last_words: Arc<Mutex<String>>,
+    /// Ends when all of them are read.
+    listening: Option<JoinHandle<()>>,
     /// The limit that it was started with, which cannot be raised again.
     memory_limit_bytes: Option<u64>,
 }
@@ -146,11 +150,10 @@ impl Pool {
         let pipes = process.stdin.take().zip(process.stdout.take());
         let (input, output) = pipes.ok_or_else(|| self.fail("its pipes are missing"))?;
         let last_words = Arc::new(Mutex::new(String::new()));
-        if let Some(stderr) = process.stderr.take() {
-            tokio::spawn(listen(stderr, Arc::clone(&last_words)));
-        }
+        let stderr = process.stderr.take();
+        let listening = stderr.map(|stderr| tokio::spawn(listen(stderr, Arc::clone(&last_words))));
         let output = BufReader::new(output).lines();
-        Ok(JobChild { process, input, output, last_words, memory_limit_bytes })
+        Ok(JobChild { process, input, output, last_words, listening, memory_limit_bytes })
     }
 }
 
@@ -299,13 +302,18 @@ impl JobChild {
 
     /// Waits for a process that has nothing more to say: it ends, or it is no use any more.
     async fn end(&mut self) -> Option<ExitStatus> {
-        match tokio::time::timeout(PATIENCE, self.process.wait()).await {
+        let status = match tokio::time::timeout(PATIENCE, self.process.wait()).await {
             Ok(status) => status.ok(),
             Err(_) => {
                 let _ = self.process.start_kill();
                 self.process.wait().await.ok()
             }
+        };
+        // What it wrote last is on its way still; whoever it has started may hold the pipe open.
+        if let Some(listening) = self.listening.take() {
+            let _ = tokio::time::timeout(PATIENCE_FOR_LAST_WORDS, listening).await;
         }
+        status
     }
 
     /// What to make of a process that ended without a last event.

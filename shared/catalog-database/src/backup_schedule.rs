@@ -125,6 +125,7 @@ async fn urge(connection: &mut PgConnection, urged: &[Urged]) -> Result<Vec<Oper
                 JOIN long_running_operations AS operation ON operation.scope_type = 'project'
                     AND coalesce(operation.scope_id, '00000000-0000-0000-0000-000000000000') = sent.project
                     AND operation.kind = 'project-backup' AND operation.status = 'queued'
+                    AND operation.dedupe_key = 'schedule'
             WHERE sent.event IS NOT NULL OR operation.priority < sent.priority
             FOR UPDATE OF operation SKIP LOCKED),
          changed AS (
@@ -388,7 +389,7 @@ impl Database {
             "INSERT INTO project_upkeep (project_id, kind, asked_at, times)
              SELECT id, kind, now(), 1 FROM unnest($1::uuid[], $2::text[]) AS asked (id, kind) WHERE kind = ANY ($3)
              ON CONFLICT (project_id, kind)
-                DO UPDATE SET asked_at = excluded.asked_at, times = project_upkeep.times + 1, reads_all = false",
+                DO UPDATE SET asked_at = excluded.asked_at, times = project_upkeep.times + 1",
             &asked_for,
             &kinds,
             &upkeep_kinds,

@@ -200,12 +200,29 @@ pub(crate) async fn ask_for_check(
             INSERT INTO project_upkeep (project_id, kind, asked_at, times, reads_all)
             VALUES ($1, 'repo-check', '-infinity', 0, true)
             ON CONFLICT (project_id, kind) DO UPDATE SET asked_at = '-infinity', reads_all = true)
-         UPDATE projects SET backup_due_at = NULL WHERE id = $1",
+         -- Where a backup was asked for in vain, or the project was never looked at, it is looked at soon anyway.
+         UPDATE projects SET backup_due_at = now()
+         WHERE id = $1 AND backup_due_at > now() AND backup_scheduled_at IS NULL",
         project.as_uuid(),
     )
     .execute(connection)
     .await
     .during("have a repository checked")
+    .map(drop)
+}
+
+/// Notes that all data of a project's repository was read.
+pub(crate) async fn note_check_of_all(
+    connection: &mut PgConnection,
+    project: ProjectId,
+) -> Result<(), DatabaseError> {
+    sqlx::query!(
+        "UPDATE project_upkeep SET reads_all = false WHERE project_id = $1 AND kind = 'repo-check' AND reads_all",
+        project.as_uuid(),
+    )
+    .execute(connection)
+    .await
+    .during("note that a repository was checked")
     .map(drop)
 }
 

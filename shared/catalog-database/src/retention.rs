@@ -94,7 +94,7 @@ async fn backups_in_use(
                             SELECT 1 FROM backups AS newer
                             WHERE newer.project_id = $1 AND newer.recorded_at < active.started_at
                                 AND (newer.deleting_at IS NULL OR newer.deleting_at >= active.started_at)
-                                AND (newer.bad_since IS NULL OR newer.bad_since >= active.started_at)
+                                AND newer.bad_since IS NULL
                                 AND (newer.created_at, newer.backup_id) > (backup.created_at, backup.backup_id)))
                  LIMIT 1) AS used_by
            FROM backups AS backup WHERE backup.project_id = $1 AND backup.purpose = 'backup'

@@ -185,7 +185,12 @@ async fn tell(bus: &Bus, fence: &Value, numbers: RangeInclusive<u64>, message: &
             (&reply["ok"], &reply["lost"], &reply["refused"]),
             (&json!(true), &json!(false), &Value::Null)
         );
-        first = reply["stored_n"].as_u64().unwrap().max(first - 1) + 1;
+        let next = reply["stored_n"].as_u64().unwrap().max(first - 1) + 1;
+        if next < first + EVENTS_A_MESSAGE as u64 {
+            // As many as there may be now.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        first = next;
     }
 }
 

@@ -31,7 +31,7 @@ async fn first_error(client: &Client, project: &str, op_id: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_in_which_no_byte_moves_is_ended_and_goes_on_when_the_store_answers() {
-    let (system, client) = start(false, &[("JOBS__STALL_S", "2")]).await;
+    let (system, client) = start(false, &[("JOBS__STALL_S", "5")]).await;
     let project = client.create_project_with_files(&system, 401).await;
     system.set_faults(&json!({ "faults": [
         { "operation": "put", "key": "*/data/*", "action": { "delay": { "milliseconds": 600_000 } } },

@@ -59,6 +59,13 @@ impl ProjectRestore {
     ) -> Result<ProjectRestoreResult, OperationFailure> {
         let began = Instant::now();
         let input: ProjectRestoreInput = operation.input()?;
+        let in_place_of_all = input.path.is_none() && input.target.is_none();
+        if in_place_of_all
+            && !input.dry_run
+            && let Some((backup, receipt)) = self.host.restored_before(operation, project).await?
+        {
+            return Ok(restored(backup, receipt, &Placed::At("project".to_owned()), began));
+        }
         operation.progress("repository", "opening the repository", None);
         let grant = operation.repository().await?;
         record.started(&grant.bucket);
@@ -71,12 +78,6 @@ impl ProjectRestore {
         }
         // What is replaced is as good as not there.
         let mut presence = Presence::Nothing;
-        let in_place_of_all = input.path.is_none() && input.target.is_none();
-        if in_place_of_all
-            && let Some((backup, receipt)) = self.host.restored_before(operation, project).await?
-        {
-            return Ok(restored(backup, receipt, &Placed::At("project".to_owned()), began));
-        }
         if in_place_of_all && input.conflict != Conflict::Replace {
             let project = project.as_uuid();
             presence = self.host.volumes(move |root| root.presence(project)).await?;

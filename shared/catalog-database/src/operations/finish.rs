@@ -78,7 +78,7 @@ impl Database {
         let mut ending: Vec<(&OperationRow, &Finished)> = Vec::new();
         let mut made_backups = Vec::new();
         let mut proofs = Vec::new();
-        let (mut damaged, mut to_be_checked) = (Vec::new(), Vec::new());
+        let (mut damaged, mut to_be_checked, mut checked) = (Vec::new(), Vec::new(), Vec::new());
         for finished in finished {
             let fence = &finished.fence;
             let outcome = match rows.get(&fence.op_id.as_uuid()).filter(|row| is_held(row, fence)) {
@@ -92,6 +92,7 @@ impl Database {
                     (Ok(backup), Ok(proof)) => {
                         made_backups.extend(backup);
                         proofs.extend(proof);
+                        checked.extend(checked_by(row, finished)?);
                         match damage_of(row, finished)? {
                             Some(project) if row.kind == "repo-check" => damaged.push(project),
                             found => to_be_checked.extend(found),
@@ -126,6 +127,9 @@ impl Database {
         }
         for project in damaged {
             backups::note_damage(&mut transaction, project).await?;
+        }
+        for project in checked {
+            backups::note_check_of_all(&mut transaction, project).await?;
         }
         for project in to_be_checked {
             backups::ask_for_check(&mut transaction, project).await?;
@@ -208,13 +212,30 @@ fn proof_of(
     })
 }
 
+fn found_damage(finished: &Finished) -> bool {
+    finished.error.as_ref().is_some_and(|error| error.code == "repository_damaged")
+}
+
+/// The project of whose repository a `repo-check` has read all data, whatever it has found.
+fn checked_by(row: &OperationRow, finished: &Finished) -> Result<Option<ProjectId>, DatabaseError> {
+    let has_read = finished.outcome == Outcome::Succeeded || found_damage(finished);
+    match row.scope()? {
+        Scope::Project(project)
+            if row.kind == "repo-check" && has_read && row.input["read_data_shares"] == 1 =>
+        {
+            Ok(Some(project))
+        }
+        _ => Ok(None),
+    }
+}
+
 /// The project whose repository was found to be damaged: by a `repo-check`, or by whatever else needs what is lost.
 fn damage_of(row: &OperationRow, finished: &Finished) -> Result<Option<ProjectId>, DatabaseError> {
-    let is_damaged = finished.error.as_ref().is_some_and(|error| error.code == "repository_damaged");
     // A copy comes from a repository of its own.
-    let is_its_own = !row.kind.starts_with("copy-");
+    let is_its_own = ["project-backup", "project-restore", "project-start", "repo-prune", "repo-check"]
+        .contains(&&*row.kind);
     match row.scope()? {
-        Scope::Project(project) if is_damaged && is_its_own => Ok(Some(project)),
+        Scope::Project(project) if is_its_own && found_damage(finished) => Ok(Some(project)),
         _ => Ok(None),
     }
 }

@@ -169,7 +169,9 @@ impl MeasuredSystem {
 
     /// Requests to the object store by jobs of the first host so far; `None` where it does not count them.
     pub(crate) async fn object_store_requests(&self) -> anyhow::Result<Option<f64>> {
-        metric(&self.system, "host-backup-0", "longhaul_object_store_requests_total").await
+        let requests = metric(&self.system, "host-backup-0", "longhaul_object_store_requests_total").await?;
+        // A count that nothing was added to is not told.
+        Ok(Some(requests.unwrap_or(0.0)))
     }
 
     /// How many claims have given a lease so far, and the seconds that it took to answer them.

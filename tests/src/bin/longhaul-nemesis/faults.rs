@@ -148,8 +148,8 @@ impl Nemesis {
             let seconds = began.elapsed().as_secs_f64();
             eprintln!("nemesis: {seconds:>6.1} s  {:?} {}", fault.kind, self.name(&fault));
             let kind = fault.kind;
-            let until = end.min(Instant::now() + fault.lasts);
             if self.begin(&fault).await {
+                let until = end.min(Instant::now() + fault.lasts);
                 *self.done.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += 1;
                 let nemesis = Arc::clone(&self);
                 lasting.spawn(async move {
