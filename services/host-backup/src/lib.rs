@@ -1,6 +1,7 @@
 //! host-backup: on each project-host, does the operations that work on the host's projects. It holds no
 //! credentials of the database and none of a bucket: what an operation needs comes with its lease.
 
+mod bad_backups;
 mod estimate;
 mod freshness;
 mod host;

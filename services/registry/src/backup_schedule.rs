@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bus_client::{IncomingRequest, Reply};
 use bus_messages::kinds::{self, KindDefinition, ProjectBackupInput};
 use bus_messages::{ApiError, ErrorCode, FreshnessRequest, Nothing, ScheduleReply, ScheduleRequest};
-use catalog_database::{DueProject, NewOperation, Upkeep};
+use catalog_database::{DueProject, NewOperation, SCHEDULED, URGENT, Upkeep};
 use domain_model::{OperationId, Routing, Scope};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -18,7 +18,7 @@ use crate::work::caller;
 const MOST_PROJECTS: usize = 1000;
 const DAY_S: f64 = 24.0 * 3600.0;
 /// What is done with every repository that holds a backup, when its project is looked at.
-const UPKEEP: &[Upkeep] = &[
+pub(crate) const UPKEEP: &[Upkeep] = &[
     Upkeep { kind: "repo-prune", every_s: 7.0 * DAY_S },
     Upkeep { kind: "repo-check", every_s: 7.0 * DAY_S },
     Upkeep { kind: "restore-drill", every_s: 30.0 * DAY_S },
@@ -29,9 +29,6 @@ const UPKEEP_PRIORITY: i32 = -20;
 const URGENT_PRIORITY: i32 = 0;
 /// A check reads one of so many shares of a repository's data.
 const DATA_SHARES: u32 = 8;
-/// One at a time of a project, however many schedulers and registries there are.
-const DEDUPE_KEY: &str = "schedule";
-const URGENT_DEDUPE_KEY: &str = "schedule-urgent";
 const CREATED_BY: &str = "scheduler";
 
 pub(crate) async fn freshness(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
@@ -75,7 +72,7 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
             let mut upkeep = operation_of(project, kind, input, UPKEEP_PRIORITY);
             if is_urgent {
                 // A check of a share that waits is no reason not to ask.
-                upkeep.dedupe_key = Some(URGENT_DEDUPE_KEY.to_owned());
+                upkeep.dedupe_key = Some(URGENT.to_owned());
                 upkeep.priority = URGENT_PRIORITY;
             }
             Some(upkeep)
@@ -141,7 +138,7 @@ fn operation_of(
         priority,
         not_before: None,
         time_to_live_s: kind.time_to_live_s,
-        dedupe_key: Some(DEDUPE_KEY.to_owned()),
+        dedupe_key: Some(SCHEDULED.to_owned()),
         exclusive_key: kind.exclusive.then(|| exclusive_key(scope)),
         parent: None,
         retry_of: None,

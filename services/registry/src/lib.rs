@@ -117,7 +117,7 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
     tasks.spawn(upkeep::look_after_stream(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::clean_up_copies(Arc::clone(&registry), background.clone()));
     tasks.spawn(declared_kinds::keep_up(Arc::clone(&registry), background.clone()));
-    tasks.spawn(upkeep::measure_unsaved(Arc::clone(&registry), background.clone()));
+    tasks.spawn(upkeep::measure_safety(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::watch_health(
         Arc::clone(&registry),
         writer.clone(),

@@ -24,6 +24,8 @@ pub(crate) struct RegistryMetrics {
     pub backups_missed: Counter,
     pub unsaved_projects: Gauge,
     pub unsaved_seconds: Gauge,
+    pub silent_hosts: Gauge,
+    pub longest_without_upkeep: Family<Labels, Gauge>,
     pub oldest_queued_seconds: Family<Labels, Gauge>,
 }
 
@@ -43,7 +45,7 @@ impl RegistryMetrics {
                 .counter("longhaul_refused_writes", "Writes of workers that had lost their operation"),
             bad_backups: metrics.counter(
                 "longhaul_backups_found_bad",
-                "Backups that a restore drill or a prune has found to be bad",
+                "Backups that a restore drill, a check or a prune has found to be bad",
             ),
             events: metrics.counter("longhaul_events", "Events written to the stream"),
             relay_failures: metrics
@@ -67,6 +69,14 @@ impl RegistryMetrics {
             unsaved_seconds: metrics.gauge(
                 "longhaul_unsaved_seconds",
                 "For how long the oldest change that is in no backup has been there",
+            ),
+            silent_hosts: metrics.gauge(
+                "longhaul_silent_hosts",
+                "Hosts with projects that have said nothing for ten minutes",
+            ),
+            longest_without_upkeep: metrics.gauge_family(
+                "longhaul_longest_without_upkeep_seconds",
+                "For how long the repository least looked after was not pruned, checked or proven to restore, by kind",
             ),
             oldest_queued_seconds: metrics.gauge_family(
                 "longhaul_oldest_queued_seconds",

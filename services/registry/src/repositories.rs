@@ -158,8 +158,13 @@ impl Repositories {
         secret: &ProjectSecret,
         until: Timestamp,
     ) -> Result<Grant, ApiError> {
-        let (backup, tree, bucket) = self.backup_of(op, project, bucket).await?;
-        let repository = self.repository_grant(project, bucket, secret, until, backup, tree).await?;
+        let (backup, bucket) = self.backup_of(op, project, bucket).await?;
+        let mut repository = self.repository_grant(project, bucket, secret, until).await?;
+        if let Some(backup) = backup {
+            repository.backup = Some(backup.backup_id);
+            repository.tree = Some(backup.tree);
+            repository.bytes = Some(backup.bytes);
+        }
         Ok(Grant { repository: Some(repository), ..Grant::default() })
     }
 
@@ -169,8 +174,6 @@ impl Repositories {
         bucket: BucketId,
         secret: &ProjectSecret,
         until: Timestamp,
-        backup: Option<BackupId>,
-        tree: Option<String>,
     ) -> Result<RepositoryGrant, ApiError> {
         let bucket = self.known_bucket(bucket).await?;
         // One that is disabled is still that of the projects that have it.
@@ -192,8 +195,9 @@ impl Repositories {
             bucket: bucket.name,
             root: repository_root(project.as_uuid()),
             master_key: SecretText::new(key),
-            backup,
-            tree,
+            backup: None,
+            tree: None,
+            bytes: None,
             expires_at: until,
         })
     }
@@ -211,7 +215,7 @@ impl Repositories {
             ApiError::new(ErrorCode::FailedPrecondition, "the project has no repository that is whole")
         })?;
         let until = Timestamp::from_date_time(time::OffsetDateTime::now_utc() + TIME_TO_LOOK);
-        self.repository_grant(project, place.bucket_id, &secret, until, None, None).await
+        self.repository_grant(project, place.bucket_id, &secret, until).await
     }
 
     /// Which backup an operation is about: the one to compare with, or the one to restore, and where that is.
@@ -220,18 +224,18 @@ impl Repositories {
         op: &Operation,
         project: ProjectId,
         bound: BucketId,
-    ) -> Result<(Option<BackupId>, Option<String>, BucketId), ApiError> {
+    ) -> Result<(Option<BackupPlace>, BucketId), ApiError> {
         let Some(wanted) = wanted_backup(op.kind.as_str(), &op.input).map_err(internal)? else {
             let newest = self.database.backup_place(project, None).await.map_err(from_database)?;
             // A parent in another bucket is none.
-            let parent = newest.filter(|place| place.bucket_id == bound).map(|place| place.backup_id);
-            return Ok((parent, None, bound));
+            return Ok((newest.filter(|place| place.bucket_id == bound), bound));
         };
         let (wanted, allow_bad) = (wanted.id.as_ref(), wanted.allow_bad);
         let place = self.database.backup_place(project, wanted).await.map_err(from_database)?;
         let place = place.ok_or_else(|| no_such_backup(project, wanted))?;
         refuse_bad(&place, allow_bad)?;
-        Ok((Some(place.backup_id), Some(place.tree), place.bucket_id))
+        let bucket = place.bucket_id;
+        Ok((Some(place), bucket))
     }
 
     async fn known_bucket(&self, id: BucketId) -> Result<Bucket, ApiError> {

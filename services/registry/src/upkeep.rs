@@ -7,6 +7,7 @@ use bus_client::{Bus, ReconcileOutcome};
 use service_runtime::HealthCheck;
 use tokio_util::sync::CancellationToken;
 
+use crate::backup_schedule::UPKEEP;
 use crate::errors::chain;
 use crate::registry::Registry;
 
@@ -124,14 +125,23 @@ pub(crate) async fn look_after_stream(registry: Arc<Registry>, stopping: Cancell
     }
 }
 
-/// Measures every minute what is not saved.
-pub(crate) async fn measure_unsaved(registry: Arc<Registry>, stopping: CancellationToken) {
+/// Measures every minute what is not saved, and what was not looked after.
+pub(crate) async fn measure_safety(registry: Arc<Registry>, stopping: CancellationToken) {
     let mut ticks = tokio::time::interval(Duration::from_secs(60));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
         if let Ok((projects, oldest_s)) = registry.database.unsaved_projects().await {
             registry.metrics.unsaved_projects.set(projects);
             registry.metrics.unsaved_seconds.set(oldest_s as i64);
+        }
+        if let Ok(hosts) = registry.database.silent_hosts().await {
+            registry.metrics.silent_hosts.set(hosts);
+        }
+        if let Ok(longest) = registry.database.longest_without_upkeep(UPKEEP).await {
+            for (kind, longest_s) in longest {
+                let label = vec![("kind", kind)];
+                registry.metrics.longest_without_upkeep.get_or_create(&label).set(longest_s as i64);
+            }
         }
     }
 }

@@ -69,6 +69,7 @@ impl Registry {
                 lease_until: None,
                 lease_s: 30.0,
                 cancel_requested: false,
+                give_way: false,
                 stored_n: entry.events.last().map_or(0, |event| event.n),
                 refused: None,
             }

@@ -29,6 +29,7 @@ use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Res
 use crate::metadata_cache::hash;
 use crate::repository::{Progress, Repository};
 use crate::repository_key::RepositoryKey;
+use crate::snapshot::SnapshotId;
 
 /// The compression of rustic's own files; restic reads any.
 const COMPRESSION_LEVEL: i32 = 3;
@@ -51,12 +52,14 @@ pub struct MendReceipt {
     pub blobs_saved: u64,
     /// Blobs of packs set aside that were not: a later backup has to bring them.
     pub blobs_lost: u64,
+    /// Snapshots that need what no index has now, and restore in part at most.
+    pub lacking: Vec<SnapshotId>,
     /// Requests to the object store.
     pub requests: RequestCounts,
 }
 
 impl MendReceipt {
-    /// Whether there was nothing to do.
+    /// Whether nothing was changed.
     pub fn is_empty(&self) -> bool {
         let names = [&self.stored_again, &self.set_aside, &self.indexed_again, &self.indexes_removed];
         names.iter().all(|names| names.is_empty())
@@ -140,6 +143,13 @@ impl Repository {
             self.remove_index(id)?;
         }
         self.backend.finish_uploads().map_err(|error| self.error("write packs of", &error))?;
+        let snapshots = self.backend.list_snapshots()?;
+        let snapshots = snapshots.into_iter().map(SnapshotId::from_rustic).collect::<Result<Vec<_>>>()?;
+        receipt.lacking = self.lacking(snapshots.iter())?;
+        if !receipt.lacking.is_empty() {
+            // The listing of the indexes may have lacked one.
+            receipt.lacking = self.lacking(receipt.lacking.iter())?;
+        }
         receipt.requests = self.requests();
         Ok(receipt)
     }

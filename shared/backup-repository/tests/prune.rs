@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -413,7 +414,10 @@ async fn backups_that_lack_data_are_named_and_keep_nobody_from_space_once_they_a
     fs::remove_file(pack.path()).unwrap();
     let (location, handle) = (test.location(), Handle::current());
     let mend = move || Repository::open_for_writing(location, handle)?.mend(None, &NoProgress);
-    assert!(!blocking(mend).await.unwrap().is_empty());
+    let mended = blocking(mend).await.unwrap();
+    assert!(!mended.is_empty());
+    let lacking: HashSet<SnapshotId> = mended.lacking.into_iter().collect();
+    assert_eq!(lacking, HashSet::from([first, second]));
 
     let incomplete = [first.to_string(), second.to_string()];
     for spare in [vec![], vec![second]] {

@@ -319,7 +319,18 @@ pub struct GetBackup {
     pub backup_id: BackupId,
 }
 
-/// Reply to `backup.get`.
+/// `backup.update`: what is left out stays as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateBackup {
+    /// Which backup.
+    pub backup_id: BackupId,
+    /// Whether retention is to leave it alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<bool>,
+}
+
+/// Reply to `backup.get` and `backup.update`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackupReply {
     /// The backup.

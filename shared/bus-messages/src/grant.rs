@@ -80,6 +80,9 @@ pub struct RepositoryGrant {
     /// The tree id that a restore of it must arrive at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tree: Option<String>,
+    /// How many bytes its files have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
     /// Not to be used after; the lease's end.
     pub expires_at: Timestamp,
 }

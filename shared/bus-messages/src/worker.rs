@@ -115,6 +115,9 @@ pub struct OperationProgressReply {
     /// The worker is to stop, clean up and finish as canceled.
     #[serde(default)]
     pub cancel_requested: bool,
+    /// The worker is to stop, clean up and hand the operation back: another one waits for its end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub give_way: bool,
     /// The highest `n` of this attempt that is in the stream; later events are to be sent again.
     #[serde(default)]
     pub stored_n: u64,
@@ -133,7 +136,7 @@ pub enum Outcome {
     Failed,
     /// Stopped on request, and cleaned up.
     Canceled,
-    /// Handed back unfinished, because the worker is being stopped; does not count as a failure.
+    /// Handed back unfinished, because the worker is being stopped or was told to give way; does not count as a failure.
     HandedBack,
     /// Children are at work; to be queued again when the last of them ends.
     WaitsForChildren,
@@ -151,6 +154,9 @@ pub struct FinishRequest {
     pub lease_id: LeaseId,
     /// How it ended.
     pub outcome: Outcome,
+    /// Whether it is `handed_back` because the worker was told to give way.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gives_way: bool,
     /// The result, for `succeeded`; a failure may have one, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Value>,
@@ -176,6 +182,7 @@ impl FinishRequest {
             attempt,
             lease_id,
             outcome,
+            gives_way: false,
             result: None,
             error: None,
             children: Vec::new(),

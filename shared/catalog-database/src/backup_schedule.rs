@@ -1,7 +1,9 @@
 //! What hosts say of their projects, what is due to be backed up, and what is not saved.
 
 use bus_messages::{BackupPolicy, CacheUse, EventLevel, Operation, ProjectGeneration};
-use domain_model::{BackupDecision, BackupId, BackupState, HostId, OperationId, ProjectId, Timestamp};
+use domain_model::{
+    BackupDecision, BackupId, BackupState, BackupUnderWay, HostId, OperationId, ProjectId, Timestamp,
+};
 use serde_json::Value;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -15,6 +17,13 @@ use crate::{Database, DatabaseError, OutboxEvent};
 const BUSY_MEMORY: f32 = 20.0;
 /// The same for input and output.
 const BUSY_IO: f32 = 60.0;
+/// The dedupe key of what the scheduler asks for: one at a time of a kind and project, however many schedulers and
+/// registries there are.
+pub const SCHEDULED: &str = "schedule";
+/// The same of what is not to wait for what is scheduled.
+pub const URGENT: &str = "schedule-urgent";
+/// Upkeep that did not come about is asked for again after so many seconds.
+const UPKEEP_ASKED_AGAIN_S: f64 = 24.0 * 3600.0;
 
 /// A project that the scheduler looks at.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,9 +34,10 @@ pub struct DueProject {
     pub host_id: HostId,
     /// Its own policy over that of its account.
     pub policy: BackupPolicy,
-    /// The kinds of upkeep whose time has come; none while it has no backup.
+    /// The kinds of upkeep whose time has come; none while it has no backup. What its host is too busy for waits until it is
+    /// late by as long as a period.
     pub upkeep: Vec<String>,
-    /// How many checks of its repository were asked for so far.
+    /// How many checks of its repository were done so far.
     pub checks: u32,
     /// Whether the next is to read all data, because a backup was found to be bad.
     pub check_all: bool,
@@ -72,13 +82,18 @@ struct Urged {
 pub struct BackupStanding {
     /// Whether it may have something that is not in its newest backup.
     pub is_unsaved: bool,
-    /// Whether somebody has said that it was edited after its newest backup, or a check has found its repository damaged.
+    /// Whether somebody has said that it was edited after its newest backup.
     pub touched: bool,
+    /// Whether its repository was found to be damaged after its newest backup.
+    pub damaged: bool,
+    /// Since when its host has said nothing, where that is too long for its word to count.
+    pub host_silent_since: Option<Timestamp>,
     /// Why its newest backup is known to be bad; `None` where it is not.
     pub newest_is_bad: Option<String>,
     /// The newest backup that was proven to restore and is not known to be bad.
     pub verified: Option<BackupId>,
-    /// Since when, in seconds; where the newest backup is bad, since the newest that is not.
+    /// Since when, in seconds; where the newest backup is bad, since the newest that is not; where nothing is known to be
+    /// unsaved and its host is silent, since that was last heard of.
     pub unsaved_s: f64,
     /// Whether it was backed up from the host that has its files now.
     pub backed_up_here: bool,
@@ -125,7 +140,7 @@ async fn urge(connection: &mut PgConnection, urged: &[Urged]) -> Result<Vec<Oper
                 JOIN long_running_operations AS operation ON operation.scope_type = 'project'
                     AND coalesce(operation.scope_id, '00000000-0000-0000-0000-000000000000') = sent.project
                     AND operation.kind = 'project-backup' AND operation.status = 'queued'
-                    AND operation.dedupe_key = 'schedule'
+                    AND operation.dedupe_key = $4
             WHERE sent.event IS NOT NULL OR operation.priority < sent.priority
             FOR UPDATE OF operation SKIP LOCKED),
          changed AS (
@@ -140,6 +155,7 @@ async fn urge(connection: &mut PgConnection, urged: &[Urged]) -> Result<Vec<Oper
         &urged.iter().map(|urged| urged.project).collect::<Vec<_>>(),
         &urged.iter().map(|urged| urged.priority).collect::<Vec<_>>() as &[Option<i32>],
         &urged.iter().map(event).collect::<Vec<_>>() as &[Option<Value>],
+        SCHEDULED,
     )
     .fetch_all(connection)
     .await
@@ -221,21 +237,27 @@ impl Database {
         let row = sqlx::query!(
             r#"SELECT is_unsaved(project) AS "is_unsaved!",
                 coalesce(project.touched_at > project.last_backup_at, false) AS "touched!",
+                coalesce(project.damaged_at > project.last_backup_at, false) AS "damaged!",
+                CASE WHEN is_silent(host) THEN coalesce(host.last_seen, host.created_at) END AS silent_since,
                 newest.bad_reason AS "newest_is_bad?",
                 (SELECT proven.backup_id FROM backups AS proven
                     WHERE proven.project_id = project.id AND proven.purpose = 'backup' AND proven.deleting_at IS NULL
                         AND proven.verified_at IS NOT NULL AND proven.bad_since IS NULL
                     ORDER BY proven.created_at DESC LIMIT 1) AS verified,
-                extract(epoch FROM now() - CASE WHEN newest.backup_id IS NULL
-                    THEN coalesce(project.unsaved_since, project.last_backup_at, project.created_at)
-                    ELSE coalesce(
+                extract(epoch FROM now() - CASE
+                    WHEN newest.backup_id IS NOT NULL THEN coalesce(
                         (SELECT max(good.created_at) FROM backups AS good
                             WHERE good.project_id = project.id AND good.purpose = 'backup'
                                 AND good.deleting_at IS NULL AND good.bad_since IS NULL),
-                        project.created_at) END)::float8 AS "unsaved_s!",
+                        project.created_at)
+                    WHEN is_silent(host) AND NOT is_unsaved(project)
+                        THEN greatest(host.last_seen, project.last_backup_at)
+                    ELSE coalesce(project.unsaved_since, project.last_backup_at, project.created_at)
+                    END)::float8 AS "unsaved_s!",
                 project.backup_host_id IS NOT DISTINCT FROM project.host_id AS "backed_up_here!",
                 project.backup_policy, account.backup_policy AS "account_policy?", project.backup_due_at
              FROM projects AS project
+                JOIN hosts AS host ON host.id = project.host_id
                 LEFT JOIN accounts AS account ON account.id = project.account_id
                 LEFT JOIN backups AS newest ON newest.project_id = project.id
                     AND newest.backup_id = project.last_backup_id AND newest.bad_since IS NOT NULL
@@ -249,6 +271,8 @@ impl Database {
             Ok(BackupStanding {
                 is_unsaved: row.is_unsaved,
                 touched: row.touched,
+                damaged: row.damaged,
+                host_silent_since: row.silent_since.map(Timestamp::from),
                 newest_is_bad: row.newest_is_bad,
                 verified: row
                     .verified
@@ -279,28 +303,33 @@ impl Database {
             r#"SELECT project.id, project.host_id, project.backup_due_at, project.last_backup_at,
                 project.unsaved_since, project.backup_scheduled_at IS NOT NULL AS "is_asked_for!",
                 project.backup_policy, account.backup_policy AS "account_policy?",
-                is_unsaved(project) AND (project.last_changed_generation <> 0 OR project.touched_at IS NOT NULL)
-                    AS "changed!",
-                EXISTS (SELECT 1 FROM long_running_operations
+                is_unsaved(project) AND has_been_used(project) AS "changed!",
+                (SELECT bool_or(status = 'running') FROM long_running_operations
                     WHERE scope_type = 'project'
                         AND coalesce(scope_id, '00000000-0000-0000-0000-000000000000') = project.id AND kind = 'project-backup'
-                        AND status IN ('queued', 'running')) AS "is_under_way!",
-                coalesce((host.memory_pressure > $2 OR host.io_pressure > $3)
-                    AND host.load_seen > now() - interval '5 minutes', false) AS "host_is_busy!",
-                ARRAY(SELECT upkeep.kind FROM unnest($4::text[], $5::float8[]) AS upkeep (kind, every_s)
+                        AND status IN ('queued', 'running')) AS backup_is_running,
+                load.is_busy AS "host_is_busy!",
+                ARRAY(SELECT upkeep.kind
+                    FROM unnest($4::text[], $5::float8[]) AS upkeep (kind, every_s)
+                        LEFT JOIN project_upkeep AS known ON known.project_id = project.id AND known.kind = upkeep.kind
+                        CROSS JOIN LATERAL (SELECT
+                            extract(epoch FROM now() - coalesce(known.done_at, project.created_at)) AS since_done_s,
+                            coalesce(known.reads_all, false) AS is_urgent) AS due
                     WHERE project.last_backup_at IS NOT NULL
-                        AND coalesce(
-                            (SELECT asked_at FROM project_upkeep AS asked
-                                WHERE asked.project_id = project.id AND asked.kind = upkeep.kind),
-                            project.created_at) < now() - make_interval(secs => upkeep.every_s)) AS "upkeep!",
-                coalesce((SELECT times FROM project_upkeep AS asked
-                    WHERE asked.project_id = project.id AND asked.kind = 'repo-check'), 0) AS "checks!",
-                coalesce((SELECT reads_all FROM project_upkeep AS asked
-                    WHERE asked.project_id = project.id AND asked.kind = 'repo-check'), false) AS "check_all!",
+                        AND (due.is_urgent
+                            OR since_done_s > CASE WHEN load.is_busy THEN 2 * every_s ELSE every_s END)
+                        -- What did not come about is asked for again, daily at most.
+                        AND coalesce(known.asked_at < now() - make_interval(secs => least(every_s, $6)), true)) AS "upkeep!",
+                coalesce((SELECT times FROM project_upkeep AS known
+                    WHERE known.project_id = project.id AND known.kind = 'repo-check'), 0) AS "checks!",
+                coalesce((SELECT reads_all FROM project_upkeep AS known
+                    WHERE known.project_id = project.id AND known.kind = 'repo-check'), false) AS "check_all!",
                 now() AS "now!"
              FROM projects AS project
                 JOIN hosts AS host ON host.id = project.host_id
                 LEFT JOIN accounts AS account ON account.id = project.account_id
+                CROSS JOIN LATERAL (SELECT coalesce((host.memory_pressure > $2 OR host.io_pressure > $3)
+                    AND host.load_seen > now() - interval '5 minutes', false) AS is_busy) AS load
              WHERE coalesce(project.backup_due_at, '-infinity') <= now()
              ORDER BY coalesce(project.backup_due_at, '-infinity') LIMIT $1
              FOR UPDATE OF project SKIP LOCKED"#,
@@ -309,6 +338,7 @@ impl Database {
             BUSY_IO,
             &upkeep_kinds,
             &upkeep_every_s,
+            UPKEEP_ASKED_AGAIN_S,
         )
         .fetch_all(&mut *transaction)
         .await
@@ -326,7 +356,11 @@ impl Database {
                     changed_since: row.unsaved_since.map(Timestamp::from),
                     last_backup_at: row.last_backup_at.map(Timestamp::from),
                     is_asked_for: row.is_asked_for,
-                    is_under_way: row.is_under_way,
+                    under_way: match row.backup_is_running {
+                        None => BackupUnderWay::No,
+                        Some(false) => BackupUnderWay::Waits,
+                        Some(true) => BackupUnderWay::Runs,
+                    },
                     host_is_busy: row.host_is_busy,
                 },
                 host_id: row.host_id.into(),
@@ -386,10 +420,9 @@ impl Database {
         .await
         .during(DURING)?;
         sqlx::query!(
-            "INSERT INTO project_upkeep (project_id, kind, asked_at, times)
-             SELECT id, kind, now(), 1 FROM unnest($1::uuid[], $2::text[]) AS asked (id, kind) WHERE kind = ANY ($3)
-             ON CONFLICT (project_id, kind)
-                DO UPDATE SET asked_at = excluded.asked_at, times = project_upkeep.times + 1",
+            "INSERT INTO project_upkeep (project_id, kind, asked_at)
+             SELECT id, kind, now() FROM unnest($1::uuid[], $2::text[]) AS asked (id, kind) WHERE kind = ANY ($3)
+             ON CONFLICT (project_id, kind) DO UPDATE SET asked_at = excluded.asked_at",
             &asked_for,
             &kinds,
             &upkeep_kinds,
@@ -408,11 +441,33 @@ impl Database {
                 coalesce(extract(epoch FROM now() - min(coalesce(project.unsaved_since, project.last_backup_at))), 0)::float8
                     AS "oldest_s!"
              FROM projects AS project
-             WHERE is_unsaved(project) AND (project.last_changed_generation <> 0 OR project.touched_at IS NOT NULL)"#
+             WHERE is_unsaved(project) AND has_been_used(project)"#
         )
         .fetch_one(&self.pool)
         .await
         .during("count the projects that are not saved")?;
         Ok((row.count, row.oldest_s))
+    }
+
+    /// For how many seconds each kind of upkeep has not been done, at most: of the projects that have a backup.
+    pub async fn longest_without_upkeep(
+        &self,
+        upkeep: &[Upkeep],
+    ) -> Result<Vec<(String, f64)>, DatabaseError> {
+        let kinds: Vec<String> = upkeep.iter().map(|upkeep| upkeep.kind.to_owned()).collect();
+        let rows = sqlx::query!(
+            r#"SELECT upkeep.kind AS "kind!",
+                coalesce(extract(epoch FROM now() - min(coalesce(known.done_at, project.created_at))), 0)::float8
+                    AS "longest_s!"
+             FROM unnest($1::text[]) AS upkeep (kind)
+                LEFT JOIN projects AS project ON project.last_backup_at IS NOT NULL
+                LEFT JOIN project_upkeep AS known ON known.project_id = project.id AND known.kind = upkeep.kind
+             GROUP BY upkeep.kind"#,
+            &kinds,
+        )
+        .fetch_all(&self.pool)
+        .await
+        .during("measure how long upkeep was not done")?;
+        Ok(rows.into_iter().map(|row| (row.kind, row.longest_s)).collect())
     }
 }

@@ -48,6 +48,8 @@ pub struct BackupPlace {
     pub bucket_id: BucketId,
     /// The digest of its tree.
     pub tree: String,
+    /// How many bytes its files have.
+    pub bytes: u64,
     /// Why it is known to be bad.
     pub bad_reason: Option<String>,
 }
@@ -136,7 +138,7 @@ pub(crate) async fn record(connection: &mut PgConnection, backup: &NewBackup) ->
             -- Of one filesystem they only grow: the host may have told already of what changed since the files were frozen.
             last_changed_generation = greatest(last_changed_generation, $4),
             -- What has changed before they were frozen is saved.
-            unsaved_since = CASE WHEN touched_at > $2 THEN touched_at
+            unsaved_since = CASE WHEN greatest(touched_at, damaged_at) > $2 THEN greatest(touched_at, damaged_at)
                 WHEN last_changed_generation > $4 THEN greatest(unsaved_since, $2) END,
             updated_at = now()
          WHERE id = $1 AND (last_backup_at IS NULL OR last_backup_at <= $2)",
@@ -211,18 +213,38 @@ pub(crate) async fn ask_for_check(
     .map(drop)
 }
 
-/// Notes that all data of a project's repository was read.
-pub(crate) async fn note_check_of_all(
+/// Upkeep of a project's repository that was done.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct DoneUpkeep {
+    /// Whose.
+    pub project_id: ProjectId,
+    /// The kind of the operation.
+    pub kind: String,
+    /// Whether its time had come, or somebody asked for it in between.
+    pub was_due: bool,
+    /// Whether it was a check that has read all data.
+    pub has_read_all: bool,
+}
+
+/// Notes that upkeep was done, in the transaction that ends its operation.
+pub(crate) async fn note_upkeep(
     connection: &mut PgConnection,
-    project: ProjectId,
+    done: &DoneUpkeep,
 ) -> Result<(), DatabaseError> {
     sqlx::query!(
-        "UPDATE project_upkeep SET reads_all = false WHERE project_id = $1 AND kind = 'repo-check' AND reads_all",
-        project.as_uuid(),
+        "UPDATE project_upkeep SET
+            done_at = CASE WHEN $3 THEN now() ELSE done_at END,
+            times = times + CASE WHEN $3 THEN 1 ELSE 0 END,
+            reads_all = reads_all AND NOT $4
+         WHERE project_id = $1 AND kind = $2",
+        done.project_id.as_uuid(),
+        &done.kind,
+        done.was_due,
+        done.has_read_all,
     )
     .execute(connection)
     .await
-    .during("note that a repository was checked")
+    .during("note that upkeep was done")
     .map(drop)
 }
 
@@ -246,14 +268,54 @@ pub(crate) async fn note_lost_snapshots(
     if noted.rows_affected() > 0 { note_damage(connection, project).await } else { Ok(()) }
 }
 
-/// Notes that a check has found a project's repository damaged, in the transaction that ends its operation: until the next
+/// Why a backup is bad that needs what its repository has lost.
+const LACKS_DATA: &str = "it needs data that its repository has lost";
+
+/// Notes which backups of a project need data that its repository has lost.
+pub(crate) async fn note_lacking_backups(
+    connection: &mut PgConnection,
+    project: ProjectId,
+    backups: &[BackupId],
+) -> Result<(), DatabaseError> {
+    let backups: Vec<String> = backups.iter().map(BackupId::to_string).collect();
+    sqlx::query!(
+        "UPDATE backups SET bad_since = now(), bad_reason = $3
+         WHERE project_id = $1 AND backup_id = ANY ($2) AND bad_since IS NULL",
+        project.as_uuid(),
+        &backups,
+        LACKS_DATA,
+    )
+    .execute(connection)
+    .await
+    .during("note which backups lack data")
+    .map(drop)
+}
+
+/// Notes that a check has found a project's repository sound: no backup lacks data any more. What a drill has found to be bad
+/// stays so.
+pub(crate) async fn note_sound_repository(
+    connection: &mut PgConnection,
+    project: ProjectId,
+) -> Result<(), DatabaseError> {
+    sqlx::query!(
+        "UPDATE backups SET bad_since = NULL, bad_reason = NULL WHERE project_id = $1 AND bad_reason = $2",
+        project.as_uuid(),
+        LACKS_DATA,
+    )
+    .execute(connection)
+    .await
+    .during("note that a repository is sound")
+    .map(drop)
+}
+
+/// Notes that a project's repository was found to be damaged, in the transaction that ends the operation: until the next
 /// backup, which stores again what was lost, the project counts as one with changes that are not saved.
 pub(crate) async fn note_damage(
     connection: &mut PgConnection,
     project: ProjectId,
 ) -> Result<(), DatabaseError> {
     sqlx::query!(
-        "UPDATE projects SET touched_at = now(), unsaved_since = coalesce(unsaved_since, now()), updated_at = now()
+        "UPDATE projects SET damaged_at = now(), unsaved_since = coalesce(unsaved_since, now()), updated_at = now()
          WHERE id = $1",
         project.as_uuid(),
     )
@@ -313,7 +375,7 @@ impl Database {
         id: Option<&BackupId>,
     ) -> Result<Option<BackupPlace>, DatabaseError> {
         let row = sqlx::query!(
-            "SELECT backup_id, bucket_id, tree, bad_reason FROM backups
+            "SELECT backup_id, bucket_id, tree, bytes, bad_reason FROM backups
              WHERE project_id = $1 AND deleting_at IS NULL AND (($2::text IS NULL AND bad_since IS NULL) OR backup_id = $2)
              ORDER BY created_at DESC, backup_id DESC LIMIT 1",
             project.as_uuid(),
@@ -328,6 +390,7 @@ impl Database {
                 backup_id: id,
                 bucket_id: row.bucket_id.into(),
                 tree: row.tree,
+                bytes: u64::try_from(row.bytes).unwrap_or(0),
                 bad_reason: row.bad_reason,
             })
         })

@@ -137,6 +137,18 @@ impl Database {
         }))
     }
 
+    /// How many hosts with projects have said nothing for too long; not those that are off.
+    pub async fn silent_hosts(&self) -> Result<i64, DatabaseError> {
+        sqlx::query_scalar!(
+            r#"SELECT count(*) AS "count!" FROM hosts AS host
+             WHERE is_silent(host) AND host.status <> 'off'
+                AND EXISTS (SELECT 1 FROM projects WHERE projects.host_id = host.id)"#
+        )
+        .fetch_one(&self.pool)
+        .await
+        .during("count the hosts that are silent")
+    }
+
     /// Notes that a host was heard of; written at most every 30 s.
     pub async fn host_seen(&self, id: HostId) -> Result<(), DatabaseError> {
         sqlx::query!(

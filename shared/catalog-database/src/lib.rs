@@ -21,7 +21,7 @@ mod projects;
 mod retention;
 
 pub use accounts::AccountRights;
-pub use backup_schedule::{BackupStanding, DueProject, Scheduled, Upkeep};
+pub use backup_schedule::{BackupStanding, DueProject, SCHEDULED, Scheduled, URGENT, Upkeep};
 pub use backups::BackupPlace;
 pub use buckets::{BucketPlacement, NewBucket};
 pub use copies::{ApplyStanding, CopiesToCancel, CopyStanding, PendingCopy, SnapshotEnd};

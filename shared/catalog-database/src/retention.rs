@@ -165,6 +165,29 @@ impl Database {
         Ok(DeletionMark::Marked)
     }
 
+    /// Pins a backup, or takes the pin out. `false` where there is no such backup, or it is being deleted.
+    pub async fn pin_backup(
+        &self,
+        project: ProjectId,
+        id: &BackupId,
+        pinned: bool,
+    ) -> Result<bool, DatabaseError> {
+        const DURING: &str = "pin a backup";
+        let mut transaction = self.pool.begin().await.during(DURING)?;
+        lock_project(&mut transaction, project).await?;
+        let updated = sqlx::query!(
+            "UPDATE backups SET pinned = $3 WHERE project_id = $1 AND backup_id = $2 AND deleting_at IS NULL",
+            project.as_uuid(),
+            id.as_str(),
+            pinned,
+        )
+        .execute(&mut *transaction)
+        .await
+        .during(DURING)?;
+        transaction.commit().await.during(DURING)?;
+        Ok(updated.rows_affected() > 0)
+    }
+
     /// One round of a prune of a project: takes the rows of what is gone, notes whose snapshots are lost (`bad`), marks what the
     /// policy drops (the built-in one where it is `None`), and says what is to be forgotten now.
     pub async fn retention_round(

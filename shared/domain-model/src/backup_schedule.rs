@@ -77,6 +77,17 @@ impl FromStr for DayWindow {
 
 crate::travels_as_text!(DayWindow, "day-window", { "type": "string", "pattern": "^\\d\\d:\\d\\d-\\d\\d:\\d\\d$" });
 
+/// Whether a backup of a project is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackupUnderWay {
+    /// Nobody has asked for one.
+    No,
+    /// One is queued.
+    Waits,
+    /// One is running.
+    Runs,
+}
+
 /// What the scheduler knows of a project.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BackupState {
@@ -92,8 +103,8 @@ pub struct BackupState {
     pub last_backup_at: Option<Timestamp>,
     /// Whether the scheduler has asked for a backup since then.
     pub is_asked_for: bool,
-    /// Whether a backup is queued or running.
-    pub is_under_way: bool,
+    /// Whether a backup is under way.
+    pub under_way: BackupUnderWay,
     /// Whether its host has more to do than it can.
     pub host_is_busy: bool,
 }
@@ -106,7 +117,8 @@ pub struct BackupDecision {
     /// The least priority that a backup which waits already is to have, if any.
     pub raise_to: Option<i32>,
     /// Whether the backup that was asked for last has not come about: it has ended without one, or waits for longer than
-    /// a turn lasts. Said once for each that is asked for, and once more for each turn that passes.
+    /// a turn lasts. Said once for each that is asked for, and once more for each turn that passes. One that is running
+    /// is about to come.
     pub missed: bool,
     /// When to look again: later than now.
     pub look_again_at: Timestamp,
@@ -132,9 +144,10 @@ impl BackupSchedule {
         let look_again = |seconds| earlier(next, later_by(now, seconds));
         let overdue = now.seconds_since(turn) > f64::from(self.every_s) / 4.0
             || state.last_backup_at.is_some_and(|at| now.seconds_since(at) > 2.0 * f64::from(self.every_s));
-        if state.is_under_way {
+        if state.under_way != BackupUnderWay::No {
             let is_first_look_of_turn = due_at <= turn;
-            let missed = state.is_asked_for && is_first_look_of_turn;
+            let missed =
+                state.is_asked_for && is_first_look_of_turn && state.under_way == BackupUnderWay::Waits;
             return BackupDecision {
                 raise_to: (overdue || missed).then_some(OVERDUE),
                 missed,
@@ -211,7 +224,7 @@ mod tests {
             changed_since: None,
             last_backup_at: None,
             is_asked_for: false,
-            is_under_way: false,
+            under_way: BackupUnderWay::No,
             host_is_busy: false,
         }
     }
@@ -285,7 +298,7 @@ mod tests {
         let slot = DAILY.slot_after(project, at(0));
         for left in [
             DAILY.decide(&BackupState { changed: false, ..state(project) }, slot),
-            DAILY.decide(&BackupState { is_under_way: true, ..state(project) }, slot),
+            DAILY.decide(&BackupState { under_way: BackupUnderWay::Waits, ..state(project) }, slot),
             DAILY.decide(&BackupState { last_backup_at: Some(slot), ..state(project) }, slot),
             BackupSchedule { enabled: false, ..DAILY }.decide(&state(project), slot),
         ] {
@@ -322,7 +335,7 @@ mod tests {
                 now = due_at;
                 let waiting = BackupState {
                     due_at: Some(due_at),
-                    is_under_way: true,
+                    under_way: BackupUnderWay::Waits,
                     is_asked_for: true,
                     ..state(project)
                 };
@@ -338,6 +351,22 @@ mod tests {
             let most_s = f64::from(every_s) / 4.0 + LOOK_AGAIN_S as f64;
             assert!(raised_after.is_some_and(|after| after <= most_s), "{raised_after:?}");
         }
+    }
+
+    #[test]
+    fn a_backup_that_runs_when_the_next_turn_comes_is_not_missed() {
+        let project = projects().next().unwrap();
+        let turn = DAILY.slot_after(project, at(0));
+        let waits = BackupState {
+            due_at: Some(turn),
+            under_way: BackupUnderWay::Waits,
+            is_asked_for: true,
+            ..state(project)
+        };
+        assert!(DAILY.decide(&waits, turn).missed);
+        let runs = BackupState { under_way: BackupUnderWay::Runs, ..waits };
+        let look = DAILY.decide(&runs, turn);
+        assert_eq!((look.missed, look.back_up), (false, None));
     }
 
     #[test]

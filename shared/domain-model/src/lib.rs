@@ -20,7 +20,9 @@ mod timestamp;
 
 pub use back_off::BackOff;
 pub use backup_id::{BackupId, BackupIdError};
-pub use backup_schedule::{BackupDecision, BackupSchedule, BackupState, DayWindow, DayWindowError};
+pub use backup_schedule::{
+    BackupDecision, BackupSchedule, BackupState, BackupUnderWay, DayWindow, DayWindowError,
+};
 pub use copy_status::{CopyStatus, CopyStatusError};
 pub use ids::{AccountId, BucketId, CopyId, HostId, IdError, LeaseId, OperationId, ProjectId, RepositoryId};
 pub use operation_kind::{OperationKind, OperationKindError};

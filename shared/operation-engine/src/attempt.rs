@@ -25,6 +25,7 @@ pub(crate) struct Attempt {
     lost: CancellationToken,
     canceled: AtomicBool,
     stopping: AtomicBool,
+    gives_way: AtomicBool,
     state: Mutex<State>,
     /// Told when the registry has answered.
     answered: Notify,
@@ -87,6 +88,7 @@ impl Attempt {
             lost: CancellationToken::new(),
             canceled: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            gives_way: AtomicBool::new(false),
             state: Mutex::new(state),
             answered: Notify::new(),
         }
@@ -113,9 +115,20 @@ impl Attempt {
         self.stopping.load(Ordering::Acquire)
     }
 
+    pub(crate) fn gives_way(&self) -> bool {
+        self.gives_way.load(Ordering::Acquire)
+    }
+
     pub(crate) fn cancel(&self) {
         if !self.canceled.swap(true, Ordering::AcqRel) {
             tracing::info!(op.id = %self.lease.op.op_id, "the operation is to be canceled");
+        }
+        self.cancellation.cancel();
+    }
+
+    pub(crate) fn give_way(&self) {
+        if !self.gives_way.swap(true, Ordering::AcqRel) {
+            tracing::info!(op.id = %self.lease.op.op_id, "the operation gives way to one that waits for it");
         }
         self.cancellation.cancel();
     }
@@ -268,6 +281,8 @@ impl Attempt {
         drop(state);
         if reply.cancel_requested {
             self.cancel();
+        } else if reply.give_way {
+            self.give_way();
         }
         self.answered.notify_waiters();
     }

@@ -147,7 +147,8 @@ impl OperationContext {
         self.attempt.push(event, None);
     }
 
-    /// Cancelled when the work is to stop: a cancel was requested, the lease is lost, or the worker is being stopped.
+    /// Cancelled when the work is to stop: a cancel was requested, the lease is lost, the worker is being stopped, or another
+    /// operation waits for this one, whose kind gives way.
     pub fn cancellation(&self) -> CancellationToken {
         self.attempt.cancellation().clone()
     }

@@ -19,9 +19,10 @@ pub(crate) fn finish_request(
     outcome: Result<Value, OperationFailure>,
     is_canceled: bool,
     is_stopping: bool,
+    gives_way: bool,
 ) -> Option<FinishRequest> {
     let mut request = FinishRequest::new(lease.op.op_id, lease.attempt, lease.lease_id, Outcome::Succeeded);
-    let only_stopped = is_stopping && !is_canceled;
+    let only_stopped = (is_stopping || gives_way) && !is_canceled;
     match outcome {
         Ok(result) => request.result = Some(result),
         Err(OperationFailure::Lost) => return None,
@@ -50,6 +51,7 @@ pub(crate) fn finish_request(
             request.checkpoint = checkpoint;
         }
     }
+    request.gives_way = gives_way && request.outcome == Outcome::HandedBack;
     Some(request)
 }
 

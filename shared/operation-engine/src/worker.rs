@@ -243,7 +243,8 @@ pub(crate) async fn supervise(
     if attempt.lost().is_cancelled() {
         return;
     }
-    let request = finish_request(&attempt.lease, outcome, attempt.is_canceled(), attempt.is_stopping());
+    let (is_canceled, is_stopping) = (attempt.is_canceled(), attempt.is_stopping());
+    let request = finish_request(&attempt.lease, outcome, is_canceled, is_stopping, attempt.gives_way());
     if let Some(mut request) = request {
         request.progress = (progress != LastProgress::default()).then_some(progress);
         let recorded = finish(&shared, request, slot, attempt.deadline()).await;

@@ -34,6 +34,7 @@ struct Known {
     lease_s: f64,
     lost: bool,
     cancel_requested: bool,
+    give_way: bool,
     events: Vec<ProgressEvent>,
     summary: Option<ProgressSummary>,
     checkpoint: Option<Value>,
@@ -184,6 +185,7 @@ impl Registry {
                 lease_until: None,
                 lease_s: known.lease_s,
                 cancel_requested: known.cancel_requested,
+                give_way: known.give_way,
                 stored_n: known.events.last().map_or(0, |event| event.n),
                 refused: refuse.then(|| "not this one".to_owned()),
             }

@@ -73,6 +73,15 @@ pub struct HostRoot {
     pub(crate) syncs: GroupedSync,
 }
 
+/// How much room there is on a filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that may still be written.
+    pub available_bytes: u64,
+    /// Bytes that it has in all.
+    pub total_bytes: u64,
+}
+
 impl HostRoot {
     /// Opens the host root at `path` with the default options. See [`HostRoot::open_with`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, VolumeError> {
@@ -114,6 +123,17 @@ impl HostRoot {
             root.filesystem = root.try_subvolumes()?;
         }
         Ok(root)
+    }
+
+    /// How much room there is on the filesystem of all of it.
+    pub fn space(&self) -> Result<Space, VolumeError> {
+        let place = self.staging();
+        let found =
+            rustix::fs::statvfs(&place).map_err(VolumeError::io("ask for the free space of", &place))?;
+        Ok(Space {
+            available_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+            total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+        })
     }
 
     fn check_one_filesystem(&self) -> Result<(), VolumeError> {

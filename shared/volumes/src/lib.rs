@@ -66,7 +66,7 @@ pub use copy_directory::CopyDirectory;
 pub use copy_into::{CopyEntry, CopyOptions, CopyProgress, CopyReceipt, CopyRequest, Overwrite};
 pub use error::{VolumeError, VolumeErrorKind};
 pub use generation::Generations;
-pub use host_root::{Filesystem, HostRoot, Presence, Volume, VolumeOptions};
+pub use host_root::{Filesystem, HostRoot, Presence, Space, Volume, VolumeOptions};
 pub use path_restore::{Conflict, PathOutcome, StagedPath};
 pub use recovery::RecoveryReport;
 pub use snapshot::{BackupSource, FrozenFiles, SourceKind};

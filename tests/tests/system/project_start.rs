@@ -168,3 +168,24 @@ async fn what_does_not_come_back_is_not_started() {
     assert_eq!(state(&client, &project).await, "stopped");
     system.stop().await.unwrap();
 }
+
+/// Nobody waits for the upkeep of a repository.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_does_not_wait_for_a_drill_which_begins_again_later() {
+    let (system, client, _) = start(false).await;
+    let project = client.create_project_with_files(&system, 5).await;
+    client.done(&project, "project-backup", json!({})).await;
+    system.set_faults(&json!({ "faults": [
+        { "operation": "get", "key": "*/data/*", "action": { "delay": { "milliseconds": 600_000 } } },
+    ]}));
+    let drill = client.create(scope(&project), "restore-drill", json!({})).await;
+    client.until(scope(&project), &drill, "status", &["running"]).await;
+    client.done(&project, "project-start", json!({})).await;
+    system.clear_faults();
+    let result = client.result(scope(&project), &drill).await;
+    assert_eq!(result["proof"], "match");
+    let op = client.operation(scope(&project), &drill).await;
+    assert_eq!((&op["attempt"], &op["error"]), (&json!(2), &Value::Null), "it did not fail: {op}");
+    let told = client.events(scope(&project), &drill).await;
+    assert!(told.iter().any(|event| event["message"].as_str().unwrap().contains("gives way")), "{told:?}");
+}

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use bus_messages::ErrorCode;
 use serde_json::{Value, json};
-use test_harness::{ReadyObjectStore, SystemOptions, TestSystem, add_bytes, wait_for};
+use test_harness::{ReadyObjectStore, SystemOptions, TestSystem, add_bytes, btrfs_is_available, wait_for};
 
 use crate::measures::of_registry;
 use crate::{assert_same_tree, scope};
@@ -73,6 +74,10 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
         is_known |= op["status"] == "failed";
     }
     assert!(is_known, "no share has the damaged pack");
+    assert!(got(&second).await["bad_since"].is_string(), "it needs what is lost");
+    assert!(got(&first).await["bad_since"].is_null());
+    let found_by_checks = found_bad(&system).await;
+    assert!(found_by_checks >= 1.0);
     // Until what was lost is stored again, the project is not as safe as it looks.
     let status = client.call(scope(&project), "project.status", json!({})).await;
     assert_eq!(
@@ -85,7 +90,7 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
     assert_eq!((&drilled["backup_id"], &drilled["proof"]), (&second, &json!("mismatch")), "{drilled:#}");
     assert!(drilled["reason"].is_string());
     assert!(got(&second).await["bad_since"].is_string());
-    assert_eq!(found_bad(&system).await, 1.0);
+    assert_eq!(found_bad(&system).await, found_by_checks + 1.0);
     let op_id =
         client.call(scope(&project), "lro.list", json!({ "kind": "restore-drill", "limit": 1 })).await;
     let events = client.events(scope(&project), op_id["ops"][0]["op_id"].as_str().unwrap()).await;
@@ -128,6 +133,39 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
     assert_eq!(drilled["proof"], "match", "{drilled:#}");
     assert!(got(&second).await["bad_since"].is_null());
     client.done(&project, "repo-check", json!({ "read_data_shares": 1 })).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_lacks_data_is_bad_until_that_is_stored_again() {
+    let system = TestSystem::start(SystemOptions::default()).await.unwrap();
+    let client = system.operator().await;
+    let project = client.create_project_with_files(&system, 97).await;
+    let files = system.project_files(0, &project);
+    add_bytes(&files, "more.bin", 3_000_000, 1);
+    let backup = client.done(&project, "project-backup", json!({})).await["backup_id"].clone();
+    let all = packs(&system, &client, &project).await;
+    fs::remove_file(all.iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap()).unwrap();
+    let op_id = client.create(scope(&project), "repo-check", json!({})).await;
+    let checked = client.ended(scope(&project), &op_id).await;
+    assert_eq!(checked["error"]["code"], "repository_damaged", "{checked:#}");
+    assert_eq!(checked["result"]["lacking"], json!([backup]), "{checked:#}");
+    let status = client.call(scope(&project), "project.status", json!({})).await;
+    let reason = status["at_risk_reason"].as_str().unwrap();
+    assert!(reason.contains("needs data that its repository has lost"), "{reason}");
+
+    // Nothing has changed in the files, and they are stored again all the same.
+    let again = client.done(&project, "project-backup", json!({})).await;
+    assert!(again["bytes_added"].as_u64() > Some(100_000), "{again:#}");
+    client.done(&project, "repo-check", json!({})).await;
+    let request = json!({ "backup_id": backup });
+    let good = client.call(scope(&project), "backup.get", request).await["backup"].take();
+    assert!(good["bad_since"].is_null(), "{good:#}");
+    assert_eq!(
+        client.done(&project, "restore-drill", json!({ "backup_id": backup })).await["proof"],
+        "match"
+    );
+    let status = client.call(scope(&project), "project.status", json!({})).await;
+    assert_eq!(status["at_risk"], false, "{status:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,6 +261,34 @@ async fn a_project_whose_backups_are_all_bad_is_at_risk_and_not_started_empty() 
     assert_eq!(ended["status"], "failed", "{ended:#}");
     assert!(ended["error"]["message"].as_str().unwrap().contains("known to be bad"), "{ended:#}");
     assert!(trees.iter().all(|tree| !tree.exists()), "nothing was made in place of what is lost");
+}
+
+/// A drill is not worth a disk that is full for everybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drill_that_might_fill_the_disk_is_refused_until_there_is_room() {
+    if !btrfs_is_available() {
+        return;
+    }
+    let options = SystemOptions { btrfs: true, ..SystemOptions::default() };
+    let system = TestSystem::start(options).await.unwrap();
+    let client = system.operator().await;
+    let project = client.create_project_with_files(&system, 98).await;
+    client.done(&project, "project-backup", json!({})).await;
+    let filler = system.data_directory().join("hosts/0/filler");
+    let available = rustix::fs::statvfs(filler.parent().unwrap()).unwrap();
+    let size = available.f_bavail * available.f_frsize - available.f_blocks * available.f_frsize / 25;
+    let allocated = Command::new("fallocate").arg("--length").arg(size.to_string()).arg(&filler).status();
+    assert!(allocated.unwrap().success(), "fallocate");
+    let op_id = client.create(scope(&project), "restore-drill", json!({})).await;
+    let waiting = wait_for("a drill that was refused", Duration::from_secs(60), async || {
+        let op = client.operation(scope(&project), &op_id).await;
+        if op["error"].is_object() { Ok(op) } else { Err(op.to_string()) }
+    })
+    .await;
+    assert_eq!(waiting["error"]["code"], "no_space", "{waiting:#}");
+    assert!(waiting["error"]["message"].as_str().unwrap().contains("5% of the host's disk"), "{waiting:#}");
+    fs::remove_file(&filler).unwrap();
+    assert_eq!(client.result(scope(&project), &op_id).await["proof"], "match");
 }
 
 /// Deletes a backup: what the prune has done.

@@ -121,6 +121,19 @@ async fn what_is_pinned_or_being_restored_cannot_be_deleted() {
     let refusal =
         client.refused(scope(&project), "backup.delete", json!({ "backup_id": pinned["backup_id"] })).await;
     assert_eq!((refusal.status, refusal.code), (412, ErrorCode::FailedPrecondition), "{refusal:?}");
+    for is_pinned in [false, true] {
+        let update = json!({ "backup_id": pinned["backup_id"], "pinned": is_pinned });
+        let updated = client.call(scope(&project), "backup.update", update).await;
+        assert_eq!(updated["backup"]["pinned"], is_pinned, "{updated}");
+    }
+    let as_it_is =
+        client.call(scope(&project), "backup.update", json!({ "backup_id": pinned["backup_id"] })).await;
+    assert_eq!(as_it_is["backup"]["pinned"], true, "{as_it_is}");
+    let unpin = json!({ "backup_id": pinned["backup_id"], "pinned": false });
+    client.call(scope(&project), "backup.update", unpin).await;
+    let deleted =
+        client.call(scope(&project), "backup.delete", json!({ "backup_id": pinned["backup_id"] })).await;
+    assert_eq!(deleted["op"]["kind"], "repo-prune");
 
     system.set_faults(&json!({ "faults": [
         { "operation": "get", "key": "*/data/*", "action": { "delay": { "milliseconds": 3000 } } },

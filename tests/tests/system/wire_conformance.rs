@@ -1016,6 +1016,7 @@ fn others() -> Vec<(&'static str, &'static str, Value)> {
         ("backup.get", "project", json!({ "backup_id": backup_id })),
         ("backup.ls", "project", json!({ "backup_id": backup_id, "path": "project" })),
         ("backup.find", "project", json!({ "glob": "**" })),
+        ("backup.update", "project", json!({ "backup_id": backup_id, "pinned": true })),
         ("backup.delete", "project", json!({ "backup_id": backup_id })),
         ("copy.list", "project", page.clone()),
         ("copy.cancel", "project", json!({ "all": true })),

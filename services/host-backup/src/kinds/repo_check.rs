@@ -3,22 +3,26 @@
 //! A sound repository is not changed. Damage is a failure that no other attempt is made after, with what is wrong in its
 //! message and its events; a request that failed says nothing about the repository, and is tried again. Packs that are
 //! damaged are taken out of the index (`backup-repository/src/mend.rs` says what a crash in that leaves), and the hub
-//! counts the project as changed: the next backup stores again what is still among its files.
+//! counts the project as changed: the next backup stores again what is still among its files. Until a check finds the
+//! repository sound again, the hub calls the backups bad that lack data.
 
 use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
-use backup_repository::{CheckReport, JobResult, JobTask};
-use bus_messages::kinds::{self, KindDefinition, RepoCheckInput, RepoCheckResult};
+use backup_repository::{CheckReport, JobResult, JobTask, MendReceipt};
+use bus_messages::kinds::{self, KindDefinition, RepoCheckInput, RepoCheckResult, RepositoryDamage};
 use bus_messages::{EventLevel, RepositoryGrant};
 use host_operations::{Record, project_of, result_value, something_else};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 
+use crate::bad_backups::{backups, some_of};
 use crate::host::{SharedHost, timestamp};
 
 /// So much of what is wrong is told.
 const TOLD: usize = 5;
+/// So many bad backups fit into a result.
+const MOST_LACKING: usize = 100;
 
 /// Does `repo-check`.
 pub(crate) struct RepoCheck {
@@ -70,10 +74,26 @@ impl RepoCheck {
         if !report.is_sound() {
             tracing::error!(op.id = %operation.op_id(), errors = ?report.errors, "a repository is damaged");
             let told: Vec<&str> = report.errors.iter().take(TOLD).map(String::as_str).collect();
-            let set_aside = self.set_aside(operation, &grant, task_share).await?;
-            let message =
-                format!("{} errors in the repository: {}{set_aside}", report.errors.len(), told.join("; "));
-            return Err(OperationFailure::permanent("repository_damaged", message));
+            let mended = self.mend(operation, &grant, task_share).await?;
+            let mut message =
+                format!("{} errors in the repository: {}", report.errors.len(), told.join("; "));
+            if !mended.is_empty() {
+                message += &format!("; {}", what_was_set_aside(&mended));
+            }
+            let lacking = backups(&mended.lacking[..mended.lacking.len().min(MOST_LACKING)])?;
+            if !lacking.is_empty() {
+                message += &format!(
+                    "; {} backups lack data and are bad: {}",
+                    mended.lacking.len(),
+                    some_of(&lacking)
+                );
+            }
+            let result = result_value(RepositoryDamage { lacking })?;
+            return Err(OperationFailure::FailedWith {
+                code: "repository_damaged".to_owned(),
+                message,
+                result,
+            });
         }
         Ok(RepoCheckResult {
             read_data_shares: shares,
@@ -84,32 +104,38 @@ impl RepoCheck {
         })
     }
 
-    /// Has damaged packs set aside, and says so, to be added to the message.
-    async fn set_aside(
+    /// Has damaged packs set aside, and tells of it.
+    async fn mend(
         &self,
         operation: &OperationContext,
         grant: &RepositoryGrant,
         share: Option<(u32, u32)>,
-    ) -> Result<String, OperationFailure> {
+    ) -> Result<MendReceipt, OperationFailure> {
         operation.progress("check", "setting damaged packs aside", None);
         let receipt = match self.host.runner.run(operation, grant, JobTask::Mend { share }, "check").await? {
             JobResult::Mend(receipt) => receipt,
             other => return Err(something_else(&other)),
         };
-        if receipt.is_empty() {
-            return Ok(String::new());
+        if !receipt.is_empty() {
+            tracing::error!(op.id = %operation.op_id(), ?receipt, "damaged packs are set aside");
+            operation.event(EventLevel::Warn, "check", what_was_set_aside(&receipt), None);
         }
-        let told = format!(
-            "{} packs were stored again from the cache and {} set aside, with {} blobs lost and {} saved",
-            receipt.stored_again.len(),
-            receipt.set_aside.len(),
-            receipt.blobs_lost,
-            receipt.blobs_saved
-        );
-        tracing::error!(op.id = %operation.op_id(), ?receipt, "damaged packs are set aside");
-        operation.event(EventLevel::Warn, "check", told.clone(), None);
-        Ok(format!("; {told}"))
+        if !receipt.lacking.is_empty() {
+            let message = format!("{} backups lack data, and are bad", receipt.lacking.len());
+            operation.event(EventLevel::Error, "check", message, None);
+        }
+        Ok(receipt)
     }
+}
+
+fn what_was_set_aside(receipt: &MendReceipt) -> String {
+    format!(
+        "{} packs were stored again from the cache and {} set aside, with {} blobs lost and {} saved",
+        receipt.stored_again.len(),
+        receipt.set_aside.len(),
+        receipt.blobs_lost,
+        receipt.blobs_saved
+    )
 }
 
 /// One after the other, a day each.

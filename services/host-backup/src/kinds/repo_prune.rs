@@ -17,13 +17,11 @@ use host_operations::{Record, project_of, result_value, something_else};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
 
+use crate::bad_backups::{backups, some_of};
 use crate::host::SharedHost;
 
 /// Each round forgets what the registry names, a thousand backups at most; more rounds than this are a defect.
 const MOST_ROUNDS: u32 = 1000;
-
-/// How many bad backups an event names.
-const MOST_NAMED: usize = 5;
 
 /// Does `repo-prune`.
 pub(crate) struct RepoPrune {
@@ -133,19 +131,6 @@ impl RepoPrune {
             other => Err(something_else(&other)),
         }
     }
-}
-
-fn some_of(bad: &[BackupId]) -> String {
-    let named: Vec<&str> = bad.iter().take(MOST_NAMED).map(BackupId::as_str).collect();
-    named.join(", ")
-}
-
-fn backups(snapshots: &[SnapshotId]) -> Result<Vec<BackupId>, OperationFailure> {
-    let read = |id: &SnapshotId| {
-        let read = id.to_string().parse();
-        read.map_err(|error| OperationFailure::permanent("job", format!("{id}: {error}")))
-    };
-    snapshots.iter().map(read).collect()
 }
 
 fn snapshots(backups: &[BackupId]) -> Result<Vec<SnapshotId>, OperationFailure> {

@@ -16,11 +16,15 @@ use domain_model::ProjectId;
 use host_operations::{Record, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
+use volumes::HostRoot;
 
 use crate::host::SharedHost;
 
 /// Failures of a restore that say something about the backup, and not about the way to it.
 const DAMAGE: [&str; 2] = ["repository_damaged", "not_found"];
+
+/// The share of the host's disk that a drill leaves free.
+const LEFT_FREE: f64 = 0.05;
 
 /// Does `restore-drill`.
 pub(crate) struct RestoreDrill {
@@ -44,6 +48,23 @@ impl OperationHandler for RestoreDrill {
 }
 
 impl RestoreDrill {
+    /// Refuses a drill that may fill the disk that people work on.
+    async fn require_space(&self, bytes: u64, share: f64) -> Result<(), OperationFailure> {
+        let space = self.host.volumes(HostRoot::space).await?;
+        let left = space.available_bytes as f64 - bytes as f64 * share;
+        if left >= space.total_bytes as f64 * LEFT_FREE {
+            return Ok(());
+        }
+        let message = format!(
+            "a drill of {bytes} bytes, or {share} of them, might leave less than {:.0}% of the host's disk free: {} of {} bytes \
+             are available",
+            LEFT_FREE * 100.0,
+            space.available_bytes,
+            space.total_bytes
+        );
+        Err(OperationFailure::retryable("no_space", message))
+    }
+
     async fn drill(
         &self,
         operation: &OperationContext,
@@ -58,6 +79,7 @@ impl RestoreDrill {
         let named = grant.backup.clone().zip(grant.tree.clone());
         let (backup, recorded) = named
             .ok_or_else(|| OperationFailure::permanent("not_found", "the hub named no backup".to_owned()))?;
+        self.require_space(grant.bytes.unwrap_or(0), input.share.unwrap_or(1.0)).await?;
         let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
         let staged = self.host.volumes(move |root| root.stage(project, op_id)).await?;
         let target =

@@ -3,7 +3,7 @@
 use bus_messages::kinds::ProjectBackupInput;
 use bus_messages::{
     BackupEntryKind, BackupList, BackupReply, CreatedOperation, DirectoryListing, FindPaths, FoundPaths,
-    GetBackup, ListDirectory,
+    GetBackup, ListDirectory, UpdateBackup,
 };
 use domain_model::{BackupId, LayoutPath, ProjectId, Scope, Tag};
 
@@ -32,6 +32,10 @@ enum BackupCommand {
     Find(FindArguments),
     /// Show a backup.
     Get(OneArguments),
+    /// Have retention leave a backup alone.
+    Pin(OneArguments),
+    /// Leave a backup to retention again.
+    Unpin(OneArguments),
     /// Delete a backup and free its space, and watch that.
     Delete(DeleteArguments),
 }
@@ -129,6 +133,8 @@ pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<
         Some(BackupCommand::Ls(arguments)) => ls(arguments, output).await,
         Some(BackupCommand::Find(arguments)) => find(arguments, output).await,
         Some(BackupCommand::Get(arguments)) => get(arguments, output).await,
+        Some(BackupCommand::Pin(arguments)) => pin(arguments, true, output).await,
+        Some(BackupCommand::Unpin(arguments)) => pin(arguments, false, output).await,
         Some(BackupCommand::Delete(arguments)) => delete(arguments, output).await,
     }
 }
@@ -218,6 +224,14 @@ async fn get(arguments: OneArguments, output: Output) -> anyhow::Result<()> {
     let api = arguments.connection.connect().await?;
     let request = GetBackup { backup_id: arguments.backup };
     let reply: BackupReply = api.call(Scope::Project(arguments.project), "backup", "get", &request).await?;
+    output.list(&[reply.backup], BACKUP_COLUMNS, backup_row)
+}
+
+async fn pin(arguments: OneArguments, pinned: bool, output: Output) -> anyhow::Result<()> {
+    let api = arguments.connection.connect().await?;
+    let request = UpdateBackup { backup_id: arguments.backup, pinned: Some(pinned) };
+    let reply: BackupReply =
+        api.call(Scope::Project(arguments.project), "backup", "update", &request).await?;
     output.list(&[reply.backup], BACKUP_COLUMNS, backup_row)
 }
 

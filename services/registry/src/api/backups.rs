@@ -6,7 +6,7 @@ use bus_client::{IncomingRequest, Reply};
 use bus_messages::kinds;
 use bus_messages::{
     ApiError, Backup, BackupList, BackupReply, BrowseQuery, BrowseReply, CreatedOperation, ErrorCode,
-    FindPaths, FoundPaths, GetBackup, ListDirectory, ListRequest,
+    FindPaths, FoundPaths, GetBackup, ListDirectory, ListRequest, UpdateBackup,
 };
 use catalog_database::DeletionMark;
 use domain_model::{BackupId, ProjectId, Scope, Timestamp};
@@ -179,7 +179,9 @@ pub(super) async fn delete(registry: Arc<Registry>, request: IncomingRequest) ->
         DeletionMark::Pinned => {
             return Err(ApiError::new(
                 ErrorCode::FailedPrecondition,
-                format!("the backup {backup} is pinned, so that it is not deleted"),
+                format!(
+                    "the backup {backup} is pinned, so that it is not deleted; backup.update takes the pin out"
+                ),
             ));
         }
         DeletionMark::InUse(op_id) => {
@@ -195,6 +197,18 @@ pub(super) async fn delete(registry: Arc<Registry>, request: IncomingRequest) ->
     let created: CreatedOperation =
         operations::create_own(&registry, kind, Scope::Project(id), &json!({}), caller.name(), key).await?;
     Ok(request.reply(&created))
+}
+
+pub(super) async fn update(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
+    let id = project(&request)?;
+    let wanted: UpdateBackup = request.decode()?;
+    if let Some(pinned) = wanted.pinned
+        && !registry.database.pin_backup(id, &wanted.backup_id, pinned).await.map_err(from_database)?
+    {
+        return Err(no_such_backup(id, Some(&wanted.backup_id)));
+    }
+    let backup = known(&registry, id, &wanted.backup_id).await?;
+    Ok(request.reply(&BackupReply { backup }))
 }
 
 pub(super) async fn get(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {

@@ -162,6 +162,7 @@ pub(crate) async fn start(
         )
         .api("backup-list", example(r#"{"limit":20}"#), backups::list)
         .api("backup-get", example(r#"{"backup_id":"<64 hex>"}"#), backups::get)
+        .api("backup-update", example(r#"{"backup_id":"<64 hex>","pinned":true}"#), backups::update)
         .api("backup-ls", example(r#"{"backup_id":"<64 hex>","path":"project/src","depth":1}"#), backups::ls)
         .api("backup-find", example(r#"{"glob":"**/*.rs","backup_id":null}"#), backups::find)
         .api("backup-delete", example(r#"{"backup_id":"<64 hex>"}"#), backups::delete)

@@ -7,7 +7,7 @@ use bus_messages::{
     ApiError, BackupPolicy, ChangeCollaborator, CreateProject, ListRequest, Nothing, Project, ProjectList,
     ProjectReply, ProjectStatus, UpdateProject,
 };
-use catalog_database::NewProject;
+use catalog_database::{BackupStanding, NewProject};
 use domain_model::{ProjectId, Timestamp};
 use uuid::Uuid;
 
@@ -92,7 +92,7 @@ pub(super) async fn status(registry: Arc<Registry>, request: IncomingRequest) ->
     let standing = standing.ok_or_else(|| ApiError::not_found(format!("there is no project {id}")))?;
     let backup_policy = standing.policy.over(&registry.backups);
     let is_scheduled = backup_policy.schedule().enabled;
-    let at_risk = standing.is_unsaved || standing.newest_is_bad.is_some();
+    let risk = risk_of(&project, &standing);
     let status = ProjectStatus {
         last_backup_at: project.last_backup_at,
         last_verified_at: project.last_verified_at,
@@ -100,25 +100,41 @@ pub(super) async fn status(registry: Arc<Registry>, request: IncomingRequest) ->
         region: project.region.clone(),
         running_ops,
         changed_since_backup: standing.is_unsaved,
-        at_risk,
-        at_risk_reason: at_risk.then(|| match (project.last_backup_at, &standing.newest_is_bad) {
-            (None, _) => "it has never been backed up".to_owned(),
-            (Some(_), Some(reason)) => format!("its newest backup is bad: {reason}"),
-            (Some(_), None) if !standing.backed_up_here => {
-                "it has not been backed up from the host that has its files now".to_owned()
-            }
-            (Some(at), None) if standing.touched => format!(
-                "somebody said that it has changed since its newest backup, which is of {at}, or a check has found its \
-                 repository damaged"
-            ),
-            (Some(at), None) => format!("it has changed since its newest backup, which is of {at}"),
-        }),
-        at_risk_s: if at_risk { standing.unsaved_s.max(0.0) } else { 0.0 },
+        at_risk: risk.is_some(),
+        at_risk_s: risk.as_ref().map_or(0.0, |_| standing.unsaved_s.max(0.0)),
+        at_risk_reason: risk,
         backup_policy,
         next_backup_at: standing.due_at.filter(|_| is_scheduled),
         project,
     };
     Ok(request.reply(&status))
+}
+
+/// Why something of a project would be lost if its host were lost now.
+fn risk_of(project: &Project, standing: &BackupStanding) -> Option<String> {
+    let Some(at) = project.last_backup_at else {
+        return Some("it has never been backed up".to_owned());
+    };
+    if let Some(reason) = &standing.newest_is_bad {
+        return Some(format!("its newest backup is bad: {reason}"));
+    }
+    if !standing.is_unsaved {
+        return standing.host_silent_since.map(|since| {
+            format!("its host was last heard of at {since}: what has changed there since then is not known")
+        });
+    }
+    Some(if !standing.backed_up_here {
+        "it has not been backed up from the host that has its files now".to_owned()
+    } else if standing.damaged {
+        format!(
+            "its repository was found to be damaged after its newest backup, which is of {at}; the next one stores again \
+             what its files still have"
+        )
+    } else if standing.touched {
+        format!("somebody said that it has changed since its newest backup, which is of {at}")
+    } else {
+        format!("it has changed since its newest backup, which is of {at}")
+    })
 }
 
 pub(super) async fn add_collaborator(

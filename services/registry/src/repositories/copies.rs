@@ -129,6 +129,7 @@ impl Repositories {
             master_key: bus_messages::SecretText::new(self.unwrap(&copy.to_string(), secret, wrapped)?),
             backup: snapshot,
             tree: None,
+            bytes: None,
             expires_at: until,
         })
     }

@@ -21,6 +21,8 @@ use crate::registry::Registry;
 
 /// Of the last error; twenty of them are kept, and the summary has to fit into one message of the stream.
 const MOST_ERROR_BYTES: usize = 1000;
+/// What has given way may be claimed again after so many seconds: by then whoever waited has begun.
+const GIVES_WAY_S: f64 = 5.0;
 const MOST_RESULT_BYTES: usize = 24 * 1024;
 
 pub(crate) async fn finish(registry: Arc<Registry>, request: IncomingRequest) -> Result<Reply, ApiError> {
@@ -121,6 +123,10 @@ async fn finish_one(
         let made = finish.children.iter().map(|child| child_of(registry, caller, parent, child));
         children = join_all(made).await.into_iter().collect::<Result<_, _>>()?;
     }
+    let (wait_s, reason) = match finish.gives_way {
+        true => (GIVES_WAY_S, Some("gives way to an operation that waits for it to end".to_owned())),
+        false => (0.0, None),
+    };
     let new_ids: Vec<OperationId> = children.iter().map(|child| child.id).collect();
     // Whether the caller holds the operation is decided under the row's lock.
     let finished = Finished {
@@ -132,12 +138,12 @@ async fn finish_one(
         summary: finish.progress.and_then(|progress| progress.summary),
         children,
         jitter: rand::random(),
-        wait_s: 0.0,
-        reason: None,
+        wait_s,
+        reason,
     };
     match registry.finishes.ask(finished).await? {
         FinishOutcome::Recorded(ended) => {
-            note_bad_backup(registry, &ended.op);
+            note_bad_backups(registry, &ended.op);
             // Those that an earlier attempt has made are not made again.
             registry.count_created(ended.others.iter().filter(|other| new_ids.contains(&other.op_id)));
             registry.changed(&ended).await;
@@ -152,13 +158,18 @@ async fn finish_one(
     }
 }
 
-/// A drill that has found a backup to be bad: never a silence.
-fn note_bad_backup(registry: &Registry, op: &Operation) {
-    let result = op.result.as_ref().filter(|_| op.kind.as_str() == "restore-drill");
-    if let Some(result) = result.filter(|result| result["proof"] == "mismatch") {
+/// Backups that a drill or a check has found to be bad: never a silence.
+fn note_bad_backups(registry: &Registry, op: &Operation) {
+    let Some(result) = &op.result else { return };
+    let bad = match op.kind.as_str() {
+        "restore-drill" if result["proof"] == "mismatch" => std::slice::from_ref(&result["backup_id"]),
+        "repo-check" => result["lacking"].as_array().map_or(&[][..], Vec::as_slice),
+        _ => return,
+    };
+    for backup in bad {
         registry.metrics.bad_backups.inc();
         tracing::error!(
-            op.id = %op.op_id, scope = %op.scope, backup.id = %result["backup_id"], reason = %result["reason"],
+            op.id = %op.op_id, scope = %op.scope, backup.id = %backup, reason = %result["reason"],
             "a backup is bad"
         );
     }

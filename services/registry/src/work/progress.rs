@@ -1,10 +1,11 @@
 //! Heartbeats: leases are renewed, and the stream is told of progress.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bus_client::{IncomingRequest, Reply};
+use bus_messages::kinds;
 use bus_messages::{
     ApiError, Operation, OperationProgress, OperationProgressReply, ProgressReply, ProgressRequest,
 };
@@ -41,10 +42,19 @@ pub(crate) async fn progress(registry: Arc<Registry>, request: IncomingRequest) 
         .heartbeat_operations(&heartbeats, registry.settings.lease_s)
         .await
         .map_err(from_database)?;
+    let may_give_way: Vec<OperationId> = outcomes
+        .iter()
+        .filter(|outcome| kinds::find(&outcome.op.kind).is_some_and(|kind| kind.gives_way))
+        .map(|outcome| outcome.op.op_id)
+        .collect();
+    let in_the_way = match may_give_way.as_slice() {
+        [] => HashSet::new(),
+        some => registry.database.operations_in_the_way(some).await.map_err(from_database)?,
+    };
     let held: HashMap<OperationId, _> =
         outcomes.into_iter().map(|outcome| (outcome.op.op_id, outcome)).collect();
     let replies = progress.ops.iter().zip(refused).map(|(entry, refused)| {
-        let (registry, held) = (&registry, &held);
+        let (registry, held, in_the_way) = (&registry, &held, &in_the_way);
         async move {
             let Some(outcome) = held.get(&entry.op_id) else {
                 registry.metrics.refused_writes.inc();
@@ -58,6 +68,7 @@ pub(crate) async fn progress(registry: Arc<Registry>, request: IncomingRequest) 
                 lease_until: outcome.op.lease_until,
                 lease_s: registry.settings.lease_s,
                 cancel_requested: outcome.op.cancel_requested_at.is_some(),
+                give_way: in_the_way.contains(&entry.op_id),
                 stored_n,
                 refused,
             }
@@ -118,6 +129,7 @@ fn lost(op_id: OperationId) -> OperationProgressReply {
         lease_until: None,
         lease_s: 0.0,
         cancel_requested: false,
+        give_way: false,
         stored_n: 0,
         refused: None,
     }

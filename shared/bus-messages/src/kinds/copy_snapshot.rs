@@ -45,6 +45,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     max_attempts: 5,
     time_to_live_s: 7 * 24 * 3600,
     exclusive: false,
+    gives_way: false,
     // What it may use is asked for, so that it is decided when the work begins.
     uses_repository: false,
     part_of: Some("project-copy"),

@@ -44,6 +44,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     time_to_live_s: 24 * 3600,
     // Of the same file; a backup in the middle of a restore would be refused.
     exclusive: true,
+    gives_way: false,
     uses_repository: false,
     part_of: None,
     for_tests: false,

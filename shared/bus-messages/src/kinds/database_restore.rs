@@ -51,6 +51,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     max_attempts: 3,
     time_to_live_s: 24 * 3600,
     exclusive: true,
+    gives_way: false,
     uses_repository: false,
     part_of: None,
     for_tests: false,

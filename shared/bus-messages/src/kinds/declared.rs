@@ -115,6 +115,7 @@ pub fn make_known(declaration: &KindDeclaration, check_input: CheckInput) {
         max_attempts: declaration.max_attempts,
         time_to_live_s: declaration.time_to_live_s,
         exclusive: declaration.exclusive,
+        gives_way: false,
         uses_repository: false,
         part_of: None,
         for_tests: false,

@@ -39,7 +39,7 @@ pub use project_restore::{
 };
 pub use project_start::{ProjectStartInput, ProjectStartResult};
 pub use project_stop::{ProjectStopInput, ProjectStopResult};
-pub use repo_check::{RepoCheckInput, RepoCheckResult};
+pub use repo_check::{RepoCheckInput, RepoCheckResult, RepositoryDamage};
 pub use repo_prune::{RepoPruneInput, RepoPruneResult};
 pub use restore_drill::{DrillSample, Proof, RestoreDrillInput, RestoreDrillResult};
 pub use test_sleep::{TestSleepInput, TestSleepResult};
@@ -76,6 +76,8 @@ pub struct KindDefinition {
     pub time_to_live_s: u32,
     /// Whether only one such operation may run on its scope at a time.
     pub exclusive: bool,
+    /// Whether it is stopped, and begins again later, where an operation that does not give way waits for it to end.
+    pub gives_way: bool,
     /// Whether it works on a repository: the grant for it comes with the lease.
     pub uses_repository: bool,
     /// The kind whose operations alone may ask for it, as their children; anybody may where `None`.
@@ -122,6 +124,7 @@ impl KindDefinition {
             max_attempts: 3,
             time_to_live_s: 24 * 3600,
             exclusive: false,
+            gives_way: false,
             uses_repository: false,
             part_of: None,
             for_tests: false,

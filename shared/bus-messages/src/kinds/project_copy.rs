@@ -215,6 +215,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     max_attempts: 10,
     time_to_live_s: 7 * 24 * 3600 + COPY_GRACE_S,
     exclusive: false,
+    gives_way: false,
     uses_repository: false,
     part_of: None,
     for_tests: false,

@@ -184,6 +184,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     max_attempts: 5,
     time_to_live_s: 7 * 24 * 3600,
     exclusive: true,
+    gives_way: false,
     uses_repository: true,
     part_of: None,
     for_tests: false,

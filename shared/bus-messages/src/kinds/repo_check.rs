@@ -1,4 +1,4 @@
-use domain_model::{Phase, ScopeType};
+use domain_model::{BackupId, Phase, ScopeType};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ pub struct RepoCheckInput {
     pub share: Option<u32>,
 }
 
-/// Result of `repo-check`. A repository that is not sound is a failure, `repository_damaged`.
+/// Result of `repo-check`. A repository that is not sound is a failure, `repository_damaged`, with a [`RepositoryDamage`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RepoCheckResult {
     /// Of how many shares one was read; 0 for none.
@@ -36,6 +36,14 @@ pub struct RepoCheckResult {
     pub duration_s: f64,
 }
 
+/// Result of a `repo-check` that has failed with `repository_damaged`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RepositoryDamage {
+    /// Backups that need data which the repository has lost: they are bad until a check finds the repository sound again. At
+    /// most a hundred.
+    pub lacking: Vec<BackupId>,
+}
+
 pub(super) static DEFINITION: KindDefinition = KindDefinition {
     name: "repo-check",
     description: "Checks that a repository has everything that its backups name, and reads a share of its data",
@@ -46,6 +54,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     time_to_live_s: 7 * 24 * 3600,
     // A prune that goes on beside it would look like damage.
     exclusive: true,
+    gives_way: true,
     uses_repository: true,
     part_of: None,
     for_tests: false,

@@ -44,6 +44,7 @@ pub(super) static DEFINITION: KindDefinition = KindDefinition {
     time_to_live_s: 7 * 24 * 3600,
     // Never beside a backup, a restore or another prune of the project.
     exclusive: true,
+    gives_way: true,
     uses_repository: true,
     part_of: None,
     for_tests: false,

@@ -1,4 +1,6 @@
-use bus_messages::kinds::{ProjectBackupInput, ProjectBackupResult, RestoreDrillResult, SourceKind};
+use bus_messages::kinds::{
+    ProjectBackupInput, ProjectBackupResult, RepositoryDamage, RestoreDrillResult, SourceKind,
+};
 use bus_messages::{FinishError, Operation, Outcome, ProgressSummary};
 use domain_model::{BackOff, OperationEvent, OperationStatus, ProjectId, Scope};
 use serde_json::Value;
@@ -7,7 +9,8 @@ use uuid::Uuid;
 use super::create::{self, NewOperation};
 use super::transition::{self, Change, Ended};
 use super::{LeaseFence, row::OperationRow};
-use crate::backups::{self, NewBackup};
+use crate::backup_schedule::{SCHEDULED, URGENT};
+use crate::backups::{self, DoneUpkeep, NewBackup};
 use crate::error::{During, despite_deadlocks};
 use crate::{Database, DatabaseError, copies};
 
@@ -78,7 +81,7 @@ impl Database {
         let mut ending: Vec<(&OperationRow, &Finished)> = Vec::new();
         let mut made_backups = Vec::new();
         let mut proofs = Vec::new();
-        let (mut damaged, mut to_be_checked, mut checked) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut checked, mut to_be_checked, mut upkeep) = (Vec::new(), Vec::new(), Vec::new());
         for finished in finished {
             let fence = &finished.fence;
             let outcome = match rows.get(&fence.op_id.as_uuid()).filter(|row| is_held(row, fence)) {
@@ -92,11 +95,9 @@ impl Database {
                     (Ok(backup), Ok(proof)) => {
                         made_backups.extend(backup);
                         proofs.extend(proof);
-                        checked.extend(checked_by(row, finished)?);
-                        match damage_of(row, finished)? {
-                            Some(project) if row.kind == "repo-check" => damaged.push(project),
-                            found => to_be_checked.extend(found),
-                        }
+                        upkeep.extend(upkeep_of(row, finished)?);
+                        checked.extend(check_of(row, finished)?);
+                        to_be_checked.extend(damage_of(row, finished)?);
                         ending.push((row, finished));
                         None
                     }
@@ -125,11 +126,17 @@ impl Database {
         for (project, proof) in &proofs {
             backups::note_proof(&mut transaction, *project, proof).await?;
         }
-        for project in damaged {
-            backups::note_damage(&mut transaction, project).await?;
+        for (project, damage) in checked {
+            match damage {
+                None => backups::note_sound_repository(&mut transaction, project).await?,
+                Some(damage) => {
+                    backups::note_damage(&mut transaction, project).await?;
+                    backups::note_lacking_backups(&mut transaction, project, &damage.lacking).await?;
+                }
+            }
         }
-        for project in checked {
-            backups::note_check_of_all(&mut transaction, project).await?;
+        for done in &upkeep {
+            backups::note_upkeep(&mut transaction, done).await?;
         }
         for project in to_be_checked {
             backups::ask_for_check(&mut transaction, project).await?;
@@ -216,24 +223,49 @@ fn found_damage(finished: &Finished) -> bool {
     finished.error.as_ref().is_some_and(|error| error.code == "repository_damaged")
 }
 
-/// The project of whose repository a `repo-check` has read all data, whatever it has found.
-fn checked_by(row: &OperationRow, finished: &Finished) -> Result<Option<ProjectId>, DatabaseError> {
-    let has_read = finished.outcome == Outcome::Succeeded || found_damage(finished);
+/// The upkeep that an operation has done. A check has done its work, too, where it has found damage.
+fn upkeep_of(row: &OperationRow, finished: &Finished) -> Result<Option<DoneUpkeep>, DatabaseError> {
+    let is_done = match &*row.kind {
+        "repo-check" => finished.outcome == Outcome::Succeeded || found_damage(finished),
+        "repo-prune" | "restore-drill" => finished.outcome == Outcome::Succeeded,
+        _ => false,
+    };
     match row.scope()? {
-        Scope::Project(project)
-            if row.kind == "repo-check" && has_read && row.input["read_data_shares"] == 1 =>
-        {
-            Ok(Some(project))
-        }
+        Scope::Project(project_id) if is_done => Ok(Some(DoneUpkeep {
+            project_id,
+            kind: row.kind.clone(),
+            was_due: [Some(SCHEDULED), Some(URGENT)].contains(&row.dedupe_key.as_deref()),
+            has_read_all: row.kind == "repo-check" && row.input["read_data_shares"] == 1,
+        })),
         _ => Ok(None),
     }
 }
 
-/// The project whose repository was found to be damaged: by a `repo-check`, or by whatever else needs what is lost.
+/// The project whose repository a `repo-check` has looked at, and what damage it has found, if any.
+fn check_of(
+    row: &OperationRow,
+    finished: &Finished,
+) -> Result<Option<(ProjectId, Option<RepositoryDamage>)>, DatabaseError> {
+    let damage = match finished.outcome {
+        Outcome::Succeeded => None,
+        // One that does not read names no backups.
+        _ if found_damage(finished) => {
+            let damage = finished.result.clone().and_then(|result| serde_json::from_value(result).ok());
+            Some(damage.unwrap_or_default())
+        }
+        _ => return Ok(None),
+    };
+    match row.scope()? {
+        Scope::Project(project) if row.kind == "repo-check" => Ok(Some((project, damage))),
+        _ => Ok(None),
+    }
+}
+
+/// The project whose repository is to be checked, because something needs what is lost.
 fn damage_of(row: &OperationRow, finished: &Finished) -> Result<Option<ProjectId>, DatabaseError> {
     // A copy comes from a repository of its own.
-    let is_its_own = ["project-backup", "project-restore", "project-start", "repo-prune", "repo-check"]
-        .contains(&&*row.kind);
+    let is_its_own =
+        ["project-backup", "project-restore", "project-start", "repo-prune"].contains(&&*row.kind);
     match row.scope()? {
         Scope::Project(project) if is_its_own && found_damage(finished) => Ok(Some(project)),
         _ => Ok(None),

@@ -1,4 +1,7 @@
-use bus_messages::{Operation, ProgressSummary};
+use std::collections::HashSet;
+
+use bus_messages::{Operation, ProgressSummary, kinds};
+use domain_model::OperationId;
 use serde_json::Value;
 
 use super::LeaseFence;
@@ -28,7 +31,37 @@ pub struct HeartbeatOutcome {
     pub changed: bool,
 }
 
+/// What gives way does so as often at most: it is to come to its end some day.
+const MOST_TIMES_IN_THE_WAY: i32 = 3;
+
 impl Database {
+    /// Of some running operations that give way, those for whose end another one waits that does not, and is as urgent at
+    /// least.
+    pub async fn operations_in_the_way(
+        &self,
+        running: &[OperationId],
+    ) -> Result<HashSet<OperationId>, DatabaseError> {
+        let running: Vec<_> = running.iter().map(|id| id.as_uuid()).collect();
+        let others_that_give_way: Vec<String> =
+            kinds::ALL.iter().filter(|kind| kind.gives_way).map(|kind| kind.name.to_owned()).collect();
+        let ids = sqlx::query_scalar!(
+            "SELECT running.id FROM long_running_operations AS running
+             WHERE running.id = ANY ($1) AND running.status = 'running'
+                -- Attempts that neither failed nor lost their lease were handed back.
+                AND running.attempt - 1 - running.failures - running.lease_losses < $3
+                AND EXISTS (SELECT 1 FROM long_running_operations AS waiting
+                    WHERE waiting.exclusive_key = running.exclusive_key AND waiting.status = 'queued' AND waiting.ready
+                        AND waiting.priority >= running.priority AND waiting.kind <> ALL ($2))",
+            &running,
+            &others_that_give_way,
+            MOST_TIMES_IN_THE_WAY,
+        )
+        .fetch_all(&self.pool)
+        .await
+        .during("find operations that are in the way")?;
+        Ok(ids.into_iter().map(OperationId::from).collect())
+    }
+
     /// Renews the leases of a worker's operations in one statement, for `lease_s` seconds from now by the
     /// database's clock. What is missing from the answer is lost.
     pub async fn heartbeat_operations(
@@ -48,7 +81,7 @@ impl Database {
         let summaries: Vec<Option<Value>> =
             heartbeats.iter().map(|beat| beat.summary.as_ref().map(to_json)).collect();
         let checkpoints: Vec<Option<Value>> = heartbeats.iter().map(|beat| beat.checkpoint.clone()).collect();
-        let changed: std::collections::HashSet<_> =
+        let changed: HashSet<_> =
             heartbeats.iter().filter(|beat| beat.summary.is_some()).map(|beat| beat.fence.op_id).collect();
         let rows = sqlx::query_as!(
             OperationRow,

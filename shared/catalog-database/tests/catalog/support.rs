@@ -2,18 +2,20 @@
 
 use bus_messages::{FinishError, Outcome};
 use catalog_database::{
-    Caps, ClaimWanted, Database, Finished, KindWanted, LeaseFence, LeasedOperation, NewOperation,
+    Caps, ClaimWanted, Database, Finished, KindWanted, LeaseFence, LeasedOperation, NewOperation, NewProject,
 };
-use domain_model::{OperationId, Routing, Scope};
+use domain_model::{HostId, OperationId, ProjectId, Routing, Scope};
 use futures::future::join_all;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use server_processes::{PostgresServer, postgres_bin_directory};
+use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 /// A catalog on a Postgres of its own.
 pub(crate) struct Catalog {
     pub(crate) database: Database,
+    url: SecretString,
     _server: PostgresServer,
     _directory: tempfile::TempDir,
 }
@@ -37,7 +39,29 @@ pub(crate) async fn catalog() -> Option<Catalog> {
     for migrated in join_all(others.iter().map(Database::migrate)).await {
         migrated.unwrap();
     }
-    Some(Catalog { database, _server: server, _directory: directory })
+    Some(Catalog { database, url, _server: server, _directory: directory })
+}
+
+impl Catalog {
+    /// Carries out a statement that no part of Longhaul would: it puts moments into the past.
+    pub(crate) async fn turn_back(&self, statement: &'static str) {
+        let mut connection = PgConnection::connect(self.url.expose_secret()).await.unwrap();
+        sqlx::query(statement).execute(&mut connection).await.unwrap();
+    }
+}
+
+/// A new host with so many projects.
+pub(crate) async fn projects(database: &Database, count: usize) -> (HostId, Vec<ProjectId>) {
+    let host = HostId::from(Uuid::new_v4());
+    database.create_host(host, "host", "weur").await.unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..count {
+        let id = ProjectId::from(Uuid::new_v4());
+        let project = NewProject { id, title: "t".to_owned(), host_id: host, account_id: None, region: None };
+        database.create_project(&project).await.unwrap().unwrap();
+        ids.push(id);
+    }
+    (host, ids)
 }
 
 /// An operation of the hub that anybody may claim at once.

@@ -1,12 +1,9 @@
-//! The statements against a real Postgres: what must hold when several registries and workers come at once.
-
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
-mod support;
+//! Operations: what must hold when several registries and workers come at once.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
+use crate::support::{catalog, fence, finished, new_operation, wanted};
 use bus_messages::{Operation, Outcome};
 use catalog_database::{
     BucketPlacement, CancelOutcome, Caps, ClaimWanted, CreateOutcome, Database, FinishOutcome, Finished,
@@ -15,7 +12,6 @@ use catalog_database::{
 use domain_model::{AccountId, HostId, OperationId, OperationStatus, ProjectId, Routing, Scope, Timestamp};
 use futures::future::join_all;
 use serde_json::json;
-use support::{catalog, fence, finished, new_operation, wanted};
 use uuid::Uuid;
 
 async fn create(database: &Database, new: &NewOperation) -> OperationId {

@@ -1,13 +1,9 @@
-//! What a prune is told, against a real Postgres.
+//! What a prune is told.
 
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
-mod support;
-
+use crate::support::{catalog, fence, finished, new_operation, wanted};
 use bus_messages::Outcome;
 use catalog_database::{ClaimWanted, Database, LeasedOperation, NewOperation, NewProject};
 use domain_model::{HostId, OperationId, ProjectId, Routing, Scope};
-use support::{catalog, fence, finished, new_operation, wanted};
 use uuid::Uuid;
 
 const LEASE_S: f64 = 30.0;

@@ -1,34 +1,14 @@
-//! Backups by schedule, against a real Postgres.
-
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
-mod support;
+//! Backups by schedule.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
-use bus_messages::{BackupPolicy, FinishError, Outcome, ProjectGeneration};
-use catalog_database::{
-    Database, DueProject, FinishOutcome, Finished, NewBucket, NewOperation, NewProject, Upkeep,
-};
-use domain_model::{AccountId, BackupDecision, HostId, OperationId, ProjectId, Routing, Scope, Timestamp};
+use crate::support::{catalog, new_operation, projects};
+use bus_messages::{BackupPolicy, ProjectGeneration};
+use catalog_database::{DueProject, NewOperation, NewProject};
+use domain_model::{AccountId, BackupDecision, BackupUnderWay, OperationId, ProjectId, Scope, Timestamp};
 use futures::future::join_all;
-use serde_json::json;
-use support::{catalog, fence, finished, new_operation, wanted};
 use uuid::Uuid;
-
-async fn projects(database: &Database, count: usize) -> (HostId, Vec<ProjectId>) {
-    let host = HostId::from(Uuid::new_v4());
-    database.create_host(host, "host", "weur").await.unwrap();
-    let mut ids = Vec::new();
-    for _ in 0..count {
-        let id = ProjectId::from(Uuid::new_v4());
-        let project = NewProject { id, title: "t".to_owned(), host_id: host, account_id: None, region: None };
-        database.create_project(&project).await.unwrap().unwrap();
-        ids.push(id);
-    }
-    (host, ids)
-}
 
 fn in_an_hour(project: &DueProject) -> Timestamp {
     (project.now.as_date_time() + time::Duration::hours(1)).into()
@@ -163,7 +143,7 @@ async fn a_backup_that_waits_goes_ahead_and_its_events_tell_of_the_miss() {
     // The first is overdue; the second is missed, too; the third waits as it is.
     let (overdue, missed) = (ids[0], ids[1]);
     let look = |project: &DueProject| {
-        assert!(project.state.is_asked_for && project.state.is_under_way);
+        assert!(project.state.is_asked_for && project.state.under_way == BackupUnderWay::Waits);
         let (decision, none) = rest(project);
         let id = project.state.project;
         let raise_to = (id == overdue || id == missed).then_some(0);
@@ -206,112 +186,5 @@ async fn a_host_is_busy_by_its_own_pressure_as_long_as_it_says_so() {
         database.note_load(host, Some(memory), Some(io), None).await.unwrap();
         database.note_load(other, Some(0.0), None, None).await.unwrap();
         assert_eq!(busy_hosts().await, HashSet::from_iter(is_busy.then_some(host)), "{memory} {io}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn upkeep_is_asked_for_where_there_is_a_backup_and_once_a_period() {
-    let Some(catalog) = catalog().await else { return };
-    let database = &catalog.database;
-    let (host, ids) = projects(database, 2).await;
-    let bucket = NewBucket {
-        id: Uuid::now_v7().into(),
-        purpose: "backups",
-        provider: "local".to_owned(),
-        account_id: None,
-        region: "weur".to_owned(),
-        name: "bucket".to_owned(),
-        endpoint: None,
-    };
-    let bucket = database.bucket_in_use(&bucket).await.unwrap();
-    database.bind_backup_bucket(ids[0], bucket.id).await.unwrap();
-    let backup = NewOperation {
-        kind: "project-backup".parse().unwrap(),
-        scope: Scope::Project(ids[0]),
-        routing: Routing::Host(host),
-        input: json!({ "tags": [], "pinned": false }),
-        ..new_operation()
-    };
-    database.create_operation(&backup, false).await.unwrap();
-    let wanted = wanted(Routing::Host(host), "project-backup", 1);
-    let leased = database.claim_operations(&wanted).await.unwrap().remove(0);
-    // It has changed before its files were frozen, and after that.
-    for generation in [5, 9] {
-        let told = [ProjectGeneration { project_id: ids[0], generation }];
-        database.note_generations(host, &told).await.unwrap();
-    }
-    let result = json!({ "backup_id": "a".repeat(64), "files": 1, "bytes": 1, "bytes_added": 1, "parent": null,
-        "source": "live", "tree": "b".repeat(64), "snapshot_at": "2999-11-21T07:38:27.123Z", "generation": 5,
-        "duration_s": 1.0 });
-    let finished = Finished { result: Some(result), ..finished(fence(&leased), Outcome::Succeeded) };
-    let outcome = database.finish_operation(&finished).await.unwrap();
-    assert!(matches!(outcome, FinishOutcome::Recorded(_)), "{outcome:?}");
-    let standing = database.backup_standing(ids[0]).await.unwrap().unwrap();
-    assert!(standing.is_unsaved && standing.unsaved_s < 0.0, "only since they were frozen: {standing:?}");
-
-    let prune = |project: &DueProject| {
-        // Due again at once, as if a period had gone by.
-        let decision = rest_until(project.now);
-        let upkeep = project.upkeep.iter().map(|kind| NewOperation {
-            id: OperationId::from(Uuid::now_v7()),
-            kind: kind.parse().unwrap(),
-            scope: Scope::Project(project.state.project),
-            ..new_operation()
-        });
-        (decision, upkeep.collect())
-    };
-    let asked_for = async |every_s: f64| {
-        let upkeep = [Upkeep { kind: "repo-prune", every_s }];
-        let scheduled = database.schedule_backups(10, &upkeep, prune).await.unwrap();
-        assert_eq!(scheduled.looked_at, 2);
-        scheduled.created.iter().map(|op| op.scope).collect::<Vec<_>>()
-    };
-    assert_eq!(asked_for(3600.0).await, [], "the project is younger than that");
-    assert_eq!(asked_for(0.0).await, [Scope::Project(ids[0])], "the other has no backup");
-    assert_eq!(asked_for(3600.0).await, []);
-    assert_eq!(asked_for(0.0).await, [Scope::Project(ids[0])]);
-
-    let checks = Mutex::new(Vec::new());
-    for _ in 0..3 {
-        let check = |project: &DueProject| {
-            if !project.upkeep.is_empty() {
-                checks.lock().unwrap().push(project.checks);
-            }
-            prune(project)
-        };
-        let upkeep = [Upkeep { kind: "repo-check", every_s: 0.0 }];
-        database.schedule_backups(10, &upkeep, check).await.unwrap();
-    }
-    assert_eq!(checks.into_inner().unwrap(), [0, 1, 2]);
-
-    // Whoever needs what is lost has all data checked at once.
-    let restore = NewOperation {
-        kind: "project-restore".parse().unwrap(),
-        scope: Scope::Project(ids[0]),
-        routing: Routing::Host(host),
-        ..new_operation()
-    };
-    database.create_operation(&restore, false).await.unwrap();
-    let wanted = support::wanted(Routing::Host(host), "project-restore", 1);
-    let leased = database.claim_operations(&wanted).await.unwrap().remove(0);
-    let error = FinishError {
-        code: "repository_damaged".to_owned(),
-        message: "a pack is missing".to_owned(),
-        retryable: false,
-    };
-    let failed = Finished { error: Some(error), ..support::finished(fence(&leased), Outcome::Failed) };
-    database.finish_operation(&failed).await.unwrap();
-    for is_asked_for in [true, false] {
-        let seen = Mutex::new(Vec::new());
-        let check = |project: &DueProject| {
-            if !project.upkeep.is_empty() {
-                seen.lock().unwrap().push((project.state.project, project.check_all));
-            }
-            prune(project)
-        };
-        let upkeep = [Upkeep { kind: "repo-check", every_s: 3600.0 }];
-        database.schedule_backups(10, &upkeep, check).await.unwrap();
-        let expected: &[_] = if is_asked_for { &[(ids[0], true)] } else { &[] };
-        assert_eq!(seen.into_inner().unwrap(), expected);
     }
 }
