@@ -431,13 +431,20 @@ impl Streams {
         self.inner.positions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has what others failed to relay relayed, again and again until `stopping`.
+    /// Relays what others failed to relay, again and again until `stopping`. Beside what is told as it happens: where a
+    /// stream is made anew that is every summary there is, and nobody's end is to wait for all of them.
     pub(crate) async fn relay_left_over(self, every: Duration, stopping: CancellationToken) {
         let mut ticks = tokio::time::interval(every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
             match self.inner.database.outbox_left_over(every.as_secs_f64(), 1000).await {
-                Ok(ids) => ids.into_iter().for_each(|id| self.tell(id)),
+                Ok(ids) => {
+                    for lot in ids.chunks(RELAYED_TOGETHER) {
+                        if stopping.run_until_cancelled(self.relay(lot)).await.is_none() {
+                            return;
+                        }
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(error = chain(&error), "could not look for left-over outbox entries")
                 }
