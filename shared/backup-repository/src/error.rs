@@ -26,6 +26,8 @@ pub enum BackupRepositoryErrorKind {
     DestinationUnusable,
     /// The disk or a quota is full where something is to be restored.
     NoSpace,
+    /// The object store is full.
+    StoreFull,
     /// The repository misses data or holds data that does not match its hash.
     Damaged,
     /// What was restored is not what was backed up.
@@ -47,7 +49,12 @@ impl BackupRepositoryErrorKind {
     pub fn is_retryable(self) -> bool {
         matches!(
             self,
-            Self::Retryable | Self::NoSpace | Self::Stalled | Self::ProcessEnded | Self::VerificationFailed
+            Self::Retryable
+                | Self::NoSpace
+                | Self::StoreFull
+                | Self::Stalled
+                | Self::ProcessEnded
+                | Self::VerificationFailed
         )
     }
 }
@@ -166,6 +173,9 @@ pub(crate) fn kind_of_storage_error(error: &ObjectStorageError) -> BackupReposit
             BackupRepositoryErrorKind::Retryable
         }
         ObjectStorageErrorKind::PermissionDenied => BackupRepositoryErrorKind::WrongCredentials,
+        ObjectStorageErrorKind::Retryable if error.code() == Some(ObjectStorageError::STORAGE_FULL) => {
+            BackupRepositoryErrorKind::StoreFull
+        }
         ObjectStorageErrorKind::Retryable => BackupRepositoryErrorKind::Retryable,
         ObjectStorageErrorKind::AlreadyExists | ObjectStorageErrorKind::Permanent => {
             BackupRepositoryErrorKind::Permanent
