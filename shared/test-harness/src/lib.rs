@@ -10,6 +10,7 @@ mod client;
 mod command;
 mod janitor;
 mod logs;
+mod metrics;
 mod mounts;
 mod python;
 mod ready_file;
@@ -22,6 +23,7 @@ mod watching;
 
 pub use client::Client;
 pub use command::{Finished, run, run_with_patience};
+pub use metrics::Metrics;
 pub use python::python_with_nats;
 pub use ready_file::{ReadyFile, ReadyHost, ReadyIdentity, ReadyObjectStore};
 pub use server_processes::Signal;

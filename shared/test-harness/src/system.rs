@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use volumes::HostRoot;
 
 use crate::janitor::Janitor;
-use crate::{Client, ReadyFile, logs, mounts, wait_for};
+use crate::{Client, Metrics, ReadyFile, logs, metrics, mounts, wait_for};
 
 const PATIENCE_TO_START: Duration = Duration::from_secs(180);
 const PATIENCE_TO_STOP: Duration = Duration::from_secs(60);
@@ -211,6 +211,25 @@ impl TestSystem {
             Ok(ready) => ready,
             Err(error) => panic!("the system is not running: {error:#}"),
         }
+    }
+
+    /// The whole answer of a service, as the ready file calls it, where it tells what it measures, to a GET of this path.
+    ///
+    /// # Errors
+    /// Where there is no such service, or it does not answer.
+    pub async fn http_get(&self, service: &str, path: &str) -> anyhow::Result<String> {
+        let url = self.ready().metrics.get(service).cloned();
+        let url = url.with_context(|| format!("{service} is no service that can be measured"))?;
+        let address = url.strip_prefix("http://").and_then(|rest| rest.strip_suffix("/metrics"));
+        metrics::get(address.with_context(|| format!("{url} is no address of metrics"))?, path).await
+    }
+
+    /// What a service counts and measures.
+    ///
+    /// # Errors
+    /// As [`Self::http_get`].
+    pub async fn metrics(&self, service: &str) -> anyhow::Result<Metrics> {
+        self.http_get(service, "/metrics").await.map(Metrics)
     }
 
     /// The id of a host.
