@@ -5,31 +5,27 @@ use std::num::NonZeroU32;
 
 use bus_messages::{ApiError, ErrorCode};
 use domain_model::AccountId;
-use governor::clock::{Clock, DefaultClock};
-use governor::state::keyed::HashMapStateStore;
-use governor::{Quota, RateLimiter};
+use governor::clock::Clock;
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use crate::settings::CreationSettings;
 
 /// A bucket of tokens for each account that has created something lately.
 pub(crate) struct CreationLimit {
-    accounts: RateLimiter<AccountId, HashMapStateStore<AccountId>, DefaultClock>,
-    clock: DefaultClock,
+    accounts: DefaultKeyedRateLimiter<AccountId>,
     per_s: NonZeroU32,
 }
 
 impl CreationLimit {
     pub(crate) fn new(settings: &CreationSettings) -> Self {
-        let clock = DefaultClock::default();
         let quota = Quota::per_second(settings.per_s).allow_burst(settings.burst);
-        let accounts = RateLimiter::new(quota, HashMapStateStore::default(), clock.clone());
-        Self { accounts, clock, per_s: settings.per_s }
+        Self { accounts: RateLimiter::keyed(quota), per_s: settings.per_s }
     }
 
     /// Takes one token of the account; 429 where there is none, with the time until the next one.
     pub(crate) fn admit(&self, account: AccountId) -> Result<(), ApiError> {
         self.accounts.check_key(&account).map_err(|not_until| {
-            let wait_s = not_until.wait_time_from(self.clock.now()).as_secs_f64();
+            let wait_s = not_until.wait_time_from(self.accounts.clock().now()).as_secs_f64();
             let message = format!(
                 "this account creates more than {} operations a second; try again in {wait_s:.2} s",
                 self.per_s

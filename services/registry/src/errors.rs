@@ -3,7 +3,7 @@
 
 use std::error::Error;
 
-use backup_repository::BackupRepositoryError;
+use backup_repository::{BackupRepositoryError, BackupRepositoryErrorKind};
 use bus_messages::{ApiError, ErrorCode};
 use catalog_database::{DatabaseError, DatabaseErrorKind};
 use object_storage::{ObjectStorageError, ObjectStorageErrorKind};
@@ -57,7 +57,11 @@ pub(crate) fn from_repository(bucket: &str, error: &BackupRepositoryError) -> Ap
     tracing::warn!(bucket, error = chain(error), "a repository cannot be made ready");
     let code =
         if error.kind().is_retryable() { ErrorCode::Unavailable } else { ErrorCode::FailedPrecondition };
-    let detail = if error.kind().is_retryable() { "bucket_unreachable" } else { "repository" };
+    let detail = match error.kind() {
+        BackupRepositoryErrorKind::StoreFull => "store_full",
+        kind if kind.is_retryable() => "bucket_unreachable",
+        _ => "repository",
+    };
     ApiError::new(code, format!("the repository in bucket {bucket} cannot be made ready: {}", chain(error)))
         .with_detail("code", detail)
 }

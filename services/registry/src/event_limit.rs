@@ -5,9 +5,7 @@
 use std::num::NonZeroU32;
 
 use domain_model::OperationId;
-use governor::clock::DefaultClock;
-use governor::state::keyed::HashMapStateStore;
-use governor::{Quota, RateLimiter};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 /// Twice what our workers send.
 const PER_S: NonZeroU32 = NonZeroU32::new(20).unwrap();
@@ -16,13 +14,12 @@ const BURST: NonZeroU32 = NonZeroU32::new(512).unwrap();
 
 /// A bucket of tokens for each operation that has told of something lately.
 pub(crate) struct EventLimit {
-    operations: RateLimiter<OperationId, HashMapStateStore<OperationId>, DefaultClock>,
+    operations: DefaultKeyedRateLimiter<OperationId>,
 }
 
 impl EventLimit {
     pub(crate) fn new() -> Self {
-        let quota = Quota::per_second(PER_S).allow_burst(BURST);
-        Self { operations: RateLimiter::new(quota, HashMapStateStore::default(), DefaultClock::default()) }
+        Self { operations: RateLimiter::keyed(Quota::per_second(PER_S).allow_burst(BURST)) }
     }
 
     /// Takes one token of the operation; false where there is none, and the event is to come again later.

@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{fmt, io};
 
 use object_storage::{ObjectStorageError, ObjectStorageErrorKind};
 use rustic_core::RusticError;
@@ -26,6 +26,8 @@ pub enum BackupRepositoryErrorKind {
     DestinationUnusable,
     /// The disk or a quota is full where something is to be restored.
     NoSpace,
+    /// The object store is full.
+    StoreFull,
     /// The repository misses data or holds data that does not match its hash.
     Damaged,
     /// What was restored is not what was backed up.
@@ -34,7 +36,7 @@ pub enum BackupRepositoryErrorKind {
     Canceled,
     /// Nothing moved for so long that the job was ended.
     Stalled,
-    /// The process of the job ended without an answer: it was killed, or wanted more memory than it may have.
+    /// The process of the job was killed, or wanted more memory than it may have.
     ProcessEnded,
     /// Worth another attempt later.
     Retryable,
@@ -47,7 +49,12 @@ impl BackupRepositoryErrorKind {
     pub fn is_retryable(self) -> bool {
         matches!(
             self,
-            Self::Retryable | Self::NoSpace | Self::Stalled | Self::ProcessEnded | Self::VerificationFailed
+            Self::Retryable
+                | Self::NoSpace
+                | Self::StoreFull
+                | Self::Stalled
+                | Self::ProcessEnded
+                | Self::VerificationFailed
         )
     }
 }
@@ -55,10 +62,24 @@ impl BackupRepositoryErrorKind {
 /// Whether what is behind an error are bytes whose tag does not fit the key.
 pub(crate) fn does_not_decrypt(error: &RusticError) -> bool {
     const CODE: &str = "C001";
+    has_cause(error, |error| {
+        let boxed = error.downcast_ref::<Box<RusticError>>().map(AsRef::as_ref);
+        boxed.or_else(|| error.downcast_ref()).is_some_and(|error: &RusticError| error.is_code(CODE))
+    })
+}
+
+/// Whether something has asked for memory, and there was none. What does not ask ends the process.
+pub(crate) fn lacks_memory(error: &RusticError) -> bool {
+    has_cause(error, |error| {
+        error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::OutOfMemory)
+    })
+}
+
+/// Whether this is true of the error or of one behind it.
+fn has_cause(error: &RusticError, is_it: impl Fn(&(dyn std::error::Error + 'static)) -> bool) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
-        let boxed = error.downcast_ref::<Box<RusticError>>().map(AsRef::as_ref);
-        if boxed.or_else(|| error.downcast_ref()).is_some_and(|error: &RusticError| error.is_code(CODE)) {
+        if is_it(error) {
             return true;
         }
         cause = error.source();
@@ -116,9 +137,12 @@ impl BackupRepositoryError {
         error: &RusticError,
     ) -> Self {
         // The key has opened the repository: what it does not decrypt is not what was stored.
-        let kind = match does_not_decrypt(error) {
-            true => BackupRepositoryErrorKind::Damaged,
-            false => BackupRepositoryErrorKind::Permanent,
+        let kind = if does_not_decrypt(error) {
+            BackupRepositoryErrorKind::Damaged
+        } else if lacks_memory(error) {
+            BackupRepositoryErrorKind::ProcessEnded
+        } else {
+            BackupRepositoryErrorKind::Permanent
         };
         Self::new(kind, operation, subject, error.display_log())
     }
@@ -166,9 +190,30 @@ pub(crate) fn kind_of_storage_error(error: &ObjectStorageError) -> BackupReposit
             BackupRepositoryErrorKind::Retryable
         }
         ObjectStorageErrorKind::PermissionDenied => BackupRepositoryErrorKind::WrongCredentials,
+        ObjectStorageErrorKind::Retryable if error.code() == Some(ObjectStorageError::STORAGE_FULL) => {
+            BackupRepositoryErrorKind::StoreFull
+        }
         ObjectStorageErrorKind::Retryable => BackupRepositoryErrorKind::Retryable,
         ObjectStorageErrorKind::AlreadyExists | ObjectStorageErrorKind::Permanent => {
             BackupRepositoryErrorKind::Permanent
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustic_core::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn a_lack_of_memory_is_worth_another_attempt_and_no_damage() {
+        let of = |kind: io::ErrorKind| {
+            let error =
+                RusticError::with_source(ErrorKind::Internal, "Failed to decode", io::Error::from(kind));
+            BackupRepositoryError::from_rustic("prune", "a repository", &error).kind()
+        };
+        assert_eq!(of(io::ErrorKind::OutOfMemory), BackupRepositoryErrorKind::ProcessEnded);
+        assert_eq!(of(io::ErrorKind::InvalidData), BackupRepositoryErrorKind::Permanent);
     }
 }

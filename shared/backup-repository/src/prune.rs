@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::backend::RequestCounts;
-use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
+use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result, lacks_memory};
 use crate::metadata_cache::hash;
 use crate::repository::{Progress, Repository};
 use crate::snapshot::{Purpose, SnapshotId, SnapshotTags};
@@ -231,6 +231,9 @@ impl Repository {
     fn plan_error(&self, request: &PruneRequest, error: &rustic_core::RusticError) -> BackupRepositoryError {
         if let Some(failure) = self.backend.take_failure("plan a prune of") {
             return failure;
+        }
+        if lacks_memory(error) {
+            return self.error("plan a prune of", error);
         }
         let mut message = format!("nothing was deleted: {}", error.display_log());
         match self.lacking(request.keep.iter().chain(&request.spare)) {

@@ -226,6 +226,54 @@ async fn a_child_that_wants_too_much_memory_dies_alone() {
     assert!(test.snapshots().await.is_empty());
 }
 
+/// So that what a job may take decides how large the hosts are: what is pruned is read and copied in pieces, and of all
+/// blobs no more than their names are held.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prune_takes_a_fraction_of_the_memory_that_the_snapshots_and_packs_would_take() {
+    const LIMIT: u64 = 192 << 20;
+    const ROUNDS: u64 = 24;
+    let test = TestRepository::new().await;
+    // Directories that every backup stores anew.
+    let directories: Vec<_> = (0..20).map(|number| test.project().join(number.to_string())).collect();
+    for directory in &directories {
+        fs::create_dir(directory).unwrap();
+        for number in 0..200 {
+            fs::write(directory.join(format!("{number:0100}")), number.to_string()).unwrap();
+        }
+    }
+    let mut backups: Vec<SnapshotId> = Vec::new();
+    let mut stored = 0;
+    for round in 0..ROUNDS {
+        for directory in &directories {
+            fs::write(directory.join("changes"), round.to_string()).unwrap();
+        }
+        // One of two is in all backups that come, so that packs are half empty and copied.
+        fs::write(test.project().join(format!("stays-{round}")), noise(13_000_000, 2 * round)).unwrap();
+        fs::write(test.project().join("goes"), noise(13_000_000, 2 * round + 1)).unwrap();
+        let made = test.back_up(test.request(backups.last().copied())).await.unwrap();
+        stored += made.bytes_added;
+        backups.push(made.snapshot);
+    }
+    let (forget, keep) = backups.split_at(10);
+    let prune = PruneRequest {
+        keep: keep.to_vec(),
+        forget: forget.to_vec(),
+        spare: Vec::new(),
+        unfinished: Vec::new(),
+        grace_s: None,
+    };
+    let mut request = request(&test, JobTask::Prune(prune));
+    request.memory_limit_bytes = Some(LIMIT);
+    let receipt = match end(&mut spawn(&request)).await {
+        JobEvent::Finished(JobResult::Prune(receipt)) => receipt,
+        event => panic!("{event:?}"),
+    };
+    assert_eq!(receipt.forgotten, 10);
+    assert!(stored > 3 * LIMIT, "{stored}");
+    assert!(receipt.bytes_before - receipt.bytes_after > 100_000_000, "{receipt:?}");
+    assert!(test.check().await.is_sound());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_come_through_with_their_kind_and_without_the_key() {
     let test = TestRepository::new().await;

@@ -221,6 +221,7 @@ fn code_of(reason: BackupRepositoryErrorKind) -> &'static str {
         BackupRepositoryErrorKind::SourceUnreadable => "source_unreadable",
         BackupRepositoryErrorKind::DestinationUnusable => "destination_unusable",
         BackupRepositoryErrorKind::NoSpace => "no_space",
+        BackupRepositoryErrorKind::StoreFull => "store_full",
         BackupRepositoryErrorKind::Damaged => "repository_damaged",
         BackupRepositoryErrorKind::VerificationFailed => "verification_failed",
         BackupRepositoryErrorKind::Canceled => "canceled",

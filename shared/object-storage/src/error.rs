@@ -29,6 +29,9 @@ pub struct ObjectStorageError {
 }
 
 impl ObjectStorageError {
+    /// The [`code`](Self::code) of a write for which the disk, or a quota, has no room.
+    pub const STORAGE_FULL: &'static str = "StorageFull";
+
     /// `operation` is a verb (`"get"`), `subject` the key, prefix or bucket. `message` never holds a secret.
     pub fn new(
         kind: ObjectStorageErrorKind,
@@ -60,8 +63,9 @@ impl ObjectStorageError {
         self
     }
 
-    /// The server's own code (`NoSuchBucket`, `RequestTimeTooSkewed`), where it gave one: to tell an operator what
-    /// is wrong. What to do next is decided by [`kind`](Self::kind), since servers differ in their codes.
+    /// The server's own code (`NoSuchBucket`, `RequestTimeTooSkewed`), where it gave one; of a directory,
+    /// [`STORAGE_FULL`](Self::STORAGE_FULL): to tell an operator what is wrong. What to do next is decided by
+    /// [`kind`](Self::kind), since servers differ in their codes.
     pub fn code(&self) -> Option<&str> {
         self.code.as_deref()
     }

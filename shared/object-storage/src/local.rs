@@ -403,6 +403,7 @@ fn error_of(
     subject: &str,
     error: std::io::Error,
 ) -> ObjectStorageError {
+    let mut code = None;
     let (kind, message) = match error.kind() {
         ErrorKind::NotFound if !root.is_dir() => {
             (ObjectStorageErrorKind::Retryable, "the root directory is missing: is it mounted?")
@@ -423,8 +424,12 @@ fn error_of(
         ErrorKind::ReadOnlyFilesystem | ErrorKind::FileTooLarge | ErrorKind::Unsupported => {
             (ObjectStorageErrorKind::Permanent, "the file system cannot do it")
         }
-        // A full disk, an I/O error, a stale NAS handle: it may pass.
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            code = Some(ObjectStorageError::STORAGE_FULL);
+            (ObjectStorageErrorKind::Retryable, "the object store is full")
+        }
+        // An I/O error, a stale NAS handle: it may pass.
         _ => (ObjectStorageErrorKind::Retryable, "the file system failed"),
     };
-    ObjectStorageError::new(kind, operation, subject, message).with_source(error)
+    ObjectStorageError::new(kind, operation, subject, message).with_code(code).with_source(error)
 }

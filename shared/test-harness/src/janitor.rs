@@ -8,27 +8,31 @@ use std::io;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// `$1` the directory, `$2` where something may be mounted. The launcher's id is in a file: it may be started again.
+/// `$1` the directory, the others where something may be mounted. The launcher's id is in a file: it may be started again.
 const SCRIPT: &str = r#"
 trap '' INT TERM
 cat >/dev/null
+directory=$1
+shift
 for _ in $(seq 600); do
-  pid=$(cat "$1/launcher.pid" 2>/dev/null) || break
+  pid=$(cat "$directory/launcher.pid" 2>/dev/null) || break
   [ -d "/proc/$pid" ] || break
   sleep 0.1
 done
-if mountpoint -q "$2"; then umount "$2" 2>/dev/null || umount -l "$2"; fi
-rm -rf --one-file-system "$1"
+for mount; do
+  if mountpoint -q "$mount"; then umount "$mount" 2>/dev/null || umount -l "$mount"; fi
+done
+rm -rf --one-file-system "$directory"
 "#;
 
 /// Removes a directory when this process has ended, or when it is told to.
 pub(crate) struct Janitor(Child);
 
 impl Janitor {
-    /// For `directory`, and what is mounted at `mount`.
-    pub(crate) fn hire(directory: &Path, mount: &Path) -> io::Result<Self> {
+    /// For `directory`, and what is mounted at `mounts`.
+    pub(crate) fn hire(directory: &Path, mounts: &[&Path]) -> io::Result<Self> {
         let mut command = Command::new("sh");
-        command.args(["-c", SCRIPT, "janitor"]).arg(directory).arg(mount);
+        command.args(["-c", SCRIPT, "janitor"]).arg(directory).args(mounts);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().map(Self)
     }

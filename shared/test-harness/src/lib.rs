@@ -6,11 +6,12 @@
 //! that sleeps a fixed time is either slow or flaky: here it waits for something ([`wait_for`]), and says what it saw
 //! last when that does not come.
 
-mod btrfs;
 mod client;
 mod command;
 mod janitor;
 mod logs;
+mod metrics;
+mod mounts;
 mod python;
 mod ready_file;
 mod shared_system;
@@ -22,12 +23,13 @@ mod watching;
 
 pub use client::Client;
 pub use command::{Finished, run, run_with_patience};
+pub use metrics::Metrics;
 pub use python::python_with_nats;
 pub use ready_file::{ReadyFile, ReadyHost, ReadyIdentity, ReadyObjectStore};
 pub use server_processes::Signal;
 pub use shared_system::{InUse, SharedSystem};
 pub use system::{HostIdentity, ObjectStoreKind, Server, SystemOptions, TestSystem};
-pub use tools::{age_is_available, btrfs_is_available, nats_command_line, restic, skip};
+pub use tools::{age_is_available, btrfs_is_available, may_mount, nats_command_line, restic, skip};
 pub use trees::{add_bytes, change_a_little, make_tree};
 pub use waiting::wait_for;
 pub use watching::{Seen, watch_to_the_end};

@@ -13,13 +13,15 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use volumes::HostRoot;
 
 use crate::janitor::Janitor;
-use crate::{Client, ReadyFile, btrfs, logs, wait_for};
+use crate::{Client, Metrics, ReadyFile, logs, metrics, mounts, wait_for};
 
 const PATIENCE_TO_START: Duration = Duration::from_secs(180);
 const PATIENCE_TO_STOP: Duration = Duration::from_secs(60);
 /// Systems at the same time: each is ten processes.
 static ROOM: Semaphore = Semaphore::const_new(4);
 const PATIENCE_TO_RESTART: Duration = Duration::from_secs(90);
+/// The directory of the object store.
+const OBJECT_STORE: &str = "object-store";
 
 /// Where backups go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +41,9 @@ pub struct SystemOptions {
     pub object_store: ObjectStoreKind,
     /// Whether the hosts' directories are on btrfs; see [`btrfs_is_available`](crate::btrfs_is_available).
     pub btrfs: bool,
+    /// Where the object store is a directory: how many bytes it has room for, if it is a file system of its own; see
+    /// [`may_mount`](crate::may_mount).
+    pub object_store_bytes: Option<u64>,
     /// Copies of the stream: 1, or 3 on a cluster of three nats-servers.
     pub nats_replicas: u8,
     /// Whether there are kinds for tests.
@@ -56,6 +61,7 @@ impl Default for SystemOptions {
             hosts: 1,
             object_store: ObjectStoreKind::Local,
             btrfs: false,
+            object_store_bytes: None,
             nats_replicas: 1,
             test_kinds: false,
             faults: false,
@@ -116,10 +122,14 @@ impl TestSystem {
         // Postgres does not run as root, and its user has to get to the files beneath.
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
         let hosts = directory.join("data/hosts");
-        let janitor = Some(Janitor::hire(&directory, &hosts).context("hiring the janitor")?);
+        let objects = directory.join("data").join(OBJECT_STORE);
+        let janitor = Some(Janitor::hire(&directory, &[&hosts, &objects]).context("hiring the janitor")?);
         let mut system = Self { options, directory, launcher: None, janitor, _room: room };
         if system.options.btrfs {
-            btrfs::mount(&system.directory.join("btrfs.image"), &hosts)?;
+            mounts::mount_btrfs(&system.directory.join("btrfs.image"), &hosts)?;
+        }
+        if let Some(bytes) = system.options.object_store_bytes {
+            mounts::mount_in_memory(&objects, bytes, false)?;
         }
         system.launch().await?;
         Ok(system)
@@ -201,6 +211,25 @@ impl TestSystem {
             Ok(ready) => ready,
             Err(error) => panic!("the system is not running: {error:#}"),
         }
+    }
+
+    /// The whole answer of a service, as the ready file calls it, where it tells what it measures, to a GET of this path.
+    ///
+    /// # Errors
+    /// Where there is no such service, or it does not answer.
+    pub async fn http_get(&self, service: &str, path: &str) -> anyhow::Result<String> {
+        let url = self.ready().metrics.get(service).cloned();
+        let url = url.with_context(|| format!("{service} is no service that can be measured"))?;
+        let address = url.strip_prefix("http://").and_then(|rest| rest.strip_suffix("/metrics"));
+        metrics::get(address.with_context(|| format!("{url} is no address of metrics"))?, path).await
+    }
+
+    /// What a service counts and measures.
+    ///
+    /// # Errors
+    /// As [`Self::http_get`].
+    pub async fn metrics(&self, service: &str) -> anyhow::Result<Metrics> {
+        self.http_get(service, "/metrics").await.map(Metrics)
     }
 
     /// The id of a host.
@@ -317,6 +346,16 @@ impl TestSystem {
     /// Makes the object store work again.
     pub fn clear_faults(&self) {
         self.set_faults(&serde_json::json!({}));
+    }
+
+    /// Gives the object store room for so many bytes.
+    ///
+    /// # Panics
+    /// Where the system was not started with `object_store_bytes`.
+    pub fn resize_object_store(&self, bytes: u64) {
+        assert!(self.options.object_store_bytes.is_some(), "start the system with `object_store_bytes`");
+        mounts::mount_in_memory(&self.data_directory().join(OBJECT_STORE), bytes, true)
+            .expect("resize the file system");
     }
 
     /// The process id of a server now.

@@ -44,10 +44,18 @@ pub fn age_is_available() -> bool {
     is_available
 }
 
+/// Whether this process may mount a file system of its own; a no is said aloud.
+pub fn may_mount() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        skip("only root may mount a file system");
+    }
+    is_root
+}
+
 /// Whether this process may mount a btrfs of its own; a no is said aloud.
 pub fn btrfs_is_available() -> bool {
-    if !rustix::process::geteuid().is_root() {
-        skip("only root may mount a btrfs");
+    if !may_mount() {
         return false;
     }
     if Command::new("mkfs.btrfs").arg("--version").output().is_err() {

@@ -4,9 +4,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use test_harness::{Client, Server, SystemOptions, TestSystem, add_bytes, btrfs_is_available, wait_for};
+use test_harness::{
+    Client, Server, SystemOptions, TestSystem, add_bytes, btrfs_is_available, may_mount, wait_for,
+};
 
 use crate::stopping::gone;
+use crate::stored::StoredRepository;
 use crate::{assert_same_tree, scope};
 
 async fn start(btrfs: bool, settings: &[(&str, &str)]) -> (TestSystem, Client) {
@@ -84,6 +87,53 @@ async fn a_restore_without_room_says_so_leaves_nothing_and_goes_on_when_there_is
     btrfs(&["qgroup", "limit", "none"]);
     client.result(scope(&project), &op_id).await;
     assert_same_tree(&files.join("large.bin"), &files.join("again.bin"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_into_a_full_store_says_so_and_leaves_nothing_half_done() {
+    if !may_mount() {
+        return;
+    }
+    let options =
+        SystemOptions { hosts: 2, object_store_bytes: Some(24_000_000), ..SystemOptions::default() };
+    let system = TestSystem::start(options).await.unwrap();
+    let client = system.operator().await;
+    let project = client.create_project_with_files(&system, 405).await;
+    let files = system.project_files(0, &project);
+    let first = client.done(&project, "project-backup", json!({})).await["backup_id"].clone();
+    let repository = StoredRepository::of(&system, &client, &project).await;
+    let before = repository.bytes().await;
+    add_bytes(&files, "large.bin", 60_000_000, 405);
+    let op_id = client.create(scope(&project), "project-backup", json!({})).await;
+    let op = client.ended(scope(&project), &op_id).await;
+    let error = &op["error"];
+    assert_eq!((&op["status"], &error["code"]), (&json!("failed"), &json!("store_full")), "{op:#}");
+    assert!(error["message"].as_str().unwrap().contains("No space left on device"), "{error:#}");
+    let listed = client.call(scope(&project), "backup.list", json!({})).await;
+    let listed: Vec<&Value> =
+        listed["backups"].as_array().unwrap().iter().map(|backup| &backup["backup_id"]).collect();
+    assert_eq!((listed, repository.snapshots().await), (vec![&first], 1));
+    let status = client.call(scope(&project), "project.status", json!({})).await;
+    assert_eq!(
+        (&status["changed_since_backup"], &status["at_risk"]),
+        (&json!(true), &json!(true)),
+        "{status:#}"
+    );
+    // Full as it is, what there is can be restored, and what belongs to no backup can be freed.
+    let restore = json!({ "backup_id": first, "host_id": system.host(1) });
+    assert_eq!(client.done(&project, "project-restore", restore).await["receipt"], "match");
+    let stored = repository.bytes().await;
+    assert!(stored > before + 10_000_000, "{stored} after {before}: it was stored until the store was full");
+    let pruned = client.done(&project, "repo-prune", json!({})).await;
+    assert_eq!(repository.bytes().await, before, "{pruned:#}");
+
+    system.resize_object_store(200_000_000);
+    client.done(&project, "repo-check", json!({ "read_data_shares": 1 })).await;
+    client.done(&project, "project-backup", json!({})).await;
+    client.done(&project, "repo-check", json!({ "read_data_shares": 1 })).await;
+    let restore = json!({ "backup_id": "latest", "host_id": system.host(1) });
+    client.done(&project, "project-restore", restore).await;
+    assert_same_tree(&files, &system.project_files(1, &project));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,10 +32,11 @@ mod restarts;
 mod restore_resume;
 mod retention;
 mod stopping;
+mod stored;
 mod watching;
 mod wire_conformance;
 
-use test_harness::{InUse, SharedSystem, SystemOptions};
+use test_harness::{InUse, ObjectStoreKind, SharedSystem, SystemOptions};
 
 /// For tests that hurt nobody: each works on projects and operations of its own.
 static SYSTEM: SharedSystem =
@@ -43,6 +44,12 @@ static SYSTEM: SharedSystem =
 
 async fn system() -> InUse {
     SYSTEM.get().await
+}
+
+/// Two hosts on directories with a directory as their object store; or on btrfs with an S3 server.
+fn two_hosts(btrfs: bool) -> SystemOptions {
+    let object_store = if btrfs { ObjectStoreKind::S3 } else { ObjectStoreKind::Local };
+    SystemOptions { hosts: 2, btrfs, object_store, ..SystemOptions::default() }
 }
 
 /// `project-<id>`.

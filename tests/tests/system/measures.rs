@@ -6,19 +6,8 @@ use bus_client::Credentials;
 use bus_messages::Encoding;
 use serde_json::{Value, json};
 use test_harness::{SystemOptions, TestSystem, wait_for};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::system;
-
-async fn get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_service_is_healthy_and_can_be_measured() {
@@ -26,14 +15,12 @@ async fn every_service_is_healthy_and_can_be_measured() {
     let client = system.operator().await;
     let op_id = client.create("hub", "test-sleep", json!({ "seconds": 0.1 })).await;
     client.result("hub", &op_id).await;
-    let urls = system.ready().metrics;
     for name in
         ["registry", "scheduler", "host-backup-0", "host-backup-1", "copy-applier-0", "copy-applier-1"]
     {
-        let address = urls[name].strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap();
-        let metrics = get(address, "/metrics").await;
+        let metrics = system.http_get(name, "/metrics").await.unwrap();
         assert!(metrics.starts_with("HTTP/1.1 200 ") && metrics.contains("# TYPE "), "{name}: {metrics}");
-        let health = get(address, "/healthz").await;
+        let health = system.http_get(name, "/healthz").await.unwrap();
         assert!(health.starts_with("HTTP/1.1 200 "), "{name}: {health}");
         if name == "registry" {
             assert!(metrics.contains(r#"kind="test-sleep""#), "{metrics}");
@@ -41,25 +28,9 @@ async fn every_service_is_healthy_and_can_be_measured() {
     }
 }
 
-/// What a service, as the ready file calls it, counts or measures under a name and these words in its labels.
-pub(crate) async fn of_service(system: &TestSystem, service: &str, name: &str, labels: &[&str]) -> f64 {
-    let url = system.ready().metrics[service].clone();
-    let address = url.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap();
-    value(&get(address, "/metrics").await, name, labels)
-}
-
 /// What the registry counts or measures.
 pub(crate) async fn of_registry(system: &TestSystem, name: &str) -> f64 {
-    of_service(system, "registry", name, &[]).await
-}
-
-/// A metric with these words in its labels; 0 where there is none yet.
-fn value(metrics: &str, name: &str, labels: &[&str]) -> f64 {
-    let of_it = metrics.lines().filter(|line| {
-        let (found, rest) = line.split_at(line.find(['{', ' ']).unwrap_or(line.len()));
-        found == name && labels.iter().all(|label| rest.contains(label))
-    });
-    of_it.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    system.metrics("registry").await.unwrap().value(name, &[])
 }
 
 /// Requests and errors of an endpoint, as `nats micro stats registry` shows them.
@@ -146,19 +117,17 @@ async fn everything_that_happens_to_operations_is_counted_and_nats_micro_stats_a
         .collect();
     running["events"] = json!(events);
 
-    let address = system.ready().metrics["registry"].clone();
-    let address = address.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap().to_owned();
     let kind = r#"kind="test-sleep""#;
     // Gauges are measured now and then.
     let metrics = wait_for("what is running and queued to be measured", Duration::from_secs(60), || async {
         // This renews its lease.
         work("progress", json!({ "worker_id": "a test", "ops": [running] })).await;
-        let metrics = get(&address, "/metrics").await;
-        let number =
-            |status: &str| value(&metrics, "longhaul_operations", &[kind, status, r#"routing="hub""#]);
-        let age = value(&metrics, "longhaul_oldest_queued_seconds", &[kind, r#"routing="hub""#]);
-        let is_told =
-            metrics.contains("longhaul_outbox_lag_seconds ") && metrics.contains("longhaul_outbox_entries ");
+        let metrics = system.metrics("registry").await.unwrap();
+        let number = |status: &str| metrics.value("longhaul_operations", &[kind, status, r#"routing="hub""#]);
+        let age = metrics.value("longhaul_oldest_queued_seconds", &[kind, r#"routing="hub""#]);
+        let is_told = ["longhaul_outbox_lag_seconds", "longhaul_outbox_entries"]
+            .iter()
+            .all(|name| metrics.find(name, &[]).is_some());
         let numbers = ["running", "queued", "waiting"].map(|status| number(&format!("status=\"{status}\"")));
         match (numbers, age >= 1.0, is_told) {
             ([1.0, 3.0, 1.0], true, true) => Ok(metrics),
@@ -168,25 +137,25 @@ async fn everything_that_happens_to_operations_is_counted_and_nats_micro_stats_a
     .await;
     assert_eq!(client.operation("hub", &waits).await["status"], "queued");
     let children = 2.0;
-    assert_eq!(value(&metrics, "longhaul_operations_created_total", &[kind]), 5.0 + children);
-    assert_eq!(value(&metrics, "longhaul_operations_claimed_total", &[kind]), 4.0);
-    let ended = |labels: &[&str]| value(&metrics, "longhaul_attempts_ended_total", labels);
+    assert_eq!(metrics.value("longhaul_operations_created_total", &[kind]), 5.0 + children);
+    assert_eq!(metrics.value("longhaul_operations_claimed_total", &[kind]), 4.0);
+    let ended = |labels: &[&str]| metrics.value("longhaul_attempts_ended_total", labels);
     assert_eq!(ended(&[kind, r#"status="queued""#]), 2.0, "{metrics}");
     assert_eq!(ended(&[kind, r#"status="waiting""#]), 1.0, "{metrics}");
     assert_eq!(ended(&[kind]), 3.0, "to ask for an end is none, and who is queued has no attempt: {metrics}");
-    assert_eq!(value(&metrics, "longhaul_retries_total", &[kind]), 1.0, "nothing else has failed");
-    assert_eq!(value(&metrics, "longhaul_lease_losses_total", &[]), 1.0);
-    assert_eq!(value(&metrics, "longhaul_refused_writes_total", &[]), 1.0);
-    assert!(value(&metrics, "longhaul_events_total", &[]) >= 3.0);
-    assert_eq!(value(&metrics, "longhaul_claim_seconds_count", &[]), 4.0, "claims that gave a lease");
+    assert_eq!(metrics.value("longhaul_retries_total", &[kind]), 1.0, "nothing else has failed");
+    assert_eq!(metrics.value("longhaul_lease_losses_total", &[]), 1.0);
+    assert_eq!(metrics.value("longhaul_refused_writes_total", &[]), 1.0);
+    assert!(metrics.value("longhaul_events_total", &[]) >= 3.0);
+    assert_eq!(metrics.value("longhaul_claim_seconds_count", &[]), 4.0, "claims that gave a lease");
 
     let subject = "$SRV.STATS.registry".to_owned();
     let stats = client.bus().request_raw(subject, None, "".into(), Duration::from_secs(10)).await.unwrap();
     let stats: Value = serde_json::from_slice(&stats.payload).unwrap();
     let (creates, refused) = counted(&stats, "lro-create");
-    let created = value(&metrics, "longhaul_operations_created_total", &[kind]);
+    let created = metrics.value("longhaul_operations_created_total", &[kind]);
     assert_eq!((refused, (creates - refused) as f64), (1, created - children));
     assert_eq!(counted(&stats, "work-finish"), (4, 0), "a lost lease is an answer, no error");
     let (claims, _) = counted(&stats, "work-claim");
-    assert!(claims as f64 >= value(&metrics, "longhaul_operations_claimed_total", &[]), "{claims}");
+    assert!(claims as f64 >= metrics.value("longhaul_operations_claimed_total", &[]), "{claims}");
 }

@@ -1,25 +1,37 @@
 //! That backups restore is proven, and one that does not is not restored from.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use bus_messages::ErrorCode;
 use serde_json::{Value, json};
-use test_harness::{ReadyObjectStore, SystemOptions, TestSystem, add_bytes, btrfs_is_available, wait_for};
+use test_harness::{SystemOptions, TestSystem, add_bytes, btrfs_is_available, wait_for};
 
 use crate::measures::of_registry;
-use crate::{assert_same_tree, scope};
+use crate::stored::StoredRepository;
+use crate::{assert_same_tree, scope, two_hosts};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_for() {
-    let system = TestSystem::start(SystemOptions { hosts: 2, ..SystemOptions::default() }).await.unwrap();
+async fn on_directories_a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_for() {
+    a_backup_is_bad(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_btrfs_and_s3_a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_for() {
+    if btrfs_is_available() {
+        a_backup_is_bad(true).await;
+    }
+}
+
+async fn a_backup_is_bad(btrfs: bool) {
+    let system = TestSystem::start(two_hosts(btrfs)).await.unwrap();
     let client = system.operator().await;
     let project = client.create_project_with_files(&system, 91).await;
     let files = system.project_files(0, &project);
     let first = client.done(&project, "project-backup", json!({})).await["backup_id"].clone();
-    let packs_of_first = packs(&system, &client, &project).await;
+    let repository = StoredRepository::of(&system, &client, &project).await;
+    let packs_of_first = repository.packs().await;
     add_bytes(&files, "more.bin", 3_000_000, 1);
     let second = client.done(&project, "project-backup", json!({})).await["backup_id"].clone();
 
@@ -52,10 +64,10 @@ async fn a_bad_backup_is_found_by_a_drill_and_never_restored_from_unless_asked_f
     }
 
     // One bit of a pack that only the second needs.
-    let all = packs(&system, &client, &project).await;
-    let largest = all.iter().filter(|pack| !packs_of_first.contains(pack));
-    let pack = largest.max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
-    spoil(pack);
+    let all = repository.packs().await;
+    let of_second = all.iter().filter(|pack| !packs_of_first.contains(pack));
+    let largest = of_second.max_by_key(|pack| pack.size_bytes).unwrap();
+    repository.spoil(&largest.key, 1000).await;
     // What is there is there: only reading it shows the damage, and of all shares, one. From then on every check knows.
     client.done(&project, "repo-check", json!({})).await;
     let mut is_known = false;
@@ -143,8 +155,9 @@ async fn a_backup_that_lacks_data_is_bad_until_that_is_stored_again() {
     let files = system.project_files(0, &project);
     add_bytes(&files, "more.bin", 3_000_000, 1);
     let backup = client.done(&project, "project-backup", json!({})).await["backup_id"].clone();
-    let all = packs(&system, &client, &project).await;
-    fs::remove_file(all.iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap()).unwrap();
+    let repository = StoredRepository::of(&system, &client, &project).await;
+    let packs = repository.packs().await;
+    repository.lose(&packs.iter().max_by_key(|pack| pack.size_bytes).unwrap().key).await;
     let op_id = client.create(scope(&project), "repo-check", json!({})).await;
     let checked = client.ended(scope(&project), &op_id).await;
     assert_eq!(checked["error"]["code"], "repository_damaged", "{checked:#}");
@@ -169,9 +182,19 @@ async fn a_backup_that_lacks_data_is_bad_until_that_is_stored_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_whose_snapshot_is_lost_or_spoilt_is_bad_and_in_nobodys_way() {
-    let options = SystemOptions { hosts: 2, ..SystemOptions::default() };
-    let system = TestSystem::start(options).await.unwrap();
+async fn on_directories_a_backup_whose_snapshot_is_lost_or_spoilt_is_bad_and_in_nobodys_way() {
+    snapshots_are_lost_or_spoilt(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_btrfs_and_s3_a_backup_whose_snapshot_is_lost_or_spoilt_is_bad_and_in_nobodys_way() {
+    if btrfs_is_available() {
+        snapshots_are_lost_or_spoilt(true).await;
+    }
+}
+
+async fn snapshots_are_lost_or_spoilt(btrfs: bool) {
+    let system = TestSystem::start(two_hosts(btrfs)).await.unwrap();
     let client = system.operator().await;
     let project = client.create_project_with_files(&system, 95).await;
     let files = system.project_files(0, &project);
@@ -181,21 +204,18 @@ async fn a_backup_whose_snapshot_is_lost_or_spoilt_is_bad_and_in_nobodys_way() {
         backups.push(client.done(&project, "project-backup", json!({})).await["backup_id"].clone());
     }
     let [first, lost, spoilt, last] = &backups[..] else { panic!("four backups") };
-    let snapshots = repository(&system, &client, &project).await.join("snapshots");
-    let file = |id: &Value| snapshots.join(id.as_str().unwrap());
+    let repository = StoredRepository::of(&system, &client, &project).await;
     // Neither is known any more where it was made.
     fs::remove_dir_all(system.data_directory().join("cache/host-backup-0")).unwrap();
-    fs::remove_file(file(lost)).unwrap();
-    let mut bytes = fs::read(file(spoilt)).unwrap();
-    bytes[20] ^= 1;
-    fs::write(file(spoilt), bytes).unwrap();
+    repository.lose(&repository.snapshot(lost)).await;
+    repository.spoil(&repository.snapshot(spoilt), 20).await;
     let op_id = client.create(scope(&project), "repo-check", json!({})).await;
     let checked = client.ended(scope(&project), &op_id).await;
     assert_eq!(checked["error"]["code"], "repository_damaged", "{checked:#}");
 
     // The first is to go: what only it needs comes back, and nothing else.
     let pruned = deleted(&client, &project, first).await;
-    assert!(!file(first).exists(), "{pruned:#}");
+    assert!(!repository.has(&repository.snapshot(first)).await, "{pruned:#}");
     assert_eq!(found_bad(&system).await, 2.0);
     for id in [lost, spoilt] {
         let request = json!({ "backup_id": id });
@@ -216,21 +236,34 @@ async fn a_backup_whose_snapshot_is_lost_or_spoilt_is_bad_and_in_nobodys_way() {
     for id in [lost, spoilt] {
         deleted(&client, &project, id).await;
     }
-    assert!(!file(spoilt).exists());
+    assert!(!repository.has(&repository.snapshot(spoilt)).await);
     client.done(&project, "repo-check", json!({ "read_data_shares": 1 })).await;
     client.done(&project, "restore-drill", json!({ "backup_id": last })).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_project_whose_backups_are_all_bad_is_at_risk_and_not_started_empty() {
+async fn on_directories_a_project_whose_backups_are_all_bad_is_at_risk_and_not_started_empty() {
+    all_backups_are_bad(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_btrfs_and_s3_a_project_whose_backups_are_all_bad_is_at_risk_and_not_started_empty() {
+    if btrfs_is_available() {
+        all_backups_are_bad(true).await;
+    }
+}
+
+async fn all_backups_are_bad(btrfs: bool) {
     let soon = ("LONGHAUL_SCHEDULER__BACKUPS__LOOK_EVERY_S".to_owned(), "0.2".to_owned());
-    let options = SystemOptions { environment: vec![soon], ..SystemOptions::default() };
+    let options = SystemOptions { environment: vec![soon], ..two_hosts(btrfs) };
     let system = TestSystem::start(options).await.unwrap();
     let client = system.operator().await;
     let project = client.create_project_with_files(&system, 96).await;
     client.done(&project, "project-backup", json!({})).await;
-    let all = packs(&system, &client, &project).await;
-    spoil(all.iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap());
+    let repository = StoredRepository::of(&system, &client, &project).await;
+    let packs = repository.packs().await;
+    let largest = packs.iter().max_by_key(|pack| pack.size_bytes).unwrap();
+    repository.spoil(&largest.key, 1000).await;
     let drilled = client.done(&project, "restore-drill", json!({})).await;
     assert_eq!(drilled["proof"], "mismatch", "{drilled:#}");
     let status = client.call(scope(&project), "project.status", json!({})).await;
@@ -299,27 +332,4 @@ async fn deleted(client: &test_harness::Client, project: &str, id: &Value) -> Va
 
 async fn found_bad(system: &TestSystem) -> f64 {
     of_registry(system, "longhaul_backups_found_bad_total").await
-}
-
-/// The packs of a project's repository.
-async fn packs(system: &TestSystem, client: &test_harness::Client, project: &str) -> Vec<PathBuf> {
-    let data = repository(system, client, project).await.join("data");
-    let shelves = fs::read_dir(data).unwrap().map(|shelf| shelf.unwrap().path());
-    shelves.flat_map(|shelf| fs::read_dir(shelf).unwrap()).map(|pack| pack.unwrap().path()).collect()
-}
-
-/// Where the repository of a project is, in a bucket that is a directory.
-async fn repository(system: &TestSystem, client: &test_harness::Client, project: &str) -> PathBuf {
-    let bucket_id =
-        client.call(scope(project), "project.get", json!({})).await["project"]["backup_bucket_id"].clone();
-    let bucket = client.call("hub", "bucket.get", json!({ "bucket_id": bucket_id })).await;
-    let ReadyObjectStore::Local { root } = system.ready().object_store else { panic!("not a directory") };
-    root.join(bucket["bucket"]["name"].as_str().unwrap()).join(format!("rustic/project-{project}"))
-}
-
-/// Turns a bit over.
-fn spoil(file: &Path) {
-    let mut bytes = fs::read(file).unwrap();
-    bytes[1000] ^= 1;
-    fs::write(file, bytes).unwrap();
 }

@@ -14,7 +14,6 @@ use test_harness::{
 use uuid::Uuid;
 use volumes::HostRoot;
 
-use crate::measures::of_service;
 use crate::{assert_same_tree, scope};
 
 /// Fifteen parts of packs; six are read at a time.
@@ -89,7 +88,8 @@ fn jobs(system: &TestSystem) -> Vec<Pid> {
 
 async fn requests_of_restores(system: &TestSystem) -> f64 {
     let labels = [r#"job="restore""#, r#"request="get""#];
-    of_service(system, "host-backup-1", "longhaul_object_store_requests_total", &labels).await
+    let metrics = system.metrics("host-backup-1").await.unwrap();
+    metrics.value("longhaul_object_store_requests_total", &labels)
 }
 
 /// The megabytes that the last attempt found to be there.

@@ -1,42 +1,21 @@
 //! Deleting backups and freeing their space: what is to stay stays, whatever fails, and what is to go goes.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bus_messages::ErrorCode;
 use serde_json::{Value, json};
 use test_harness::{
-    Client, ReadyObjectStore, Server, Signal, SystemOptions, TestSystem, add_bytes, wait_for,
+    Client, Server, Signal, SystemOptions, TestSystem, add_bytes, btrfs_is_available, wait_for,
 };
 
 use crate::main_job::restic_on;
-use crate::{assert_same_tree, leases_of, scope};
+use crate::stored::StoredRepository;
+use crate::{assert_same_tree, leases_of, scope, two_hosts};
 
-async fn start() -> (TestSystem, Client) {
-    let options = SystemOptions { hosts: 2, faults: true, ..SystemOptions::default() };
-    let system = TestSystem::start(options).await.unwrap();
+async fn start(btrfs: bool) -> (TestSystem, Client) {
+    let system = TestSystem::start(SystemOptions { faults: true, ..two_hosts(btrfs) }).await.unwrap();
     let client = system.operator().await;
     (system, client)
-}
-
-/// Where the repository of a project is on the disk.
-async fn repository(system: &TestSystem, client: &Client, project: &str) -> PathBuf {
-    let project_now = client.call(scope(project), "project.get", json!({})).await;
-    let bucket_id = project_now["project"]["backup_bucket_id"].clone();
-    let bucket = client.call("hub", "bucket.get", json!({ "bucket_id": bucket_id })).await;
-    let ReadyObjectStore::Local { root } = system.ready().object_store else { panic!("not a directory") };
-    root.join(bucket["bucket"]["name"].as_str().unwrap()).join(format!("rustic/project-{project}"))
-}
-
-/// The bytes of the packs, counted by the file system.
-fn packs(repository: &Path) -> u64 {
-    let mut bytes = 0;
-    for shelf in std::fs::read_dir(repository.join("data")).unwrap() {
-        for pack in std::fs::read_dir(shelf.unwrap().path()).unwrap() {
-            bytes += pack.unwrap().metadata().unwrap().len();
-        }
-    }
-    bytes
 }
 
 /// A project with three backups, each with some MB of its own.
@@ -67,11 +46,22 @@ async fn listed(client: &Client, project: &str) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_backup_is_gone_at_once_and_its_space_soon_after() {
-    let (system, client) = start().await;
+async fn on_directories_a_deleted_backup_is_gone_at_once_and_its_space_soon_after() {
+    a_backup_is_deleted(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_btrfs_and_s3_a_deleted_backup_is_gone_at_once_and_its_space_soon_after() {
+    if btrfs_is_available() {
+        a_backup_is_deleted(true).await;
+    }
+}
+
+async fn a_backup_is_deleted(btrfs: bool) {
+    let (system, client) = start(btrfs).await;
     let (project, [first, second, third]) = three_backups(&system, &client, 81).await;
-    let place = repository(&system, &client, &project).await;
-    let before = packs(&place);
+    let repository = StoredRepository::of(&system, &client, &project).await;
+    let before = repository.bytes().await;
 
     let deleted = client.call(scope(&project), "backup.delete", json!({ "backup_id": second })).await;
     assert_eq!(
@@ -90,10 +80,11 @@ async fn a_deleted_backup_is_gone_at_once_and_its_space_soon_after() {
     let op_id = deleted["op"]["op_id"].as_str().unwrap().to_owned();
     let result = client.result(scope(&project), &op_id).await;
     assert_eq!((&result["forgotten"], &result["orphans"]), (&json!(1), &json!(0)), "{result:#}");
-    assert_eq!((&result["bytes_before"], &result["bytes_after"]), (&json!(before), &json!(packs(&place))));
-    assert_eq!(result["bytes_freed"], before - packs(&place));
+    let after = repository.bytes().await;
+    assert_eq!((&result["bytes_before"], &result["bytes_after"]), (&json!(before), &json!(after)));
+    assert_eq!(result["bytes_freed"], before - after);
     assert!(result["bytes_freed"].as_u64() > Some(5_500_000), "{result:#}");
-    assert_eq!(std::fs::read_dir(place.join("snapshots")).unwrap().count(), 2);
+    assert_eq!(repository.snapshots().await, 2);
     let refusal = client.refused(scope(&project), "backup.delete", json!({ "backup_id": second })).await;
     assert_eq!(refusal.status, 404, "its row is gone: {refusal:?}");
     assert_whole(&system, &client, &project).await;
@@ -115,7 +106,7 @@ async fn a_deleted_backup_is_gone_at_once_and_its_space_soon_after() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_pinned_or_being_restored_cannot_be_deleted() {
-    let (system, client) = start().await;
+    let (system, client) = start(false).await;
     let (project, [first, _, third]) = three_backups(&system, &client, 82).await;
     let pinned = client.done(&project, "project-backup", json!({ "pinned": true })).await;
     let refusal =
@@ -207,8 +198,8 @@ async fn the_policy_drops_what_is_old_and_keeps_what_is_pinned_and_the_newest() 
     for kept in backups[3..].iter().chain(&backups[1..2]) {
         assert!(left.contains(kept), "{kept} is to stay: {left:?}");
     }
-    let place = repository(&system, &client, &project).await;
-    assert_eq!(std::fs::read_dir(place.join("snapshots")).unwrap().count(), left.len());
+    let repository = StoredRepository::of(&system, &client, &project).await;
+    assert_eq!(repository.snapshots().await, left.len());
 
     // What an account says goes over what the fleet says, and what the project says over both.
     let last = |last: u32| json!({ "backup_policy": { "keep": { "last": last, "hourly": 0, "daily": 0, "weekly": 0, "monthly": 0 } } });
@@ -220,13 +211,13 @@ async fn the_policy_drops_what_is_old_and_keeps_what_is_pinned_and_the_newest() 
     client.call(scope(&project), "project.update", last(1)).await;
     client.done(&project, "repo-prune", json!({})).await;
     assert_eq!(listed(&client, &project).await, kept(1));
-    assert_eq!(std::fs::read_dir(place.join("snapshots")).unwrap().count(), 2);
+    assert_eq!(repository.snapshots().await, 2);
     assert_whole(&system, &client, &project).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_prunes_and_a_backup_asked_for_at_once_take_turns() {
-    let (system, client) = start().await;
+    let (system, client) = start(false).await;
     let (project, [first, second, _]) = three_backups(&system, &client, 84).await;
     let mut ops = Vec::new();
     for backup in [first, second] {
@@ -251,21 +242,32 @@ async fn two_prunes_and_a_backup_asked_for_at_once_take_turns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_killed_in_mid_prune_finishes_it_in_another_attempt() {
-    let (system, client) = start().await;
+async fn on_directories_a_host_killed_in_mid_prune_finishes_it_in_another_attempt() {
+    a_host_is_killed_in_mid_prune(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_btrfs_and_s3_a_host_killed_in_mid_prune_finishes_it_in_another_attempt() {
+    if btrfs_is_available() {
+        a_host_is_killed_in_mid_prune(true).await;
+    }
+}
+
+async fn a_host_is_killed_in_mid_prune(btrfs: bool) {
+    let (system, client) = start(btrfs).await;
     let (project, [first, second, third]) = three_backups(&system, &client, 85).await;
-    let place = repository(&system, &client, &project).await;
+    let repository = StoredRepository::of(&system, &client, &project).await;
     for (round, (backup, slow)) in [(first, "*/index/*"), (second, "*/data/*")].into_iter().enumerate() {
-        let before = packs(&place);
+        let before = repository.bytes().await;
         system.set_faults(&json!({ "faults": [
             { "operation": "delete", "key": slow, "action": { "delay": { "milliseconds": 20_000 } } },
         ]}));
         let deleted = client.call(scope(&project), "backup.delete", json!({ "backup_id": backup })).await;
         let op_id = deleted["op"]["op_id"].as_str().unwrap().to_owned();
         // Its snapshot is gone: it is in the middle.
-        let snapshots = || std::fs::read_dir(place.join("snapshots")).unwrap().count();
         wait_for("the snapshot to be gone", Duration::from_secs(60), || async {
-            if snapshots() == 2 - round { Ok(()) } else { Err(snapshots()) }
+            let snapshots = repository.snapshots().await;
+            if snapshots == 2 - round { Ok(()) } else { Err(snapshots) }
         })
         .await;
         let old = system.signal(Server::HostBackup(0), Signal::KILL);
@@ -273,7 +275,7 @@ async fn a_host_killed_in_mid_prune_finishes_it_in_another_attempt() {
         system.restarted(Server::HostBackup(0), old).await;
         let op = client.ended(scope(&project), &op_id).await;
         assert_eq!((&op["status"], &op["attempt"]), (&json!("succeeded"), &json!(2)), "{op:#}");
-        let freed = before - packs(&place);
+        let freed = before - repository.bytes().await;
         assert!(freed > 5_500_000, "{freed} of {before} bytes are free: {op:#}");
         assert_whole(&system, &client, &project).await;
     }
@@ -281,13 +283,23 @@ async fn a_host_killed_in_mid_prune_finishes_it_in_another_attempt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_backup_that_lost_its_lease_may_count_on_stays() {
-    let options =
-        SystemOptions { hosts: 2, faults: true, environment: leases_of("15"), ..SystemOptions::default() };
+async fn on_directories_what_a_backup_that_lost_its_lease_may_count_on_stays() {
+    a_backup_loses_its_lease(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_btrfs_and_s3_what_a_backup_that_lost_its_lease_may_count_on_stays() {
+    if btrfs_is_available() {
+        a_backup_loses_its_lease(true).await;
+    }
+}
+
+async fn a_backup_loses_its_lease(btrfs: bool) {
+    let options = SystemOptions { faults: true, environment: leases_of("15"), ..two_hosts(btrfs) };
     let system = TestSystem::start(options).await.unwrap();
     let client = system.operator().await;
     let (project, [first, second, _]) = three_backups(&system, &client, 86).await;
-    let place = repository(&system, &client, &project).await;
+    let repository = StoredRepository::of(&system, &client, &project).await;
     add_bytes(&system.project_files(0, &project), "changing.bin", 6_000_000, 8_700);
     system.set_faults(&json!({ "faults": [
         { "operation": "put", "key": "*/data/*", "action": { "delay": { "milliseconds": 5_000 } } },
@@ -305,13 +317,14 @@ async fn what_a_backup_that_lost_its_lease_may_count_on_stays() {
     let op = client.ended(scope(&project), &backup).await;
     assert_eq!((&op["status"], &op["attempt"]), (&json!("succeeded"), &json!(2)), "{op:#}");
 
-    let before = packs(&place);
+    let before = repository.bytes().await;
     for backup in [first, second] {
         let deleted = client.call(scope(&project), "backup.delete", json!({ "backup_id": backup })).await;
         let op_id = deleted["op"]["op_id"].as_str().unwrap().to_owned();
         let result = client.result(scope(&project), &op_id).await;
         assert_eq!((&result["forgotten"], &result["bytes_freed"]), (&json!(1), &json!(0)), "{result:#}");
-        assert!(packs(&place) >= before, "{} of {before} bytes are left", packs(&place));
+        let left = repository.bytes().await;
+        assert!(left >= before, "{left} of {before} bytes are left");
         let events = client.call(scope(&project), "lro.events", json!({ "op_id": op_id })).await;
         assert!(events.to_string().contains("may still be writing"), "{events:#}");
         assert_whole(&system, &client, &project).await;
@@ -320,14 +333,24 @@ async fn what_a_backup_that_lost_its_lease_may_count_on_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn listings_that_miss_something_and_deletions_that_lie_cost_no_backup_anything() {
-    let (system, client) = start().await;
+async fn on_directories_listings_that_miss_something_and_deletions_that_lie_cost_no_backup_anything() {
+    a_prune_is_lied_to(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_btrfs_and_s3_listings_that_miss_something_and_deletions_that_lie_cost_no_backup_anything() {
+    if btrfs_is_available() {
+        a_prune_is_lied_to(true).await;
+    }
+}
+
+async fn a_prune_is_lied_to(btrfs: bool) {
+    let (system, client) = start(btrfs).await;
     let (project, [first, _, third]) = three_backups(&system, &client, 86).await;
-    let place = repository(&system, &client, &project).await;
-    let name = third.as_str().unwrap();
-    let index = std::fs::read_dir(place.join("index")).unwrap().next().unwrap().unwrap().file_name();
-    for key in [format!("*/snapshots/{name}"), format!("*/index/{}", index.to_str().unwrap())] {
-        let before = packs(&place);
+    let repository = StoredRepository::of(&system, &client, &project).await;
+    let index = repository.indexes().await.remove(0);
+    for key in [format!("*/snapshots/{}", third.as_str().unwrap()), format!("*/index/{index}")] {
+        let before = repository.bytes().await;
         system.set_faults(
             &json!({ "faults": [{ "operation": "list", "key": key, "action": "omit_from_listing" }] }),
         );
@@ -339,7 +362,7 @@ async fn listings_that_miss_something_and_deletions_that_lie_cost_no_backup_anyt
             (&json!("failed"), &json!("repository_damaged")),
             "{op:#}"
         );
-        assert_eq!(packs(&place), before, "nothing was deleted");
+        assert_eq!(repository.bytes().await, before, "nothing was deleted");
         assert_whole(&system, &client, &project).await;
     }
     system.set_faults(
@@ -355,6 +378,6 @@ async fn listings_that_miss_something_and_deletions_that_lie_cost_no_backup_anyt
     .await;
     system.clear_faults();
     let result = client.result(scope(&project), op_id).await;
-    assert_eq!(result["bytes_after"], packs(&place));
+    assert_eq!(result["bytes_after"], repository.bytes().await);
     assert_whole(&system, &client, &project).await;
 }

@@ -64,7 +64,8 @@ impl ProjectRestore {
             && !input.dry_run
             && let Some((backup, receipt)) = self.host.restored_before(operation, project).await?
         {
-            return Ok(restored(backup, receipt, &Placed::At("project".to_owned()), began));
+            let target = Placed::at("project", &receipt);
+            return Ok(restored(backup, receipt.tree, &target, began));
         }
         operation.progress("repository", "opening the repository", None);
         let grant = operation.repository().await?;
@@ -85,13 +86,14 @@ impl ProjectRestore {
                 return self.not_replaced(operation, input.conflict, backup, &grant, began);
             }
         }
-        let (receipt, target) = if in_place_of_all {
+        let (tree, target) = if in_place_of_all {
             let receipt = self.host.restore_whole(operation, project, &grant, &backup, presence).await?;
-            (receipt, Placed::At("project".to_owned()))
+            let target = Placed::at("project", &receipt);
+            (receipt.tree, target)
         } else {
             self.at_target(operation, project, &grant, &backup, &input).await?
         };
-        Ok(restored(backup, receipt, &target, began))
+        Ok(restored(backup, tree, &target, began))
     }
 
     /// What a restore would change, and how long it would take.
@@ -150,20 +152,12 @@ impl ProjectRestore {
             return Err(OperationFailure::permanent("already_exists", message));
         }
         operation.event(EventLevel::Warn, "exchange", message, None);
-        Ok(ProjectRestoreResult {
-            backup_id,
-            files: 0,
-            bytes: 0,
-            tree: grant.tree.clone().unwrap_or_default(),
-            receipt: NOTHING_RESTORED.to_owned(),
-            target: Placed::Kept("project".to_owned()).to_string(),
-            duration_s: began.elapsed().as_secs_f64(),
-            changes: None,
-            estimate: None,
-        })
+        let tree = grant.tree.clone().unwrap_or_default();
+        Ok(restored(backup_id, tree, &Placed::Kept("project".to_owned()), began))
     }
 
-    /// Restores a path of the backup, or all of it, to a place in the project's files.
+    /// Restores a path of the backup, or all of it, to a place in the project's files: the digest of its tree, and what
+    /// became of it.
     async fn at_target(
         &self,
         operation: &OperationContext,
@@ -171,7 +165,7 @@ impl ProjectRestore {
         grant: &RepositoryGrant,
         backup: &BackupId,
         input: &ProjectRestoreInput,
-    ) -> Result<(RestoreReceipt, Placed), OperationFailure> {
+    ) -> Result<(String, Placed), OperationFailure> {
         let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
         let target = target_of(input)?;
         let place = target.clone();
@@ -221,27 +215,23 @@ impl ProjectRestore {
         if outcome? == PathOutcome::Kept {
             let message = format!("{target} is there already and is kept as it is");
             operation.event(EventLevel::Warn, "exchange", message, None);
-            return Ok((receipt, Placed::Kept(place)));
+            return Ok((receipt.tree, Placed::Kept(place)));
         }
-        Ok((receipt, Placed::At(place)))
+        let placed = Placed::at(place, &receipt);
+        Ok((receipt.tree, placed))
     }
 }
 
-fn restored(
-    backup_id: BackupId,
-    receipt: RestoreReceipt,
-    target: &Placed,
-    began: Instant,
-) -> ProjectRestoreResult {
+fn restored(backup_id: BackupId, tree: String, target: &Placed, began: Instant) -> ProjectRestoreResult {
     let (files, bytes, compared) = match target {
-        Placed::At(_) => (receipt.files, receipt.bytes, "match"),
+        Placed::At { files, bytes, .. } => (*files, *bytes, "match"),
         Placed::Kept(_) => (0, 0, NOTHING_RESTORED),
     };
     ProjectRestoreResult {
         backup_id,
         files,
         bytes,
-        tree: receipt.tree,
+        tree,
         receipt: compared.to_owned(),
         target: target.to_string(),
         duration_s: began.elapsed().as_secs_f64(),
@@ -252,16 +242,22 @@ fn restored(
 
 /// What became of the target of a restore.
 enum Placed {
-    /// What was restored is here.
-    At(String),
+    /// So much was restored, and is here.
+    At { place: String, files: u64, bytes: u64 },
     /// Something else is here, and stays.
     Kept(String),
+}
+
+impl Placed {
+    fn at(place: impl Into<String>, receipt: &RestoreReceipt) -> Self {
+        Self::At { place: place.into(), files: receipt.files, bytes: receipt.bytes }
+    }
 }
 
 impl fmt::Display for Placed {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::At(place) => formatter.write_str(place),
+            Self::At { place, .. } => formatter.write_str(place),
             Self::Kept(place) => write!(formatter, "nothing: kept {place}"),
         }
     }

@@ -10,8 +10,6 @@ use serde_json::{Value, json};
 use test_harness::{
     Client, ObjectStoreKind, ReadyObjectStore, SystemOptions, TestSystem, btrfs_is_available,
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::StoreKind;
 use crate::peers::elapsed;
@@ -169,32 +167,18 @@ impl MeasuredSystem {
 
     /// Requests to the object store by jobs of the first host so far; `None` where it does not count them.
     pub(crate) async fn object_store_requests(&self) -> anyhow::Result<Option<f64>> {
-        let requests = metric(&self.system, "host-backup-0", "longhaul_object_store_requests_total").await?;
+        let metrics = self.system.metrics("host-backup-0").await?;
         // A count that nothing was added to is not told.
-        Ok(Some(requests.unwrap_or(0.0)))
+        Ok(Some(metrics.value("longhaul_object_store_requests_total", &[])))
     }
 
     /// How many claims have given a lease so far, and the seconds that it took to answer them.
     pub(crate) async fn claims(&self) -> anyhow::Result<(f64, f64)> {
-        let count = metric(&self.system, "registry", "longhaul_claim_seconds_count").await?;
-        let seconds = metric(&self.system, "registry", "longhaul_claim_seconds_sum").await?;
+        let metrics = self.system.metrics("registry").await?;
+        let count = metrics.find("longhaul_claim_seconds_count", &[]);
+        let seconds = metrics.find("longhaul_claim_seconds_sum", &[]);
         count.zip(seconds).context("the registry measures claims")
     }
-}
-
-/// The sum of a metric of a service over its labels; `None` where it has none of that name.
-pub(crate) async fn metric(system: &TestSystem, service: &str, name: &str) -> anyhow::Result<Option<f64>> {
-    let url = system.ready().metrics.get(service).cloned().context("a service has metrics")?;
-    let address = url.trim_start_matches("http://").trim_end_matches("/metrics").to_owned();
-    let mut stream =
-        TcpStream::connect(&address).await.with_context(|| format!("connecting to {address}"))?;
-    let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
-    let lines = text.lines().filter(|line| line.starts_with(name));
-    let values: Vec<f64> = lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
-    Ok((!values.is_empty()).then(|| values.iter().sum()))
 }
 
 fn is_terminal(status: &str) -> bool {

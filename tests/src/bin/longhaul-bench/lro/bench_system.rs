@@ -15,7 +15,6 @@ use test_harness::{HostIdentity, Server, Signal, SystemOptions, TestSystem};
 use tokio::process::Command;
 
 use crate::processor_time::ProcessorTime;
-use crate::system::metric;
 
 pub(super) const CREATE: &str = "api.v1.hub.lro.create";
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -120,7 +119,7 @@ impl BenchSystem {
 
     /// The sum of a metric of a service over its labels.
     pub(super) async fn metric(&self, service: &str, name: &str) -> anyhow::Result<f64> {
-        let measured = metric(&self.system, service, name).await?;
+        let measured = self.system.metrics(service).await?.find(name, &[]);
         measured.with_context(|| format!("{service} has no metric {name}"))
     }
 

@@ -1,0 +1,111 @@
+//! What the worker tells: events and ends come to the registry once, in order and soon.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bus_messages::{EventLevel, Outcome};
+use operation_engine::{OperationContext, WorkerTiming};
+use serde_json::{Value, json};
+
+use crate::setting::{Setting, fast, steps};
+
+#[tokio::test]
+async fn ends_go_with_the_next_claim_and_what_was_not_told_yet_goes_with_them() {
+    let work = |context: OperationContext| async move {
+        context.event(EventLevel::Info, "sleep", "the only one", None);
+        Ok(json!({ "done": true }))
+    };
+    let Some(setting) = Setting::start(WorkerTiming::default(), work).await else { return };
+    let operations: Vec<_> = (0..20).map(|_| setting.registry.add(30.0, None)).collect();
+    setting.wake().await;
+    let mut told_with_the_end = 0;
+    for op_id in &operations {
+        let finish = setting.registry.finished(*op_id).await;
+        told_with_the_end += finish.progress.map_or(0, |progress| progress.events.len());
+        let known = setting.registry.of(*op_id);
+        let events: Vec<_> = known.events.iter().map(|event| (event.n, event.message.as_str())).collect();
+        assert_eq!(events, [(1, "the only one")]);
+    }
+    // A nudge has the worker ask about all that runs, and tell what there is by then.
+    assert!(told_with_the_end > 10, "{told_with_the_end} of 20");
+    assert_eq!(setting.registry.ends_alone.load(Ordering::Relaxed), 0);
+    let claims = setting.registry.ends_of_claims.lock().unwrap().clone();
+    assert_eq!(claims.iter().sum::<usize>(), 20, "{claims:?}");
+    setting.draining.cancel();
+    setting.ended().await;
+}
+
+#[tokio::test]
+async fn an_end_that_is_not_heard_with_a_claim_or_too_large_for_one_is_told_by_itself() {
+    let large = "x".repeat(20_000);
+    let text = large.clone();
+    let work = move |context: OperationContext| {
+        let result = if context.op().input["seconds"] == 2.0 { json!(large) } else { json!("small") };
+        async move { Ok(result) }
+    };
+    let Some(setting) = Setting::start(fast(), work).await else { return };
+    setting.registry.turns_to_lose.store(1, Ordering::Relaxed);
+    let small = setting.add().await;
+    assert_eq!(setting.registry.finished(small).await.result, Some(json!("small")));
+    assert_eq!(setting.registry.ends_alone.load(Ordering::Relaxed), 1);
+    let large = setting.registry.add_of(json!({ "seconds": 2.0 }), 30.0, None);
+    setting.wake().await;
+    assert_eq!(setting.registry.finished(large).await.result, Some(json!(text)));
+    assert_eq!(setting.registry.ends_alone.load(Ordering::Relaxed), 2);
+    setting.draining.cancel();
+    setting.ended().await;
+}
+
+#[tokio::test]
+async fn operations_are_claimed_run_and_finished_with_their_events() {
+    let work = |context: OperationContext| async move {
+        context.event(EventLevel::Info, "sleep", "started", Some(json!({ "a": 1 })));
+        for step in 1..=1000 {
+            context.progress("sleep", format!("step {step}"), steps(step, 1000));
+        }
+        context.event(EventLevel::Warn, "sleep", "nearly done", None);
+        Ok(json!({ "steps": 1000 }))
+    };
+    let Some(setting) = Setting::start(WorkerTiming::default(), work).await else { return };
+    let started = Instant::now();
+    // More than there are slots, so that freed ones are used.
+    let mut operations = Vec::new();
+    for _ in 0..5 {
+        operations.push(setting.add().await);
+    }
+    for op_id in operations.iter().copied() {
+        let finish = setting.registry.finished(op_id).await;
+        assert_eq!((finish.outcome, finish.result), (Outcome::Succeeded, Some(json!({ "steps": 1000 }))));
+        let known = setting.registry.of(op_id);
+        let events: Vec<_> = known.events.iter().map(|event| (event.n, event.message.as_str())).collect();
+        assert_eq!(events.first(), Some(&(1, "started")));
+        assert_eq!(events.last().unwrap().1, "nearly done");
+        assert!(events.len() <= 5, "coalesced: {events:?}");
+        assert!(events.iter().any(|(_, message)| *message == "step 1000"));
+        assert_eq!(known.summary.unwrap().progress, 100.0);
+    }
+    assert!(started.elapsed() < Duration::from_secs(4), "by wake-ups and freed slots, not by polling");
+    setting.draining.cancel();
+    let recorded = Arc::clone(&setting.recorded);
+    setting.ended().await;
+    recorded.lock().unwrap().sort_unstable();
+    assert_eq!(*recorded.lock().unwrap(), operations);
+}
+
+#[tokio::test]
+async fn events_whose_answer_was_lost_are_sent_again_without_hole_or_double() {
+    let work = |context: OperationContext| async move {
+        for step in 1..=8 {
+            context.event(EventLevel::Info, "sleep", format!("step {step}"), None);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(Value::Null)
+    };
+    let Some(setting) = Setting::start(fast(), work).await else { return };
+    setting.registry.replies_to_lose.store(2, Ordering::Relaxed);
+    let op_id = setting.add().await;
+    assert_eq!(setting.registry.finished(op_id).await.outcome, Outcome::Succeeded);
+    let numbers: Vec<u64> = setting.registry.of(op_id).events.iter().map(|event| event.n).collect();
+    assert_eq!(numbers, (1..=8).collect::<Vec<_>>());
+}
