@@ -107,24 +107,25 @@ async fn a_backup_is_deleted(btrfs: bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_pinned_or_being_restored_cannot_be_deleted() {
     let (system, client) = start(false).await;
-    let (project, [first, _, third]) = three_backups(&system, &client, 82).await;
+    let (project, [first, second, third]) = three_backups(&system, &client, 82).await;
     let pinned = client.done(&project, "project-backup", json!({ "pinned": true })).await;
     let refusal =
         client.refused(scope(&project), "backup.delete", json!({ "backup_id": pinned["backup_id"] })).await;
     assert_eq!((refusal.status, refusal.code), (412, ErrorCode::FailedPrecondition), "{refusal:?}");
-    for is_pinned in [false, true] {
-        let update = json!({ "backup_id": pinned["backup_id"], "pinned": is_pinned });
+    for is_pinned in [true, false] {
+        let update = json!({ "backup_id": second, "pinned": is_pinned });
         let updated = client.call(scope(&project), "backup.update", update).await;
         assert_eq!(updated["backup"]["pinned"], is_pinned, "{updated}");
+        let as_it_is = client.call(scope(&project), "backup.update", json!({ "backup_id": second })).await;
+        assert_eq!(as_it_is, updated);
+        if is_pinned {
+            client.refused(scope(&project), "backup.delete", json!({ "backup_id": second })).await;
+        }
     }
-    let as_it_is =
-        client.call(scope(&project), "backup.update", json!({ "backup_id": pinned["backup_id"] })).await;
-    assert_eq!(as_it_is["backup"]["pinned"], true, "{as_it_is}");
-    let unpin = json!({ "backup_id": pinned["backup_id"], "pinned": false });
-    client.call(scope(&project), "backup.update", unpin).await;
-    let deleted =
-        client.call(scope(&project), "backup.delete", json!({ "backup_id": pinned["backup_id"] })).await;
-    assert_eq!(deleted["op"]["kind"], "repo-prune");
+    let deleted = client.call(scope(&project), "backup.delete", json!({ "backup_id": second })).await;
+    client.result(scope(&project), deleted["op"]["op_id"].as_str().unwrap()).await;
+    let gone = json!({ "backup_id": second, "pinned": true });
+    assert_eq!(client.refused(scope(&project), "backup.update", gone).await.code, ErrorCode::NotFound);
 
     system.set_faults(&json!({ "faults": [
         { "operation": "get", "key": "*/data/*", "action": { "delay": { "milliseconds": 3000 } } },
