@@ -1,10 +1,11 @@
 //! What has to happen though nobody asks: leases end, operations expire, the stream loses what it had.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bus_client::{Bus, ReconcileOutcome};
-use service_runtime::HealthCheck;
+use service_runtime::{Family, Gauge, HealthCheck, Labels};
 use tokio_util::sync::CancellationToken;
 
 use crate::backup_schedule::UPKEEP;
@@ -92,10 +93,39 @@ pub(crate) async fn reconcile_stream(registry: &Registry) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Gauges of one name whose labels come and go.
+struct GaugesByLabel<'a> {
+    gauges: &'a Family<Labels, Gauge>,
+    known: HashSet<Labels>,
+}
+
+impl<'a> GaugesByLabel<'a> {
+    fn new(gauges: &'a Family<Labels, Gauge>) -> Self {
+        Self { gauges, known: HashSet::new() }
+    }
+
+    /// Shows these and no others. Whoever reads meanwhile may see one that has just gone, and never lacks one.
+    fn set(&mut self, values: impl Iterator<Item = (Labels, i64)>) {
+        let mut gone = std::mem::take(&mut self.known);
+        for (label, value) in values {
+            self.gauges.get_or_create(&label).set(value);
+            gone.remove(&label);
+            self.known.insert(label);
+        }
+        for label in &gone {
+            self.gauges.remove(label);
+        }
+    }
+}
+
 /// Looks every ten seconds whether the stream is still there, and measures what waits.
 pub(crate) async fn look_after_stream(registry: Arc<Registry>, stopping: CancellationToken) {
     let mut ticks = tokio::time::interval(Duration::from_secs(10));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut operations, mut oldest) = (
+        GaugesByLabel::new(&registry.metrics.operations),
+        GaugesByLabel::new(&registry.metrics.oldest_queued_seconds),
+    );
     while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
         match registry.streams.stream().exists().await {
             Ok(true) => {}
@@ -111,16 +141,13 @@ pub(crate) async fn look_after_stream(registry: Arc<Registry>, stopping: Cancell
             registry.metrics.outbox_lag_seconds.set(age_s as i64);
         }
         if let Ok(counts) = registry.database.operation_counts().await {
-            registry.metrics.operations.clear();
-            registry.metrics.oldest_queued_seconds.clear();
-            for (kind, routing, status, count, age_s) in counts {
-                if status == "queued" {
-                    let label = vec![("kind", kind.clone()), ("routing", routing.clone())];
-                    registry.metrics.oldest_queued_seconds.get_or_create(&label).set(age_s as i64);
-                }
-                let label = vec![("kind", kind), ("routing", routing), ("status", status)];
-                registry.metrics.operations.get_or_create(&label).set(count);
-            }
+            let of =
+                |kind: &String, routing: &String| vec![("kind", kind.clone()), ("routing", routing.clone())];
+            let queued = counts.iter().filter(|(_, _, status, ..)| status == "queued");
+            oldest.set(queued.map(|(kind, routing, _, _, age_s)| (of(kind, routing), *age_s as i64)));
+            operations.set(counts.iter().map(|(kind, routing, status, count, _)| {
+                ([of(kind, routing), vec![("status", status.clone())]].concat(), *count)
+            }));
         }
     }
 }

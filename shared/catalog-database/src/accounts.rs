@@ -4,7 +4,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::error::During;
+use crate::error::{During, despite_deadlocks};
 use crate::{Database, DatabaseError};
 
 /// What a token lets its holder do, and for how long.
@@ -65,19 +65,22 @@ impl Database {
         policy: Option<&BackupPolicy>,
     ) -> Result<Option<Account>, DatabaseError> {
         let policy = policy.map(|policy| serde_json::to_value(policy).unwrap_or_default());
-        let row = sqlx::query_as!(
-            Row,
-            "WITH looked_at_anew AS (
-                UPDATE projects SET backup_due_at = NULL WHERE account_id = $1 AND $3::jsonb IS NOT NULL)
-             UPDATE accounts SET name = coalesce($2, name), backup_policy = coalesce($3, backup_policy)
-             WHERE id = $1 RETURNING id, name, backup_policy, created_at",
-            id.as_uuid(),
-            name,
-            policy,
-        )
-        .fetch_optional(&self.pool)
-        .await
-        .during("update an account")?;
+        // It locks all projects of the account, in any order.
+        let update = || async {
+            let updated = sqlx::query_as!(
+                Row,
+                "WITH looked_at_anew AS (
+                    UPDATE projects SET backup_due_at = NULL WHERE account_id = $1 AND $3::jsonb IS NOT NULL)
+                 UPDATE accounts SET name = coalesce($2, name), backup_policy = coalesce($3, backup_policy)
+                 WHERE id = $1 RETURNING id, name, backup_policy, created_at",
+                id.as_uuid(),
+                name,
+                policy.clone(),
+            )
+            .fetch_optional(&self.pool);
+            updated.await.during("update an account")
+        };
+        let row = despite_deadlocks(update).await?;
         row.map(Account::try_from).transpose()
     }
 
