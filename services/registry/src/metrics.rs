@@ -72,7 +72,7 @@ impl RegistryMetrics {
             ),
             silent_hosts: metrics.gauge(
                 "longhaul_silent_hosts",
-                "Hosts with projects that have said nothing for ten minutes",
+                "Hosts with projects that have said nothing of them for ten minutes",
             ),
             longest_without_upkeep: metrics.gauge_family(
                 "longhaul_longest_without_upkeep_seconds",

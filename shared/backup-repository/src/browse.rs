@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::backend::{RepositoryBackend, RequestCounts};
 use crate::browse_page::BrowserMemory;
-use crate::error::{BackupRepositoryErrorKind as Kind, Result};
+use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result, lacks_memory};
 use crate::initialise::RepositoryIdentity;
 use crate::node_metadata::permissions;
 use crate::repository::{Repository, read_snapshot};
@@ -159,6 +159,11 @@ impl Repository {
             }
             (Err(error), None) => return Err(self.error("check", &error)),
         };
+        // Nor is memory that was not there.
+        if let Some((_, finding)) = results.0.iter().find(|(_, finding)| lacks_memory(finding)) {
+            let root = self.backend.root();
+            return Err(BackupRepositoryError::new(Kind::ProcessEnded, "check", root, finding.to_string()));
+        }
         let severe = results.is_ok().is_err();
         for (level, finding) in results.0 {
             // The type of the level is not exported.

@@ -69,15 +69,18 @@ pub(crate) fn does_not_decrypt(error: &RusticError) -> bool {
 }
 
 /// Whether something has asked for memory, and there was none. What does not ask ends the process.
-pub(crate) fn lacks_memory(error: &RusticError) -> bool {
+pub(crate) fn lacks_memory(error: &(dyn std::error::Error + 'static)) -> bool {
     has_cause(error, |error| {
         error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::OutOfMemory)
     })
 }
 
 /// Whether this is true of the error or of one behind it.
-fn has_cause(error: &RusticError, is_it: impl Fn(&(dyn std::error::Error + 'static)) -> bool) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+fn has_cause(
+    error: &(dyn std::error::Error + 'static),
+    is_it: impl Fn(&(dyn std::error::Error + 'static)) -> bool,
+) -> bool {
+    let mut cause = Some(error);
     while let Some(error) = cause {
         if is_it(error) {
             return true;

@@ -1,5 +1,6 @@
 //! Which snapshots need data that the repository does not have.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -11,8 +12,8 @@ use crate::snapshot::SnapshotId;
 use crate::snapshot_tree::SnapshotTrees;
 
 impl Repository {
-    /// Of some snapshots, those that need what no index has, and so restore in part at most. It says what is in no index now:
-    /// a listing may lack one, so it is no reason to delete anything. Reads every directory; blocks.
+    /// Of some snapshots, those that need what no index has, and so restore in part at most; the newest first. It says what is in
+    /// no index now: a listing may lack one, so it is no reason to delete anything. Reads every directory; blocks.
     pub(crate) fn lacking<'a>(
         &self,
         snapshots: impl Iterator<Item = &'a SnapshotId>,
@@ -31,10 +32,11 @@ impl Repository {
             };
             match whole_trees(&trees, snapshot.tree, &whole)? {
                 Some(seen) => whole.extend(seen),
-                None => lacking.push(*id),
+                None => lacking.push((snapshot.time.timestamp(), *id)),
             }
         }
-        Ok(lacking)
+        lacking.sort_by_key(|(time, _)| Reverse(*time));
+        Ok(lacking.into_iter().map(|(_, id)| id).collect())
     }
 }
 

@@ -11,7 +11,7 @@ use rustic_core::repofile::{Node, SnapshotFile};
 use rustic_core::{IndexedTree, Repository, TreeId};
 
 use crate::backend::RepositoryBackend;
-use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result};
+use crate::error::{BackupRepositoryError, BackupRepositoryErrorKind as Kind, Result, lacks_memory};
 use crate::snapshot::SnapshotId;
 use crate::source::{PERSIST_ROOT, PROJECT_ROOT};
 
@@ -31,6 +31,9 @@ impl<S: IndexedTree> SnapshotTrees<'_, S> {
     /// The entries of one directory, names checked, in the order of their bytes.
     pub(crate) fn directory(&self, path: &Path, tree: TreeId) -> Result<Vec<(OsString, Node)>> {
         let tree = self.rustic.get_tree(&tree).map_err(|error| {
+            if lacks_memory(&*error) {
+                return BackupRepositoryError::from_rustic("read directory", path.display(), &error);
+            }
             // Without a failed request, the tree is missing in the index or does not decrypt.
             self.backend.take_failure("read directory").map_or_else(
                 || {

@@ -22,8 +22,10 @@ const BUSY_IO: f32 = 60.0;
 pub const SCHEDULED: &str = "schedule";
 /// The same of what is not to wait for what is scheduled.
 pub const URGENT: &str = "schedule-urgent";
-/// Upkeep that did not come about is asked for again after so many seconds.
-const UPKEEP_ASKED_AGAIN_S: f64 = 24.0 * 3600.0;
+/// By so many seconds upkeep may come early: its project is looked at once a day, and its time may come a moment after that.
+const LOOKS_VARY_S: f64 = 6.0 * 3600.0;
+/// Upkeep that did not come about is asked for again a day later.
+const UPKEEP_ASKED_AGAIN_S: f64 = 24.0 * 3600.0 - LOOKS_VARY_S;
 
 /// A project that the scheduler looks at.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,7 +88,7 @@ pub struct BackupStanding {
     pub touched: bool,
     /// Whether its repository was found to be damaged after its newest backup.
     pub damaged: bool,
-    /// Since when its host has said nothing, where that is too long for its word to count.
+    /// Since when its host has said nothing of its projects, where that is too long for its word to count.
     pub host_silent_since: Option<Timestamp>,
     /// Why its newest backup is known to be bad; `None` where it is not.
     pub newest_is_bad: Option<String>,
@@ -238,7 +240,7 @@ impl Database {
             r#"SELECT is_unsaved(project) AS "is_unsaved!",
                 coalesce(project.touched_at > project.last_backup_at, false) AS "touched!",
                 coalesce(project.damaged_at > project.last_backup_at, false) AS "damaged!",
-                CASE WHEN is_silent(host) THEN coalesce(host.last_seen, host.created_at) END AS silent_since,
+                CASE WHEN is_silent(host) THEN coalesce(host.load_seen, host.created_at) END AS silent_since,
                 newest.bad_reason AS "newest_is_bad?",
                 (SELECT proven.backup_id FROM backups AS proven
                     WHERE proven.project_id = project.id AND proven.purpose = 'backup' AND proven.deleting_at IS NULL
@@ -251,7 +253,7 @@ impl Database {
                                 AND good.deleting_at IS NULL AND good.bad_since IS NULL),
                         project.created_at)
                     WHEN is_silent(host) AND NOT is_unsaved(project)
-                        THEN greatest(host.last_seen, project.last_backup_at)
+                        THEN greatest(host.load_seen, project.last_backup_at)
                     ELSE coalesce(project.unsaved_since, project.last_backup_at, project.created_at)
                     END)::float8 AS "unsaved_s!",
                 project.backup_host_id IS NOT DISTINCT FROM project.host_id AS "backed_up_here!",
@@ -317,7 +319,7 @@ impl Database {
                             coalesce(known.reads_all, false) AS is_urgent) AS due
                     WHERE project.last_backup_at IS NOT NULL
                         AND (due.is_urgent
-                            OR since_done_s > CASE WHEN load.is_busy THEN 2 * every_s ELSE every_s END)
+                            OR since_done_s > CASE WHEN load.is_busy THEN 2 * every_s ELSE every_s END - $7)
                         -- What did not come about is asked for again, daily at most.
                         AND coalesce(known.asked_at < now() - make_interval(secs => least(every_s, $6)), true)) AS "upkeep!",
                 coalesce((SELECT times FROM project_upkeep AS known
@@ -339,6 +341,7 @@ impl Database {
             &upkeep_kinds,
             &upkeep_every_s,
             UPKEEP_ASKED_AGAIN_S,
+            LOOKS_VARY_S,
         )
         .fetch_all(&mut *transaction)
         .await

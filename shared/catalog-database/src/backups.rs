@@ -153,8 +153,8 @@ pub(crate) async fn record(connection: &mut PgConnection, backup: &NewBackup) ->
     .map(drop)
 }
 
-/// Notes what a drill has found out about a backup, in the transaction that ends its operation. One that is bad has all data
-/// checked: newer backups may count on what is damaged.
+/// Notes what a drill has found out about a backup, in the transaction that ends its operation. One that was not known to be bad
+/// has all data checked: newer backups may count on what is damaged.
 pub(crate) async fn note_proof(
     connection: &mut PgConnection,
     project: ProjectId,
@@ -164,6 +164,14 @@ pub(crate) async fn note_proof(
         Proof::Match => None,
         Proof::Mismatch => Some(result.reason.clone().unwrap_or_else(|| "it does not restore".to_owned())),
     };
+    let was_bad = sqlx::query_scalar!(
+        r#"SELECT bad_since IS NOT NULL AS "was_bad!" FROM backups WHERE project_id = $1 AND backup_id = $2"#,
+        project.as_uuid(),
+        result.backup_id.as_str(),
+    )
+    .fetch_optional(&mut *connection)
+    .await
+    .during("look at a backup that was proven")?;
     sqlx::query!(
         "UPDATE backups SET
             verified_at = CASE WHEN $3::text IS NULL THEN now() ELSE verified_at END,
@@ -180,7 +188,7 @@ pub(crate) async fn note_proof(
     .await
     .during("note the proof of a backup")?;
     if reason.is_some() {
-        return ask_for_check(connection, project).await;
+        return if was_bad == Some(true) { Ok(()) } else { ask_for_check(connection, project).await };
     }
     sqlx::query!(
         "UPDATE projects SET last_verified_at = now(), updated_at = now() WHERE id = $1",
@@ -271,14 +279,14 @@ pub(crate) async fn note_lost_snapshots(
 /// Why a backup is bad that needs what its repository has lost.
 const LACKS_DATA: &str = "it needs data that its repository has lost";
 
-/// Notes which backups of a project need data that its repository has lost.
+/// Notes which backups of a project need data that its repository has lost, and says whether any was not known to be bad.
 pub(crate) async fn note_lacking_backups(
     connection: &mut PgConnection,
     project: ProjectId,
     backups: &[BackupId],
-) -> Result<(), DatabaseError> {
+) -> Result<bool, DatabaseError> {
     let backups: Vec<String> = backups.iter().map(BackupId::to_string).collect();
-    sqlx::query!(
+    let noted = sqlx::query!(
         "UPDATE backups SET bad_since = now(), bad_reason = $3
          WHERE project_id = $1 AND backup_id = ANY ($2) AND bad_since IS NULL",
         project.as_uuid(),
@@ -287,8 +295,23 @@ pub(crate) async fn note_lacking_backups(
     )
     .execute(connection)
     .await
-    .during("note which backups lack data")
-    .map(drop)
+    .during("note which backups lack data")?;
+    Ok(noted.rows_affected() > 0)
+}
+
+/// Whether any backup of a project is known to be bad.
+pub(crate) async fn has_bad_backups(
+    connection: &mut PgConnection,
+    project: ProjectId,
+) -> Result<bool, DatabaseError> {
+    sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT 1 FROM backups
+            WHERE project_id = $1 AND bad_since IS NOT NULL AND deleting_at IS NULL) AS "some!""#,
+        project.as_uuid(),
+    )
+    .fetch_one(connection)
+    .await
+    .during("look for bad backups")
 }
 
 /// Notes that a check has found a project's repository sound: no backup lacks data any more. What a drill has found to be bad

@@ -94,6 +94,7 @@ pub(crate) async fn finish(
                     return None;
                 }
                 request.outcome = Outcome::Failed;
+                request.gives_way = false;
                 request.result = None;
                 request.children.clear();
                 request.checkpoint = None;

@@ -21,8 +21,8 @@ use crate::host::{SharedHost, timestamp};
 
 /// So much of what is wrong is told.
 const TOLD: usize = 5;
-/// So many bad backups fit into a result.
-const MOST_LACKING: usize = 100;
+/// So many bad backups fit into a result, which has 24 KiB.
+const MOST_LACKING: usize = 300;
 
 /// Does `repo-check`.
 pub(crate) struct RepoCheck {

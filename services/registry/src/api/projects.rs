@@ -120,7 +120,7 @@ fn risk_of(project: &Project, standing: &BackupStanding) -> Option<String> {
     }
     if !standing.is_unsaved {
         return standing.host_silent_since.map(|since| {
-            format!("its host was last heard of at {since}: what has changed there since then is not known")
+            format!("its host has told nothing of it since {since}: what has changed there is not known")
         });
     }
     Some(if !standing.backed_up_here {

@@ -39,8 +39,8 @@ pub struct RepoCheckResult {
 /// Result of a `repo-check` that has failed with `repository_damaged`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RepositoryDamage {
-    /// Backups that need data which the repository has lost: they are bad until a check finds the repository sound again. At
-    /// most a hundred.
+    /// Backups that need data which the repository has lost: they are bad until a check finds the repository sound again. The
+    /// newest three hundred.
     pub lacking: Vec<BackupId>,
 }
 

@@ -97,7 +97,7 @@ impl Database {
                         proofs.extend(proof);
                         upkeep.extend(upkeep_of(row, finished)?);
                         checked.extend(check_of(row, finished)?);
-                        to_be_checked.extend(damage_of(row, finished)?);
+                        to_be_checked.extend(damage_of(row, finished)?.map(|project| (project, &*row.kind)));
                         ending.push((row, finished));
                         None
                     }
@@ -130,16 +130,23 @@ impl Database {
             match damage {
                 None => backups::note_sound_repository(&mut transaction, project).await?,
                 Some(damage) => {
-                    backups::note_damage(&mut transaction, project).await?;
-                    backups::note_lacking_backups(&mut transaction, project, &damage.lacking).await?;
+                    let news =
+                        backups::note_lacking_backups(&mut transaction, project, &damage.lacking).await?;
+                    // A backup does not bring back what it did not bring back when the same damage was found before.
+                    if news || damage.lacking.is_empty() {
+                        backups::note_damage(&mut transaction, project).await?;
+                    }
                 }
             }
         }
         for done in &upkeep {
             backups::note_upkeep(&mut transaction, done).await?;
         }
-        for project in to_be_checked {
-            backups::ask_for_check(&mut transaction, project).await?;
+        for (project, kind) in to_be_checked {
+            // One that needs what bad backups lack fails each time: that is known.
+            if kind != "repo-prune" || !backups::has_bad_backups(&mut transaction, project).await? {
+                backups::ask_for_check(&mut transaction, project).await?;
+            }
         }
         let changes: Vec<_> =
             ending.into_iter().map(|(row, finished)| (row, change_of(row, finished))).collect();
@@ -223,10 +230,16 @@ fn found_damage(finished: &Finished) -> bool {
     finished.error.as_ref().is_some_and(|error| error.code == "repository_damaged")
 }
 
-/// The upkeep that an operation has done. A check has done its work, too, where it has found damage.
+/// What a check that has come to its end says of the damage that it has found.
+fn damage_in(finished: &Finished) -> Option<RepositoryDamage> {
+    let result = finished.result.clone().filter(|_| found_damage(finished));
+    result.and_then(|result| serde_json::from_value(result).ok())
+}
+
+/// The upkeep that an operation has done. A check has done its work, too, where it has found damage and says which.
 fn upkeep_of(row: &OperationRow, finished: &Finished) -> Result<Option<DoneUpkeep>, DatabaseError> {
     let is_done = match &*row.kind {
-        "repo-check" => finished.outcome == Outcome::Succeeded || found_damage(finished),
+        "repo-check" => finished.outcome == Outcome::Succeeded || damage_in(finished).is_some(),
         "repo-prune" | "restore-drill" => finished.outcome == Outcome::Succeeded,
         _ => false,
     };
@@ -248,11 +261,8 @@ fn check_of(
 ) -> Result<Option<(ProjectId, Option<RepositoryDamage>)>, DatabaseError> {
     let damage = match finished.outcome {
         Outcome::Succeeded => None,
-        // One that does not read names no backups.
-        _ if found_damage(finished) => {
-            let damage = finished.result.clone().and_then(|result| serde_json::from_value(result).ok());
-            Some(damage.unwrap_or_default())
-        }
+        // One that could not go on names no backups.
+        _ if found_damage(finished) => Some(damage_in(finished).unwrap_or_default()),
         _ => return Ok(None),
     };
     match row.scope()? {
@@ -263,11 +273,15 @@ fn check_of(
 
 /// The project whose repository is to be checked, because something needs what is lost.
 fn damage_of(row: &OperationRow, finished: &Finished) -> Result<Option<ProjectId>, DatabaseError> {
-    // A copy comes from a repository of its own.
-    let is_its_own =
-        ["project-backup", "project-restore", "project-start", "repo-prune"].contains(&&*row.kind);
+    let is_news = match &*row.kind {
+        "project-backup" | "project-start" | "repo-prune" => true,
+        // What is known to be bad is restored as far as it goes.
+        "project-restore" => row.input["allow_bad"] != true,
+        // A copy comes from a repository of its own.
+        _ => false,
+    };
     match row.scope()? {
-        Scope::Project(project) if is_its_own && found_damage(finished) => Ok(Some(project)),
+        Scope::Project(project) if is_news && found_damage(finished) => Ok(Some(project)),
         _ => Ok(None),
     }
 }

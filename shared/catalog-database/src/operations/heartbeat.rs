@@ -35,8 +35,8 @@ pub struct HeartbeatOutcome {
 const MOST_TIMES_IN_THE_WAY: i32 = 3;
 
 impl Database {
-    /// Of some running operations that give way, those for whose end another one waits that does not, and is as urgent at
-    /// least.
+    /// Of some running operations that give way, those for whose end another one waits at the same worker, which does not give
+    /// way and is as urgent at least.
     pub async fn operations_in_the_way(
         &self,
         running: &[OperationId],
@@ -51,7 +51,8 @@ impl Database {
                 AND running.attempt - 1 - running.failures - running.lease_losses < $3
                 AND EXISTS (SELECT 1 FROM long_running_operations AS waiting
                     WHERE waiting.exclusive_key = running.exclusive_key AND waiting.status = 'queued' AND waiting.ready
-                        AND waiting.priority >= running.priority AND waiting.kind <> ALL ($2))",
+                        AND waiting.routing = running.routing AND waiting.priority >= running.priority
+                        AND waiting.kind <> ALL ($2))",
             &running,
             &others_that_give_way,
             MOST_TIMES_IN_THE_WAY,

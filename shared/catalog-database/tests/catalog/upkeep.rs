@@ -85,7 +85,9 @@ impl Kept {
                     message: "it was not to be".to_owned(),
                     retryable: false,
                 };
-                Finished { error: Some(error), ..finished(fence(&leased), Outcome::Failed) }
+                // A check that has come to its end says what it has found.
+                let result = (code == "repository_damaged").then(|| json!({ "lacking": [] }));
+                Finished { error: Some(error), result, ..finished(fence(&leased), Outcome::Failed) }
             }
         };
         let outcome = self.database().finish_operation(&finished).await.unwrap();
@@ -228,6 +230,79 @@ async fn whoever_needs_what_is_lost_has_all_data_checked_at_once_until_that_is_d
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn backups_that_lack_data_are_bad_until_a_check_finds_none_and_the_same_damage_is_no_news() {
+    let Some(kept) = Kept::new().await else { return };
+    let backup = async || kept.database().list_backups(kept.project, None, 10).await.unwrap().remove(0);
+    let lacking = json!({ "lacking": [backup().await.backup_id] });
+    let check = async |key| {
+        let asked = kept.asked("repo-check", json!({ "read_data_shares": 8 }), key);
+        kept.database().create_operation(&asked, false).await.unwrap();
+        let wanted = wanted(Routing::Host(kept.host), "repo-check", 1);
+        let leased = kept.database().claim_operations(&wanted).await.unwrap().remove(0);
+        let error = FinishError {
+            code: "repository_damaged".to_owned(),
+            message: "a pack is missing".to_owned(),
+            retryable: false,
+        };
+        let result = Some(lacking.clone());
+        let damaged = Finished { error: Some(error), result, ..finished(fence(&leased), Outcome::Failed) };
+        kept.database().finish_operation(&damaged).await.unwrap();
+    };
+    check(None).await;
+    assert!(backup().await.bad_since.is_some());
+    assert!(standing(&kept).await.damaged);
+    // The backup after it has not brought back what is lost.
+    kept.back_up("2999-11-21T07:38:27.123Z").await;
+    check(None).await;
+    let known = standing(&kept).await;
+    assert!(!known.damaged && !known.is_unsaved, "{known:?}");
+    // A prune that needs the same fails each time; whoever else does, tells of something new.
+    for (kind, is_news) in [("repo-prune", false), ("project-restore", true)] {
+        kept.database().create_operation(&kept.asked(kind, json!({}), None), false).await.unwrap();
+        kept.end(kind, Err("repository_damaged")).await;
+        let seen = kept.look("repo-check", WEEK_S).await;
+        assert_eq!(seen.iter().any(|seen| seen.check_all), is_news, "{kind}: {seen:?}");
+    }
+    kept.end("repo-check", Ok(json!({}))).await;
+    let all = kept.database().list_backups(kept.project, None, 10).await.unwrap();
+    assert!(all.iter().all(|backup| backup.bad_since.is_none()), "{all:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_the_way_is_told_so_three_times_and_only_by_those_that_do_not_give_way() {
+    let Some(kept) = Kept::new().await else { return };
+    let asked = |kind: &str, priority| NewOperation {
+        exclusive_key: Some("project:x".to_owned()),
+        priority,
+        ..kept.asked(kind, json!({}), None)
+    };
+    let drill = asked("restore-drill", 0);
+    kept.database().create_operation(&drill, false).await.unwrap();
+    let claim = async || {
+        let wanted = wanted(Routing::Host(kept.host), "restore-drill", 1);
+        kept.database().claim_operations(&wanted).await.unwrap().remove(0)
+    };
+    let mut leased = claim().await;
+    let is_in_the_way =
+        async || !kept.database().operations_in_the_way(&[drill.id]).await.unwrap().is_empty();
+    for (kind, priority) in [("repo-check", 0), ("project-start", -1)] {
+        kept.database().create_operation(&asked(kind, priority), false).await.unwrap();
+        assert!(!is_in_the_way().await, "{kind}");
+    }
+    let start = NewOperation { routing: Routing::Hub, ..asked("project-start", 0) };
+    kept.database().create_operation(&start, false).await.unwrap();
+    assert!(!is_in_the_way().await, "it waits for somebody else");
+    kept.database().create_operation(&asked("project-start", 0), false).await.unwrap();
+    for _ in 0..3 {
+        assert!(is_in_the_way().await);
+        let handed_back = finished(fence(&leased), Outcome::HandedBack);
+        kept.database().finish_operation(&handed_back).await.unwrap();
+        leased = claim().await;
+    }
+    assert!(!is_in_the_way().await, "it has given way often enough");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_changed_while_a_backup_ran_is_unsaved_since_the_files_were_frozen() {
     let Some(kept) = Kept::new().await else { return };
     let backup = kept.asked("project-backup", json!({ "tags": [], "pinned": false }), None);
@@ -250,7 +325,7 @@ async fn what_a_host_said_does_not_count_once_it_is_silent() {
     let heard = standing(&kept).await;
     assert!(!heard.is_unsaved && heard.host_silent_since.is_none(), "{heard:?}");
     assert_eq!(kept.database().silent_hosts().await.unwrap(), 0);
-    kept.catalog.turn_back("UPDATE hosts SET last_seen = now() - interval '1 hour'").await;
+    kept.catalog.turn_back("UPDATE hosts SET load_seen = now() - interval '1 hour'").await;
     kept.catalog
         .turn_back("UPDATE projects SET last_backup_at = now() - interval '2 hours' WHERE last_backup_at IS NOT NULL")
         .await;
