@@ -279,24 +279,33 @@ pub(crate) async fn note_lost_snapshots(
 /// Why a backup is bad that needs what its repository has lost.
 const LACKS_DATA: &str = "it needs data that its repository has lost";
 
-/// Notes which backups of a project need data that its repository has lost, and says whether any was not known to be bad.
+/// Notes which backups of a project need data that its repository has lost, and says whether any has become bad since the
+/// repository was last found to be damaged.
 pub(crate) async fn note_lacking_backups(
     connection: &mut PgConnection,
     project: ProjectId,
     backups: &[BackupId],
 ) -> Result<bool, DatabaseError> {
     let backups: Vec<String> = backups.iter().map(BackupId::to_string).collect();
-    let noted = sqlx::query!(
+    sqlx::query!(
         "UPDATE backups SET bad_since = now(), bad_reason = $3
          WHERE project_id = $1 AND backup_id = ANY ($2) AND bad_since IS NULL",
         project.as_uuid(),
         &backups,
         LACKS_DATA,
     )
-    .execute(connection)
+    .execute(&mut *connection)
     .await
     .during("note which backups lack data")?;
-    Ok(noted.rows_affected() > 0)
+    sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT 1 FROM backups JOIN projects ON projects.id = backups.project_id
+            WHERE project_id = $1 AND backup_id = ANY ($2) AND bad_since > coalesce(damaged_at, '-infinity')) AS "some!""#,
+        project.as_uuid(),
+        &backups,
+    )
+    .fetch_one(connection)
+    .await
+    .during("look whether damage is news")
 }
 
 /// Whether any backup of a project is known to be bad.
