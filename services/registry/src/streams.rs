@@ -35,8 +35,6 @@ const MOST_GATHERING: Duration = Duration::from_millis(50);
 const GATHERING: Duration = Duration::from_millis(5);
 /// Operations that the outbox is asked about at once.
 const RELAYED_TOGETHER: usize = 256;
-/// The same of what is left over: what has just happened waits for no more than this.
-const LEFT_OVER_TOGETHER: usize = 64;
 /// Of those, how many are told at the same time.
 const RELAYS: usize = 64;
 /// Operations whose last messages are remembered, so that a running one costs no look-up a heartbeat.
@@ -94,7 +92,6 @@ struct Inner {
     database: Database,
     metrics: RegistryMetrics,
     nudges: mpsc::UnboundedSender<OperationId>,
-    left_over: mpsc::Sender<Vec<OperationId>>,
     /// Entries of the outbox that the stream has.
     told: mpsc::UnboundedSender<Vec<i64>>,
     positions: Mutex<HashMap<String, Position>>,
@@ -110,7 +107,6 @@ impl Streams {
         metrics: RegistryMetrics,
     ) -> (Self, impl FnOnce(CancellationToken) -> futures::future::BoxFuture<'static, ()>) {
         let (nudges, mut nudged) = mpsc::unbounded_channel();
-        let (left_over, mut lots_left_over) = mpsc::channel(1);
         let (told, heard) = mpsc::unbounded_channel();
         let clearing = clear_outbox(database.clone(), heard);
         let inner = Inner {
@@ -118,7 +114,6 @@ impl Streams {
             database,
             metrics,
             nudges,
-            left_over,
             told,
             positions: Mutex::new(HashMap::new()),
             others_write_until: Mutex::new(None),
@@ -127,11 +122,15 @@ impl Streams {
         let relay = streams.clone();
         let run = move |stopping: CancellationToken| {
             let relaying = async move {
-                loop {
-                    let next = next_lot(&mut nudged, &mut lots_left_over);
-                    let Some(Some(ids)) = stopping.run_until_cancelled(next).await else { break };
+                while let Some(Some(first)) = stopping.run_until_cancelled(nudged.recv()).await {
+                    let mut ids = BTreeSet::from([first]);
+                    while ids.len() < RELAYED_TOGETHER
+                        && let Ok(another) = nudged.try_recv()
+                    {
+                        ids.insert(another);
+                    }
                     let began = Instant::now();
-                    relay.relay(&ids).await;
+                    relay.relay(&ids.iter().copied().collect::<Vec<_>>()).await;
                     if ids.len() > FEW {
                         let rest = (began.elapsed() * 2).clamp(GATHERING, MOST_GATHERING);
                         tokio::time::sleep(rest).await;
@@ -432,17 +431,16 @@ impl Streams {
         self.inner.positions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has what others failed to relay relayed, again and again until `stopping`, in turns with what is told as it happens:
-    /// where a stream is made anew that is every summary there is, and nobody's end is to wait for all of them.
+    /// Relays what others failed to relay, again and again until `stopping`. Beside what is told as it happens: where a
+    /// stream is made anew that is every summary there is, and nobody's end is to wait for all of them.
     pub(crate) async fn relay_left_over(self, every: Duration, stopping: CancellationToken) {
         let mut ticks = tokio::time::interval(every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
             match self.inner.database.outbox_left_over(every.as_secs_f64(), 1000).await {
                 Ok(ids) => {
-                    for lot in ids.chunks(LEFT_OVER_TOGETHER) {
-                        let sent = stopping.run_until_cancelled(self.inner.left_over.send(lot.to_vec()));
-                        if !matches!(sent.await, Some(Ok(()))) {
+                    for lot in ids.chunks(RELAYED_TOGETHER) {
+                        if stopping.run_until_cancelled(self.relay(lot)).await.is_none() {
                             return;
                         }
                     }
@@ -452,25 +450,6 @@ impl Streams {
                 }
             }
         }
-    }
-}
-
-/// What is relayed next: what was just told, or what is left over. One after the other, because the same operation may be in both.
-async fn next_lot(
-    nudged: &mut mpsc::UnboundedReceiver<OperationId>,
-    left_over: &mut mpsc::Receiver<Vec<OperationId>>,
-) -> Option<Vec<OperationId>> {
-    tokio::select! {
-        first = nudged.recv() => {
-            let mut ids = BTreeSet::from([first?]);
-            while ids.len() < RELAYED_TOGETHER
-                && let Ok(another) = nudged.try_recv()
-            {
-                ids.insert(another);
-            }
-            Some(ids.into_iter().collect())
-        }
-        lot = left_over.recv() => lot,
     }
 }
 
