@@ -10,7 +10,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use backup_repository::*;
+use data_encoding::HEXLOWER;
 use object_storage::{ConnectOptions, FaultInjector, FaultPlan, ObjectStore};
+use sha2::{Digest as _, Sha256};
 use support::*;
 use tokio::runtime::Handle;
 
@@ -434,4 +436,32 @@ async fn backups_that_lack_data_are_named_and_keep_nobody_from_space_once_they_a
     let receipt = prune(test.location(), request(&[third], &[first, second])).await.unwrap();
     assert_eq!((receipt.forgotten, receipt.bad.len()), (2, 0));
     assert_whole(&test, third, "without those that were incomplete").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pack_of_nobody_that_a_prune_leaves_to_a_later_one_is_no_damage() {
+    let test = TestRepository::new().await;
+    fs::write(test.project().join("kept"), noise(100_000, 1)).unwrap();
+    let backup = test.back_up(test.request(None)).await.unwrap().snapshot;
+    // As an attempt leaves it that was killed before it wrote its index.
+    let pack = noise(5_000, 2);
+    let name = HEXLOWER.encode(&Sha256::digest(&pack));
+    let path = test.repository_path().join("data").join(&name[..2]).join(&name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, pack).unwrap();
+    assert!(test.check().await.is_sound());
+    let mut backups = vec![backup];
+    // The second marks it, the third writes the mark anew, the last deletes it.
+    for grace_s in [Some(3600.0), Some(3600.0), Some(3600.0), None] {
+        let asked =
+            PruneRequest { grace_s, ..request(&backups[backups.len() - 1..], &backups[..backups.len() - 1]) };
+        prune(test.location(), asked).await.unwrap();
+        let report = test.check().await;
+        assert!(report.is_sound(), "{report:?}");
+        assert_eq!(path.exists(), grace_s.is_some());
+        let newest = backups.pop().unwrap();
+        fs::write(test.project().join("kept"), noise(100_000, 3 + backups.len() as u64)).unwrap();
+        backups = vec![newest, test.back_up(test.request(Some(newest))).await.unwrap().snapshot];
+    }
+    assert_whole(&test, backups[1], "after the prunes").await;
 }
