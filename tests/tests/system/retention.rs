@@ -1,5 +1,6 @@
 //! Deleting backups and freeing their space: what is to stay stays, whatever fails, and what is to go goes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bus_messages::ErrorCode;
@@ -231,8 +232,16 @@ async fn two_prunes_and_a_backup_asked_for_at_once_take_turns() {
     for op_id in &ops {
         let op = client.ended(scope(&project), op_id).await;
         assert_eq!(op["status"], "succeeded", "{op:#}");
-        let at = |field: &str| op[field].as_str().unwrap().to_owned();
-        turns.push((at("started_at"), at("finished_at")));
+        // A prune may give way to the backup: each attempt is a turn.
+        let mut attempts: BTreeMap<u64, (String, String)> = BTreeMap::new();
+        for event in client.events(scope(&project), op_id).await {
+            let at = event["ts"].as_str().unwrap().to_owned();
+            let turn = attempts
+                .entry(event["attempt"].as_u64().unwrap())
+                .or_insert_with(|| (at.clone(), at.clone()));
+            turn.1 = at;
+        }
+        turns.extend(attempts.into_values());
     }
     turns.sort();
     for pair in turns.windows(2) {
