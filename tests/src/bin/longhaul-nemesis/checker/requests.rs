@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use domain_model::{OperationId, OperationStatus as Status};
 
 use super::{Found, Lives, Rule};
-use crate::history::{Answer, Asked, History};
+use crate::history::{Answer, Asked, History, mark_of};
 
 /// What requests of one mark came to.
 #[derive(Default)]
@@ -19,7 +19,8 @@ pub(super) fn check(history: &History, lives: &Lives<'_>, found: &mut Found) {
     let mut tallies: HashMap<u64, Tally> = HashMap::new();
     for (op_id, life) in lives {
         let first = life[0];
-        if let Some(mark) = first.mark() {
+        // Children are made by their parents.
+        if let (None, Some(mark)) = (first.parent_id, mark_of(&first.kind, &first.input)) {
             tallies.entry(mark).or_default().exist.push(*op_id);
         }
     }
@@ -34,7 +35,7 @@ pub(super) fn check(history: &History, lives: &Lives<'_>, found: &mut Found) {
         let tally = tallies.entry(mark).or_default();
         match &request.answer {
             Answer::Done { op_id, created, .. } => {
-                let known = lives.get(op_id).and_then(|life| life[0].mark());
+                let known = lives.get(op_id).and_then(|life| mark_of(&life[0].kind, &life[0].input));
                 if known != Some(mark) {
                     let what = format!("a client was told of it, and there is {known:?} instead of {mark}");
                     found.add(Rule::Lost, *op_id, what);
@@ -73,7 +74,8 @@ fn cancel(op_id: OperationId, answer: &Answer, lives: &Lives<'_>, found: &mut Fo
 pub(crate) fn unclear_carried_out(history: &History, lives: &Lives<'_>) -> (usize, usize) {
     let mut marks: HashMap<u64, (usize, usize, usize)> = HashMap::new();
     for life in lives.values() {
-        if let Some(mark) = life[0].mark() {
+        let first = life[0];
+        if let (None, Some(mark)) = (first.parent_id, mark_of(&first.kind, &first.input)) {
             marks.entry(mark).or_default().0 += 1;
         }
     }
