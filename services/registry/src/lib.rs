@@ -115,6 +115,7 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
     tasks.spawn(streams.relay_left_over(LEFT_OVER, background.clone()));
     tasks.spawn(upkeep::sweep(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::look_after_stream(Arc::clone(&registry), background.clone()));
+    tasks.spawn(upkeep::measure_queues(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::clean_up_copies(Arc::clone(&registry), background.clone()));
     tasks.spawn(declared_kinds::keep_up(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::measure_safety(Arc::clone(&registry), background.clone()));

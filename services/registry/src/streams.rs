@@ -9,14 +9,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bus_client::{FencedPublish, OperationStream, PublishErrorKind, StoredMessage};
+use bus_client::{BusErrorKind, FencedPublish, OperationStream, PublishErrorKind, StoredMessage};
 use bus_messages::{Encoding, Operation, ProgressEvent};
 use bus_subjects::OperationSubject;
 use bytes::Bytes;
 use catalog_database::{Database, OutboxEntry, OutboxEvent, ToTell};
 use domain_model::OperationId;
 use futures::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::errors::chain;
@@ -95,6 +95,8 @@ struct Inner {
     /// Entries of the outbox that the stream has.
     told: mpsc::UnboundedSender<Vec<i64>>,
     positions: Mutex<HashMap<String, Position>>,
+    /// Told when a message could not be stored or read because there is no stream.
+    gone: Notify,
     /// Until when what is remembered is not relied upon, because another registry writes as well.
     others_write_until: Mutex<Option<Instant>>,
 }
@@ -116,6 +118,7 @@ impl Streams {
             nudges,
             told,
             positions: Mutex::new(HashMap::new()),
+            gone: Notify::new(),
             others_write_until: Mutex::new(None),
         };
         let streams = Self { inner: Arc::new(inner) };
@@ -153,6 +156,11 @@ impl Streams {
         &self.inner.stream
     }
 
+    /// Waits until the stream was not there for somebody: it is gone, or its servers have no leader yet.
+    pub(crate) async fn seems_gone(&self) {
+        self.inner.gone.notified().await;
+    }
+
     /// Has the outbox entries of an operation relayed soon.
     pub(crate) fn tell(&self, op_id: OperationId) {
         // Fails only while the registry stops; then the entries wait in the outbox.
@@ -167,20 +175,20 @@ impl Streams {
         self.tell(op.op_id);
     }
 
-    /// Tells the stream what the outbox has about operations.
-    async fn relay(&self, ids: &[OperationId]) {
+    /// Tells the stream what the outbox has about operations; of how many it could.
+    async fn relay(&self, ids: &[OperationId]) -> usize {
         let failed = |error: &dyn std::error::Error| {
             self.inner.metrics.relay_failures.inc();
             tracing::debug!(error = chain(error), "told later");
+            0
         };
         match self.inner.database.outbox_of(ids).await {
             Ok(to_tell) => {
                 let telling = to_tell.into_iter().map(|to_tell| async move {
-                    if let Err(error) = self.tell_all(to_tell).await {
-                        failed(&error);
-                    }
+                    self.tell_all(to_tell).await.map_or_else(|error| failed(&error), |()| 1)
                 });
-                futures::stream::iter(telling).buffer_unordered(RELAYS).for_each(|()| async {}).await;
+                let telling = futures::stream::iter(telling).buffer_unordered(RELAYS);
+                telling.fold(0, |told, one| std::future::ready(told + one)).await
             }
             Err(error) => failed(&error),
         }
@@ -364,6 +372,9 @@ impl Streams {
             Err(error) => {
                 // It may be stored or not: the next look decides.
                 self.positions().remove(subject);
+                if error.kind() == PublishErrorKind::NoStream {
+                    self.inner.gone.notify_one();
+                }
                 Err(StreamError::Write(error))
             }
         }
@@ -398,7 +409,12 @@ impl Streams {
     }
 
     async fn read_position(&self, subject: &str) -> Result<Position, StreamError> {
-        let last = self.inner.stream.last(subject).await.map_err(StreamError::Read)?;
+        let last = self.inner.stream.last(subject).await.map_err(|error| {
+            if error.kind() == BusErrorKind::NoStream {
+                self.inner.gone.notify_one();
+            }
+            StreamError::Read(error)
+        })?;
         let position = last.as_ref().map(Position::of).unwrap_or_default();
         self.remember(subject, position);
         Ok(position)
@@ -437,17 +453,20 @@ impl Streams {
         let mut ticks = tokio::time::interval(every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
-            match self.inner.database.outbox_left_over(every.as_secs_f64(), 1000).await {
-                Ok(ids) => {
-                    for lot in ids.chunks(RELAYED_TOGETHER) {
-                        if stopping.run_until_cancelled(self.relay(lot)).await.is_none() {
-                            return;
-                        }
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(error = chain(&error), "could not look for left-over outbox entries")
-                }
+            while stopping.run_until_cancelled(self.relay_some_left_over(every)).await == Some(true) {
+                // What was told is cleared meanwhile.
+                tokio::time::sleep(MOST_GATHERING).await;
+            }
+        }
+    }
+
+    /// Relays as many left-overs as are relayed together; whether that got on, and there may be more.
+    async fn relay_some_left_over(&self, older_than: Duration) -> bool {
+        match self.inner.database.outbox_left_over(older_than.as_secs_f64(), RELAYED_TOGETHER as i64).await {
+            Ok(ids) => self.relay(&ids).await > 0 && ids.len() == RELAYED_TOGETHER,
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "could not look for left-over outbox entries");
+                false
             }
         }
     }

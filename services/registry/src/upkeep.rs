@@ -118,15 +118,14 @@ impl<'a> GaugesByLabel<'a> {
     }
 }
 
-/// Looks every ten seconds whether the stream is still there, and measures what waits.
+/// Looks every ten seconds whether the stream is still there, and a second after it has taken no message.
 pub(crate) async fn look_after_stream(registry: Arc<Registry>, stopping: CancellationToken) {
-    let mut ticks = tokio::time::interval(Duration::from_secs(10));
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut operations, mut oldest) = (
-        GaugesByLabel::new(&registry.metrics.operations),
-        GaugesByLabel::new(&registry.metrics.oldest_queued_seconds),
-    );
-    while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+    let wait = async || {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // Either is a reason to look.
+        let _ = tokio::time::timeout(Duration::from_secs(9), registry.streams.seems_gone()).await;
+    };
+    while stopping.run_until_cancelled(wait()).await.is_some() {
         match registry.streams.stream().exists().await {
             Ok(true) => {}
             Ok(false) => {
@@ -136,6 +135,18 @@ pub(crate) async fn look_after_stream(registry: Arc<Registry>, stopping: Cancell
             }
             Err(error) => tracing::debug!(error = chain(&error), "the stream does not answer"),
         }
+    }
+}
+
+/// Measures every ten seconds what waits.
+pub(crate) async fn measure_queues(registry: Arc<Registry>, stopping: CancellationToken) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(10));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut operations, mut oldest) = (
+        GaugesByLabel::new(&registry.metrics.operations),
+        GaugesByLabel::new(&registry.metrics.oldest_queued_seconds),
+    );
+    while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
         if let Ok((entries, age_s)) = registry.database.outbox_lag().await {
             registry.metrics.outbox_entries.set(entries);
             registry.metrics.outbox_lag_seconds.set(age_s as i64);

@@ -25,9 +25,12 @@ use crate::{Bus, BusMessage, RequestError, RequestErrorKind, Subscription};
 
 /// After so long without a message the ring is read again.
 const SILENCE: Duration = Duration::from_secs(15);
-/// The same, once either the last event or the last summary has come and the other is waited for.
+/// The same, once either the last event or the last summary has come and the other is waited for; twice as long with
+/// each reading, so many times.
 const SILENCE_AT_THE_END: Duration = Duration::from_millis(250);
-/// How long the last event is waited for after the last summary: the stream may have lost it.
+const DOUBLINGS: u32 = 4;
+/// How long the last event is waited for once the registry does not say that it is still to come. The ring may come from a
+/// replica that is behind; else the stream has lost it.
 const GRACE_AT_THE_END: Duration = Duration::from_secs(10);
 /// How often, and in what distance, a ring with a hole in its middle is read again: it may come from a
 /// replica that is behind.
@@ -126,7 +129,6 @@ impl Watcher {
         connections.borrow_and_update();
         self.catch_up().await?;
         while !self.seen.is_over() {
-            let silence = if self.seen.is_ending() { SILENCE_AT_THE_END } else { SILENCE };
             tokio::select! {
                 message = messages.next() => {
                     // The connection was drained.
@@ -150,7 +152,7 @@ impl Watcher {
                     self.seen.fence = None;
                     self.catch_up().await?;
                 }
-                () = tokio::time::sleep(silence) => self.catch_up().await?,
+                () = tokio::time::sleep(self.seen.silence()) => self.catch_up().await?,
                 () = refused(&mut refusals, &wildcard) => {
                     return Err(RequestError::PermissionDenied { subject: wildcard });
                 }
@@ -176,7 +178,7 @@ impl Watcher {
     /// Reads ring and summary, and delivers what is new in them.
     async fn catch_up(&mut self) -> Result<(), RequestError> {
         for tried in 0.. {
-            let (events, state) = self.read_ring().await?;
+            let EventList { events, state, end_pending, .. } = self.read_ring().await?;
             let ring = events.into_iter().filter(|event| event.op_id == self.subject.op_id);
             if self.seen.merge(ring) || tried >= HOLE_RETRIES {
                 for event in self.seen.take_early() {
@@ -185,6 +187,7 @@ impl Watcher {
                 if state.op_id == self.subject.op_id {
                     self.deliver_state(Box::new(state)).await;
                 }
+                self.seen.note_reading(end_pending);
                 break;
             }
             tokio::time::sleep(HOLE_WAIT).await;
@@ -192,17 +195,17 @@ impl Watcher {
         Ok(())
     }
 
-    /// All of the ring, page by page, and the summary that came with the last. What is dropped from the ring, or added to it,
+    /// All of the ring, page by page, as one answer: the last, with all events. What is dropped from the ring, or added to it,
     /// meanwhile makes a hole at most, which the next reading fills.
-    async fn read_ring(&self) -> Result<(Vec<ProgressEvent>, Operation), RequestError> {
+    async fn read_ring(&self) -> Result<EventList, RequestError> {
         let mut ring: Vec<ProgressEvent> = Vec::new();
         loop {
             let after = ring.last().map(key);
-            let EventList { events, state, more } = self.read_page(after).await?;
-            ring.extend(events);
+            let page = self.read_page(after).await?;
+            ring.extend(page.events);
             // One who answers a page with nothing new would be asked for ever.
-            if !more || ring.last().map(key) <= after {
-                return Ok((ring, state));
+            if !page.more || ring.last().map(key) <= after {
+                return Ok(EventList { events: ring, ..page });
             }
         }
     }
@@ -294,8 +297,14 @@ fn is_of_the_end(event: &ProgressEvent) -> bool {
 struct Seen {
     last: Option<Key>,
     rev: Option<u64>,
+    /// Whether the last event has come.
     done: bool,
-    ended: Option<Instant>,
+    /// Whether the last summary has.
+    ended: bool,
+    /// Since when readings of the ring have not said that the last event is still to come, though it has not.
+    missing_since: Option<Instant>,
+    /// How often the ring was read while one of them was missing.
+    readings_at_the_end: u32,
     early: BTreeMap<Key, ProgressEvent>,
     /// What the last event that came live had expected to be the last before it.
     fence: Option<u64>,
@@ -364,18 +373,34 @@ impl Seen {
             return false;
         }
         self.rev = Some(state.rev);
-        if state.status.is_terminal() && self.ended.is_none() {
-            self.ended = Some(Instant::now());
-        }
+        self.ended |= state.status.is_terminal();
         true
     }
 
+    /// What the last reading of the ring has said: an event that is known to come is waited for, however long it takes.
+    fn note_reading(&mut self, end_pending: bool) {
+        if self.is_ending() {
+            self.readings_at_the_end += 1;
+        }
+        let is_missing = self.ended && !end_pending;
+        self.missing_since = is_missing.then(|| self.missing_since.unwrap_or_else(Instant::now));
+    }
+
     fn is_ending(&self) -> bool {
-        self.done || self.ended.is_some()
+        self.done || self.ended
+    }
+
+    /// After how long without a message the ring is read again.
+    fn silence(&self) -> Duration {
+        match self.is_ending() {
+            true => SILENCE_AT_THE_END * (1 << self.readings_at_the_end.min(DOUBLINGS)),
+            false => SILENCE,
+        }
     }
 
     fn is_over(&self) -> bool {
-        self.ended.is_some_and(|ended| self.done || ended.elapsed() >= GRACE_AT_THE_END)
+        let is_lost = self.missing_since.is_some_and(|since| since.elapsed() >= GRACE_AT_THE_END);
+        self.ended && (self.done || is_lost)
     }
 }
 

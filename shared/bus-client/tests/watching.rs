@@ -42,6 +42,7 @@ struct Writer {
     subject: OperationSubject,
     state: Arc<Mutex<Operation>>,
     unavailable: Arc<AtomicBool>,
+    end_pending: Arc<AtomicBool>,
 }
 
 impl Writer {
@@ -50,7 +51,13 @@ impl Writer {
         stream.reconcile(DECLARATION).await.unwrap();
         let state = new_operation();
         let subject = OperationSubject { scope: Scope::Hub, op_id: state.op_id };
-        Self { stream, subject, state: Arc::new(Mutex::new(state)), unavailable: Arc::default() }
+        Self {
+            stream,
+            subject,
+            state: Arc::new(Mutex::new(state)),
+            unavailable: Arc::default(),
+            end_pending: Arc::default(),
+        }
     }
 
     async fn serve_events(&self, bus: &Bus) -> RunningService {
@@ -83,6 +90,7 @@ impl Writer {
         if self.unavailable.load(Ordering::Relaxed) {
             return Err(unavailable());
         }
+        let end_pending = self.end_pending.load(Ordering::Relaxed);
         let ring = self.stream.ring(&self.subject.events()).await.map_err(|_| unavailable())?;
         let events = ring.iter().map(|message| Encoding::Json.decode(&message.payload).unwrap());
         let after = asked.after_attempt.zip(asked.after_n);
@@ -90,7 +98,7 @@ impl Writer {
             events.filter(|event: &ProgressEvent| Some((event.attempt, event.n)) > after).collect();
         let more = events.len() > EVENTS_A_PAGE;
         events.truncate(EVENTS_A_PAGE);
-        Ok(EventList { events, state, more })
+        Ok(EventList { events, state, more, end_pending })
     }
 
     async fn store(&self, subject: String, payload: Vec<u8>, rollup: bool) {
@@ -132,19 +140,26 @@ impl Writer {
     }
 
     async fn finish(&self, n: u64) {
-        let state = {
-            let mut state = self.state.lock().unwrap();
-            state.status = OperationStatus::Succeeded;
-            state.rev += 1;
-            state.clone()
-        };
+        let state = self.end();
+        self.tell_end(n).await;
+        self.store(self.subject.state(), Encoding::Json.encode(&state), true).await;
+    }
+
+    /// Ends the operation, and tells nobody.
+    fn end(&self) -> Operation {
+        let mut state = self.state.lock().unwrap();
+        state.status = OperationStatus::Succeeded;
+        state.rev += 1;
+        state.clone()
+    }
+
+    async fn tell_end(&self, n: u64) {
         let done = ProgressEvent {
             phase: ProgressEvent::DONE.to_owned(),
             status: Some(OperationStatus::Succeeded),
             ..self.event(n)
         };
         self.store(self.subject.events(), Encoding::Json.encode(&done), false).await;
-        self.store(self.subject.state(), Encoding::Json.encode(&state), true).await;
     }
 
     /// Watches to the end; the numbers of the events.
@@ -175,7 +190,7 @@ impl Writer {
 }
 
 async fn within<T>(task: tokio::task::JoinHandle<T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), task).await.expect("the watch ends").unwrap()
+    tokio::time::timeout(Duration::from_secs(120), task).await.expect("the watch ends").unwrap()
 }
 
 #[tokio::test]
@@ -265,4 +280,26 @@ async fn a_service_that_does_not_answer_is_waited_for_and_a_refusal_is_not() {
     assert_eq!(items.len(), 1);
     let error = items.into_iter().next().unwrap().unwrap_err();
     assert!(matches!(error.cause(), RequestError::Api(error) if error.status == 404), "{error}");
+}
+
+#[tokio::test]
+async fn a_last_event_that_is_still_to_come_is_waited_for_and_one_that_is_lost_is_not() {
+    let Some(server) = NatsServer::start() else { return };
+    let bus = server.connect("hub").await;
+    let writer = Writer::new(&bus).await;
+    let _service = writer.serve_events(&bus).await;
+    writer.write(1..=3).await;
+    writer.end_pending.store(true, Ordering::Relaxed);
+    let state = writer.end();
+    let waiting = writer.watch(&bus);
+    writer.store(writer.subject.state(), Encoding::Json.encode(&state), true).await;
+    // Longer than a lost one is waited for.
+    tokio::time::sleep(Duration::from_secs(13)).await;
+    assert!(!waiting.is_finished(), "it has given up");
+    writer.tell_end(4).await;
+    assert_eq!(within(waiting).await, [1, 2, 3, 4]);
+
+    writer.stream.purge(&writer.subject.events()).await.unwrap();
+    writer.end_pending.store(false, Ordering::Relaxed);
+    assert_eq!(within(writer.watch(&bus)).await, [] as [u64; 0], "the summary has to do");
 }

@@ -262,4 +262,7 @@ pub struct EventList {
     /// Whether there are more events than one message holds: those after the last of these.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
+    /// Whether the operation has ended and its last event is still to come: the stream does not have it yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub end_pending: bool,
 }

@@ -147,7 +147,19 @@ impl Database {
         Ok(entries.into_iter().map(|(id, entries)| ToTell { op: ops.remove(&id), entries }).collect())
     }
 
-    /// Operations with entries older than `older_than_s` seconds, which somebody has failed to relay; at most `limit`.
+    /// Whether an event of an operation is still to be told.
+    pub async fn outbox_has_event(&self, id: OperationId) -> Result<bool, DatabaseError> {
+        sqlx::query_scalar!(
+            r#"SELECT EXISTS (SELECT 1 FROM outbox WHERE op_id = $1 AND event IS NOT NULL) AS "has!""#,
+            id.as_uuid()
+        )
+        .fetch_one(&self.pool)
+        .await
+        .during("look for an event that is still to be told")
+    }
+
+    /// Operations with entries older than `older_than_s` seconds, which somebody has failed to relay; at most `limit`. First
+    /// those with events, which somebody waits for: a stream that is made anew has every summary there is behind them.
     pub async fn outbox_left_over(
         &self,
         older_than_s: f64,
@@ -155,7 +167,7 @@ impl Database {
     ) -> Result<Vec<OperationId>, DatabaseError> {
         let ids = sqlx::query_scalar!(
             "SELECT op_id FROM outbox WHERE created_at < now() - make_interval(secs => $1)
-             GROUP BY op_id ORDER BY min(id) LIMIT $2",
+             GROUP BY op_id ORDER BY bool_and(event IS NULL), min(id) LIMIT $2",
             older_than_s,
             limit
         )

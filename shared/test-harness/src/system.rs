@@ -91,7 +91,7 @@ pub enum Server {
     CopyApplier(usize),
 }
 
-/// The identity of a host, which its services have and nobody else should.
+/// The identity of a host, or of a service in the hub, which nobody else should have.
 #[derive(Clone, Deserialize)]
 pub struct HostIdentity {
     /// The user.
@@ -310,12 +310,12 @@ impl TestSystem {
         Ok(serde_json::from_value(self.identities()?["hosts"][self.host(index).to_string()].clone())?)
     }
 
-    /// The identity of the scheduler, as it has it.
+    /// The identity of a service in the hub: `scheduler`, or `hub_writer`, who writes the stream.
     ///
     /// # Errors
     /// Where the secrets of the installation do not read.
-    pub fn scheduler_identity(&self) -> anyhow::Result<HostIdentity> {
-        Ok(serde_json::from_value(self.identities()?["scheduler"].clone())?)
+    pub fn hub_identity(&self, name: &str) -> anyhow::Result<HostIdentity> {
+        Ok(serde_json::from_value(self.identities()?[name].clone())?)
     }
 
     fn identities(&self) -> anyhow::Result<serde_json::Value> {

@@ -56,7 +56,7 @@ async fn connect(system: &TestSystem, identity: HostIdentity) -> Bus {
 }
 
 async fn in_the_hub(system: &TestSystem) -> Bus {
-    connect(system, system.scheduler_identity().unwrap()).await
+    connect(system, system.hub_identity("scheduler").unwrap()).await
 }
 
 async fn system() -> TestSystem {

@@ -135,7 +135,7 @@ async fn without_sleepers() -> TestSystem {
 }
 
 async fn worker(system: &TestSystem) -> Bus {
-    let identity = system.scheduler_identity().unwrap();
+    let identity = system.hub_identity("scheduler").unwrap();
     let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
     system.connect(credentials, &identity.inbox_prefix).await.bus().clone()
 }

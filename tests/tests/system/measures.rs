@@ -52,7 +52,7 @@ async fn everything_that_happens_to_operations_is_counted_and_nats_micro_stats_a
     let options = SystemOptions { test_kinds: true, environment, ..SystemOptions::default() };
     let system = TestSystem::start(options).await.unwrap();
     let client = system.operator().await;
-    let identity = system.scheduler_identity().unwrap();
+    let identity = system.hub_identity("scheduler").unwrap();
     let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
     let bus = system.connect(credentials, &identity.inbox_prefix).await.bus().clone();
     let work = |verb: &str, request: Value| {

@@ -4,9 +4,10 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use bus_client::Credentials;
 use domain_model::OperationStatus;
 use serde_json::{Value, json};
-use test_harness::{Finished, Seen, Server, SystemOptions, TestSystem, run};
+use test_harness::{Client, Finished, Seen, Server, SystemOptions, TestSystem, run};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -180,4 +181,48 @@ async fn who_watches_goes_on_when_the_server_was_killed_and_misses_no_event() {
     live.assert_complete(OperationStatus::Succeeded);
     assert!(live.events[before..].iter().any(|event| event.message == "step 60 of 60"), "{live:#?}");
     assert_eq!(seen(watched_late(&system, &op_id).await.expect_success()).events, live.events);
+}
+
+/// Changes which subjects the stream takes.
+async fn listen(writer: &Client, subjects: &str) {
+    let ask = async |verb: &str, config: String| {
+        let subject = format!("$JS.API.STREAM.{verb}.LRO");
+        let answer = writer.bus().request_raw(subject, None, config.into(), PATIENCE).await.unwrap();
+        let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+        assert_eq!(answer["error"], Value::Null, "{answer:#}");
+        answer["config"].clone()
+    };
+    let mut config = ask("INFO", String::new()).await;
+    config["subjects"] = json!([subjects]);
+    ask("UPDATE", config.to_string()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_watches_waits_for_the_end_that_the_stream_does_not_take_yet() {
+    let options = SystemOptions { test_kinds: true, ..SystemOptions::default() };
+    let system = TestSystem::start(options).await.unwrap();
+    let client = system.operator().await;
+    let op_id = client.create("hub", "test-sleep", json!({ "seconds": 3.0, "steps": 6 })).await;
+    let writer = system.hub_identity("hub_writer").unwrap();
+    let credentials = Credentials::UserPassword { user: writer.user, password: writer.password.into() };
+    let writer = system.connect(credentials, &writer.inbox_prefix).await;
+    let mut watching = Watching::start(&system, &op_id);
+    watching.read_events(2).await;
+    // As long as the stream is there, nobody makes it anew.
+    listen(&writer, "persist.elsewhere").await;
+    assert_eq!(client.ended("hub", &op_id).await["status"], "succeeded");
+    let list = client.call("hub", "lro.events", json!({ "op_id": op_id })).await;
+    assert_eq!((&list["end_pending"], &list["state"]["status"]), (&json!(true), &json!("succeeded")));
+
+    // For longer than a watcher waits for an event that is lost.
+    let ahead = tokio::time::timeout(Duration::from_secs(15), async { while watching.read().await {} }).await;
+    assert!(ahead.is_err(), "it has given up: {:#?}", watching.seen);
+    listen(&writer, "persist.*.lro.>").await;
+    let (live, status, errors) = watching.end().await;
+    assert_eq!(status, Some(0), "{errors}");
+    // What its worker told meanwhile nobody has.
+    let last = live.events.last().unwrap();
+    assert_eq!((last.phase.as_str(), last.status), ("done", Some(OperationStatus::Succeeded)), "{live:#?}");
+    let list = client.call("hub", "lro.events", json!({ "op_id": op_id })).await;
+    assert_eq!(list["end_pending"], Value::Null);
 }

@@ -512,7 +512,10 @@ pub(super) async fn events(registry: Arc<Registry>, request: IncomingRequest) ->
             "after_attempt goes with after_n, a number within that attempt",
         ));
     }
+    // In this order: what the outbox does not have any more when it is asked is in the ring when that is read.
     let state = known(&registry, scope, wanted.op_id).await?;
+    let end_pending = state.status.is_terminal()
+        && registry.database.outbox_has_event(wanted.op_id).await.map_err(from_database)?;
     let subject = OperationSubject { scope, op_id: wanted.op_id };
     let ring = registry.streams.stream().ring(&subject.events()).await.map_err(|error| {
         tracing::warn!(op.id = %wanted.op_id, error = crate::errors::chain(&error), "the ring cannot be read");
@@ -529,7 +532,7 @@ pub(super) async fn events(registry: Arc<Registry>, request: IncomingRequest) ->
         (_, None) => {}
     }
     let more = keep_a_page(&mut events, registry.front.max_payload() / 2);
-    Ok(request.reply(&EventList { events, state, more }))
+    Ok(request.reply(&EventList { events, state, more, end_pending }))
 }
 
 /// Leaves the oldest events, as many as fit into so many bytes, and one in any case, so that whoever asks on gets on.

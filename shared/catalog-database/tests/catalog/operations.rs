@@ -7,7 +7,7 @@ use crate::support::{catalog, fence, finished, new_operation, wanted};
 use bus_messages::{Operation, Outcome};
 use catalog_database::{
     BucketPlacement, CancelOutcome, Caps, ClaimWanted, CreateOutcome, Database, FinishOutcome, Finished,
-    Heartbeat, LeasedOperation, NewBucket, NewOperation, NewProject,
+    Heartbeat, LeasedOperation, NewBucket, NewOperation, NewProject, ToTell,
 };
 use domain_model::{AccountId, HostId, OperationId, OperationStatus, ProjectId, Routing, Scope, Timestamp};
 use futures::future::join_all;
@@ -255,6 +255,29 @@ async fn what_is_over_its_time_expires_and_is_deleted_with_a_word_to_the_stream(
         database.sweep_operations(10, LEASE_S, 0.0).await.unwrap().deleted.is_empty(),
         "it is kept for its time"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_is_still_to_be_told_goes_ahead_of_summaries_of_a_stream_made_anew() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let (first, second) =
+        (create(database, &new_operation()).await, create(database, &new_operation()).await);
+    let told = |entries: Vec<ToTell>| -> Vec<i64> {
+        entries.iter().flat_map(|to_tell| &to_tell.entries).map(|entry| entry.id).collect()
+    };
+    database.outbox_told(&told(database.outbox_of(&[first, second]).await.unwrap())).await.unwrap();
+    assert!(!database.outbox_has_event(first).await.unwrap());
+    assert_eq!(database.outbox_rebuild().await.unwrap(), 2);
+    assert_eq!(database.outbox_left_over(-1.0, 10).await.unwrap().len(), 2);
+
+    let leased = claim(database, 2).await;
+    let leased = leased.into_iter().find(|leased| leased.op.op_id == second).unwrap();
+    assert!(!database.outbox_has_event(second).await.unwrap(), "a summary is no event");
+    database.finish_operation(&finished(fence(&leased), Outcome::Succeeded)).await.unwrap();
+    assert!(database.outbox_has_event(second).await.unwrap());
+    assert_eq!(database.outbox_left_over(-1.0, 10).await.unwrap(), [second, first]);
+    assert!(database.outbox_left_over(600.0, 10).await.unwrap().is_empty(), "they are not left over yet");
 }
 
 #[tokio::test(flavor = "multi_thread")]

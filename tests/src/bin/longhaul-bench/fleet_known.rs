@@ -110,7 +110,7 @@ fn memory(measured: &MeasuredSystem) -> anyhow::Result<Vec<(&'static str, f64)>>
 
 /// A connection of the scheduler's.
 async fn hub(measured: &MeasuredSystem) -> anyhow::Result<Client> {
-    let identity = measured.system.scheduler_identity()?;
+    let identity = measured.system.hub_identity("scheduler")?;
     let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
     Ok(measured.system.connect(credentials, &identity.inbox_prefix).await)
 }

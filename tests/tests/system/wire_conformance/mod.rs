@@ -162,7 +162,7 @@ async fn connect(system: &TestSystem, identity: HostIdentity) -> Bus {
 
 /// This test, as the worker of the hub.
 async fn worker(system: &TestSystem) -> Bus {
-    connect(system, system.scheduler_identity().unwrap()).await
+    connect(system, system.hub_identity("scheduler").unwrap()).await
 }
 
 async fn work(bus: &Bus, verb: &str, request: Value) -> Value {
