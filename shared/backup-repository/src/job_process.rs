@@ -10,11 +10,13 @@
 //! process and connecting it costs more than a small backup. Any other end is the end of the process, too.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{mpsc, watch};
@@ -325,6 +327,8 @@ impl JobChild {
                 message: "the job was stopped by force".to_owned(),
             };
         }
+        // So ends who gets no memory, with its last words or in the middle of them; a panic alone is an exit status.
+        let is_aborted = status.and_then(|status| status.signal()) == Some(Signal::ABORT.as_raw());
         let status = status.map_or_else(|| "for an unknown reason".to_owned(), |status| status.to_string());
         let mut message = format!("the job's process ended ({status})");
         let words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
@@ -332,9 +336,8 @@ impl JobChild {
             message.push_str(": ");
             message.push_str(&words);
         }
-        // The last words of the allocator, and of whoever wants a stack for a thread.
-        let wanted_memory = ["memory allocation of", "failed to spawn thread"];
-        let is_at_limit = wanted_memory.iter().any(|wanted| words.contains(wanted));
+        // Who wants a stack for a thread may end by a panic.
+        let is_at_limit = is_aborted || words.contains("failed to spawn thread");
         if let Some(limit) = self.memory_limit_bytes.filter(|_| is_at_limit) {
             message.push_str(&format!(" (it may use {limit} bytes: memory_bytes in the service's settings)"));
         }
