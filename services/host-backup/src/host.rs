@@ -15,7 +15,7 @@ pub(crate) struct Host {
     pub root: HostRoot,
     pub records: JobRecords,
     pub runner: JobRunner,
-    /// A whole restore has: what it has replaced can go once that is recorded.
+    /// A restore has: what it has replaced can go once that is recorded.
     pub restore_has_ended: Arc<Notify>,
 }
 

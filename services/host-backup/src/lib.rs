@@ -9,7 +9,7 @@ mod kinds;
 mod runtime_command;
 mod settings;
 mod staged_leftovers;
-mod whole_restore;
+mod staged_restore;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

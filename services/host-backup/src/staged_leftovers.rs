@@ -1,4 +1,4 @@
-//! Deletes what whole restores keep, once these have no other attempt: what they have replaced, where they have ended as they
+//! Deletes what restores keep, once these have no other attempt: what they have replaced, where they have ended as they
 //! should; what they have staged, where they were canceled, have expired or have failed for good while this host was away,
 //! or are of a registry that does not know them any more.
 //!

@@ -59,4 +59,5 @@ pub use restore::{RestoreReceipt, RestoreRequest, RestoreTarget, Sample};
 pub use snapshot::{LAYOUT_VERSION, MAX_TAG_CHARS, MAX_USER_TAGS, Purpose, SnapshotId, validate_tags};
 pub use snapshot_tree::SnapshotPath;
 pub use source::{CountedPaths, PERSIST_ROOT, PROJECT_ROOT, SourceState};
+pub use walk::STAGING_PREFIX;
 pub use write_deadline::{WriteDeadline, WriteUntil};

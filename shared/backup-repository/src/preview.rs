@@ -236,6 +236,9 @@ fn there(root: &Path, place: &Path, name: &OsStr) -> Result<Entries> {
         Err(fault) => Err(unreadable(&fault.path, fault.error)),
     };
     Ok(match only {
+        None if place.as_os_str().is_empty() => {
+            Box::new(walk(name, Arc::from([]), directory).without_staged().map(entry))
+        }
         None => Box::new(walk(name, Arc::from([]), directory).map(entry)),
         // A single entry that is no directory: found by its name in the directory that it is in, and renamed.
         Some(own_name) => {

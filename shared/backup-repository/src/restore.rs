@@ -151,7 +151,7 @@ impl Repository {
     /// Errors: `UnsupportedLayout` for a snapshot that is not of layout 2 or another project's, `NotFound`
     /// for an unknown one or an unknown path in it, `Damaged` where the repository misses something,
     /// `VerificationFailed` where what was written is not what was backed up. After any error the staging
-    /// directories are to be deleted.
+    /// directories are to be deleted, or gone on with (`resume`).
     pub fn restore(self, request: &RestoreRequest, progress: &Arc<dyn Progress>) -> Result<RestoreReceipt> {
         let started = Instant::now();
         let (snapshot, tags) = self.snapshot(request.snapshot)?;

@@ -241,8 +241,12 @@ impl BackupSource {
                 // From 1, because rustic takes 0 for "no device"; far apart, because a hard link never
                 // reaches from one root into the other in a restored project.
                 Ok(root) => {
-                    let only = if *name == PROJECT_ROOT { Arc::clone(&self.only) } else { Arc::from([]) };
-                    walks.push(Walk::new(OsStr::new(name), root, 1 + 1000 * number as u64, attributes, only))
+                    let device_offset = 1 + 1000 * number as u64;
+                    let walk = |only| Walk::new(OsStr::new(name), root, device_offset, attributes, only);
+                    walks.push(match *name == PROJECT_ROOT {
+                        true => walk(Arc::clone(&self.only)).without_staged(),
+                        false => walk(Arc::from([])),
+                    });
                 }
                 Err(error) => self.shared.fault(Path::new(name), &error.into()),
             }

@@ -19,6 +19,10 @@ use rustix::io::Errno;
 
 use crate::node_metadata::{extended_attributes, go_mode, set_extended_attributes};
 
+/// How the names of directories begin that a host makes in the top directory of a project, to stage there what it restores or
+/// copies into it.
+pub const STAGING_PREFIX: &str = ".longhaul-staging-";
+
 /// One entry found.
 #[derive(Debug)]
 pub(crate) struct WalkEntry {
@@ -66,6 +70,8 @@ pub(crate) struct Walk {
     start: Option<(PathBuf, OwnedFd)>,
     /// Only these paths, what leads to them and what is beneath them; everything where empty.
     only: Arc<[PathBuf]>,
+    /// Whether what is staged in the root directory is no part of it.
+    without_staged: bool,
 }
 
 pub(crate) const OPEN_DIRECTORY: OFlags =
@@ -86,7 +92,13 @@ impl Walk {
             attributes,
             start: Some((PathBuf::from(name), root)),
             only,
+            without_staged: false,
         }
+    }
+
+    /// Leaves out what begins with [`STAGING_PREFIX`] in the root directory.
+    pub(crate) fn without_staged(self) -> Self {
+        Self { without_staged: true, ..self }
     }
 
     fn device(&mut self, device: u64) -> u64 {
@@ -102,6 +114,9 @@ impl Walk {
             Ok(names) => names,
             Err(error) => return Err(WalkFault { path, error: error.into() }),
         };
+        if self.without_staged && self.levels.is_empty() {
+            names.retain(|name| !name.as_bytes().starts_with(STAGING_PREFIX.as_bytes()));
+        }
         if !self.only.is_empty() && !self.only.iter().any(|wanted| path.starts_with(wanted)) {
             names.retain(|name| {
                 let path = path.join(name);

@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use backup_repository::*;
@@ -53,6 +54,30 @@ async fn a_backup_of_what_was_restored_has_the_same_digest() {
     let second = test.back_up(request).await.unwrap();
     assert_eq!(second.tree, first.tree);
     assert_ne!(second.snapshot, first.snapshot);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_staged_in_a_project_is_no_part_of_it() {
+    let test = TestRepository::new().await;
+    let staged = test.project().join(format!("{STAGING_PREFIX}{}", Uuid::now_v7()));
+    for directory in [&staged, &test.project().join("work").join(STAGING_PREFIX)] {
+        fs::create_dir_all(directory).unwrap();
+        fs::write(directory.join("content"), b"staged").unwrap();
+    }
+    let backup = test.back_up(test.request(None)).await.unwrap();
+    assert_eq!((backup.files, backup.bytes), (1, 6), "but deeper down it is a name like any other");
+    let restored = test.restore(backup.snapshot, test.whole("restored")).await.unwrap();
+    assert_eq!((restored.files, &restored.tree), (1, &backup.tree));
+    assert!(test.path("restored/project/work").join(STAGING_PREFIX).join("content").exists());
+
+    // Nobody is told that a restore would delete it.
+    let (location, handle) = (test.location(), Handle::current());
+    let target = PreviewTarget::Whole { project: test.project(), persist: test.path("persist") };
+    let request = PreviewRequest { snapshot: backup.snapshot, target };
+    let progress: Arc<dyn Progress> = Arc::new(NoProgress);
+    let preview = move || Repository::open_for_reading(location, handle)?.preview(&request, &progress);
+    let preview = blocking(preview).await.unwrap();
+    assert_eq!((preview.deleted.files, preview.unchanged.files), (0, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

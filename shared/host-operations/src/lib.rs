@@ -7,7 +7,7 @@ mod volume_work;
 
 pub use job_records::{JobRecord, JobRecords, JobState, Record};
 pub use repository_job::{JOB_ARGUMENT, JobRunner, ObjectStoreRequests, something_else};
-pub use volume_work::{freeze, freeze_files, volume_work};
+pub use volume_work::{freeze, freeze_files, volume_failure, volume_work};
 
 use domain_model::{ProjectId, Scope};
 use operation_engine::{OperationContext, OperationFailure};
@@ -29,4 +29,12 @@ pub fn project_of(operation: &OperationContext) -> Result<ProjectId, OperationFa
 /// A permanent failure where it cannot be written as JSON: a mistake in its type.
 pub fn result_value<T: serde::Serialize>(result: T) -> Result<serde_json::Value, OperationFailure> {
     serde_json::to_value(result).map_err(|error| OperationFailure::permanent("result", error))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn backups_leave_out_what_volumes_stage() {
+        assert_eq!(backup_repository::STAGING_PREFIX, domain_model::RESERVED_PREFIX);
+    }
 }

@@ -62,7 +62,8 @@ pub async fn freeze_files(
     .await
 }
 
-fn volume_failure(error: &VolumeError) -> OperationFailure {
+/// What went wrong with a volume, as the failure of an operation.
+pub fn volume_failure(error: &VolumeError) -> OperationFailure {
     let (code, retryable) = match error.kind() {
         VolumeErrorKind::NotFound => ("not_found", false),
         VolumeErrorKind::AlreadyExists => ("already_exists", false),

@@ -467,9 +467,13 @@ pub(crate) fn split(path: &ProjectPath) -> (impl Iterator<Item = &str>, &str) {
     (parents.split('/').filter(|name| !name.is_empty()), last)
 }
 
-/// The staging directory of a copy, if it is still the one that was filled: a tenant can move it away, and put another
-/// in its place.
-fn open_staging(volume: &OwnedFd, op_id: Uuid, inode: Option<u64>) -> Result<Option<OwnedFd>, Errno> {
+/// The staging directory of an operation, if it is still the one that was filled: a tenant can move it away, and put
+/// another in its place.
+pub(crate) fn open_staging(
+    volume: &OwnedFd,
+    op_id: Uuid,
+    inode: Option<u64>,
+) -> Result<Option<OwnedFd>, Errno> {
     let staging = match rustix::fs::openat(volume, staging_name(op_id), DIRECTORY, Mode::empty()) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         other => other?,

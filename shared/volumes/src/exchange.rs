@@ -93,10 +93,22 @@ impl HostRoot {
         };
         match Journal::read(&directory)? {
             Some(mut journal) if journal.stays() && journal.project == project => {
-                self.finish_whole(&directory, &mut journal)?;
+                self.finish(&directory, &mut journal)?;
                 Ok(journal.phase == Phase::Exchanged)
             }
             _ => Ok(false),
+        }
+    }
+
+    /// Takes a restore in the phase `Exchanging` to `Exchanged`; that of a path stays where nothing of it is in place.
+    pub(crate) fn finish(
+        &self,
+        directory: &OperationDirectory,
+        journal: &mut Journal,
+    ) -> Result<(), VolumeError> {
+        match journal.work {
+            Work::Path { .. } => self.finish_path(directory, journal),
+            _ => self.finish_whole(directory, journal),
         }
     }
 
@@ -173,9 +185,7 @@ impl HostRoot {
                     self.finish_whole(&directory, &mut journal)?;
                     if journal.phase == Phase::Staged { Settled::RolledBack } else { Settled::Finished }
                 }
-                Work::Path { target, content_inode } => {
-                    self.settle_path(&directory, &journal, &target, content_inode)?
-                }
+                Work::Path { .. } => self.settle_path(&directory, &mut journal)?,
                 Work::Copy { .. } => match self.settle_copy(&directory, &mut journal)? {
                     settled @ (Settled::Finished | Settled::Dropped | Settled::Recorded) => {
                         return Ok(settled);

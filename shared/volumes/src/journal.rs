@@ -38,7 +38,7 @@ enum Version {
     One,
 }
 
-/// How far a restore or a copy is. It only ever moves on.
+/// How far a restore or a copy is. It only ever moves on, but for a path restore that is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Phase {
@@ -62,8 +62,14 @@ pub(crate) enum Work {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         resumable: bool,
     },
-    /// One path in the project's files; the inode number of the staged content is known once the exchange begins.
-    Path { target: ProjectPath, content_inode: Option<u64> },
+    /// One path in the project's files; the inode number of the staging directory is known once there is one, from when on
+    /// another attempt may go on with it, and that of the staged content once the exchange begins.
+    Path {
+        target: ProjectPath,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        staging_inode: Option<u64>,
+        content_inode: Option<u64>,
+    },
     /// Files and directories into the project's files; the inode number of the staging directory, and what has been
     /// staged, are known once they begin to be put in place.
     Copy {
@@ -151,7 +157,7 @@ impl Journal {
 
     /// Whether what is staged, or was replaced, stays until it is known that there is no other attempt.
     pub(crate) fn stays(&self) -> bool {
-        matches!(self.work, Work::Whole { resumable: true, .. })
+        matches!(self.work, Work::Whole { resumable: true, .. } | Work::Path { staging_inode: Some(_), .. })
     }
 
     /// Refuses a journal of another project.

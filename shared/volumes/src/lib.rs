@@ -27,7 +27,7 @@
 //! staging/<op>/journal.json            what a restore or a copy intends, and how far it is
 //! staging/<op>/{project,persist}       the trees of a whole restore (after the exchange: the old ones)
 //! projects/<project>/.longhaul-staging-<op>/   the content of a path restore or a copy (a rename cannot leave a
-//!                                      subvolume)
+//!                                      subvolume); after the exchange, what a path restore has replaced
 //! copies/<id>/                         what a copy brings to this host, or takes from it
 //! ```
 //!

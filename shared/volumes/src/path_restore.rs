@@ -5,8 +5,11 @@
 //! and follows no link, and the content is staged in a directory that is reached by its handle, not its name. And
 //! a target written in place would be seen half-written, so the content is put there by one rename, with its
 //! missing parent directories, if any, in the same rename.
+//!
+//! As with a whole restore, what is staged outlasts a crash for the next attempt, which looks at every byte of it, and so
+//! does what was replaced, so that another attempt finds that nothing is left to do.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -17,15 +20,20 @@ use uuid::Uuid;
 
 use crate::VolumeError;
 use crate::btrfs::handle_path;
+use crate::copy_into::open_staging;
 use crate::deletion::{delete_at, names_in};
+use crate::error::VolumeErrorKind;
 use crate::exchange::Settled;
 use crate::host_root::HostRoot;
 use crate::journal::{Journal, Phase, Work};
 use crate::operation_directory::OperationDirectory;
 use crate::pair_walk::DIRECTORY;
 use crate::rename::{Exchange, exchange, place};
+use crate::whole_restore::nobody_writes_into;
 
-/// The staged content, in the staging directory inside the project.
+/// What is being restored, in the staging directory inside the project.
+const DOWNLOAD: &str = "download";
+/// The same when it is complete.
 const CONTENT: &str = "content";
 /// Missing parent directories, made around the content before all are put in place together.
 const PARENTS: &str = "parents";
@@ -55,9 +63,11 @@ pub enum PathOutcome {
 }
 
 /// A place inside the project's volume to restore one file or directory to. Dropping this without
-/// [`HostRoot::discard_path`] leaves it for [`HostRoot::recover`].
+/// [`HostRoot::discard_path`] leaves it for the next attempt, or for [`HostRoot::abandon`].
 #[derive(Debug)]
 pub struct StagedPath {
+    /// Whether it is an earlier attempt's, with what it has restored.
+    pub resumed: bool,
     project_dir: PathBuf,
     target: ProjectPath,
     content: PathBuf,
@@ -67,7 +77,13 @@ pub struct StagedPath {
 }
 
 impl StagedPath {
-    /// Where the caller is to make the file, directory or symbolic link; nothing is there yet. The path goes by
+    /// A directory, missing yet or an earlier attempt's, in which the caller may make the content. Whoever writes into it
+    /// holds a lock (`flock`) on it, or on the directories in it. The path is as that of the content.
+    pub fn download_path(&self) -> PathBuf {
+        self.content.with_file_name(DOWNLOAD)
+    }
+
+    /// Where the caller is to put the file, directory or symbolic link; nothing is there yet. The path goes by
     /// an open handle (`/proc/<pid>/fd/<n>/content`), which no tenant can redirect; it is good for this process
     /// and its children of the same user, as long as `self` lives.
     pub fn content_path(&self) -> &Path {
@@ -80,8 +96,9 @@ impl StagedPath {
 }
 
 impl HostRoot {
-    /// Makes a place to stage what the restore `op_id` will put at `target` in the files of `project`. What an earlier
-    /// attempt has left is ended first.
+    /// Makes a place to stage what the restore `op_id` will put at `target` in the files of `project`, or finds that of an
+    /// earlier attempt. What is there may be half-written: the caller looks at every byte. What an earlier attempt has left
+    /// in another state, or may still be writing to, is deleted.
     ///
     /// # Errors
     ///
@@ -96,9 +113,30 @@ impl HostRoot {
         let Some(volume) = self.open_project(project)? else {
             return Err(VolumeError::ProjectNotFound { project, path: project_dir });
         };
+        if let Some(directory) = OperationDirectory::claim_existing(&self.staging(), op_id)? {
+            match staging_of_an_earlier_attempt(&directory, project, target, &volume)
+                .map_err(VolumeError::io("look what is staged in", &project_dir))?
+            {
+                Some(staging) if nobody_downloads_into(&handle_path(&staging).join(DOWNLOAD))? => {
+                    let content = handle_path(&staging).join(CONTENT);
+                    let target = target.clone();
+                    return Ok(StagedPath {
+                        resumed: true,
+                        project_dir,
+                        target,
+                        content,
+                        volume,
+                        staging,
+                        directory,
+                    });
+                }
+                _ => self.settle(directory).map(drop)?,
+            }
+        }
         let directory = self.claim_empty_staging(op_id)?;
-        let work = Work::Path { target: target.clone(), content_inode: None };
-        Journal::new(project, work).write(&directory)?;
+        let work = Work::Path { target: target.clone(), staging_inode: None, content_inode: None };
+        let mut journal = Journal::new(project, work);
+        journal.write(&directory)?;
         self.steps.done("the journal of a path restore is begun")?;
         let name = staging_name(op_id);
         let shown = project_dir.join(staging_name_text(op_id));
@@ -109,29 +147,54 @@ impl HostRoot {
         self.steps.done("the staging directory in the project is made")?;
         let staging = rustix::fs::openat(&volume, &name, DIRECTORY, Mode::empty())
             .map_err(VolumeError::io("open the directory", &shown))?;
+        let inode = rustix::fs::fstat(&staging).map_err(VolumeError::io("look at", &shown))?.st_ino;
+        journal.work = Work::Path { target: target.clone(), staging_inode: Some(inode), content_inode: None };
+        journal.write(&directory)?;
+        self.steps.done("the staging directory of a path is in the journal")?;
         let content = handle_path(&staging).join(CONTENT);
-        Ok(StagedPath { project_dir, target: target.clone(), content, volume, staging, directory })
+        let target = target.clone();
+        Ok(StagedPath { resumed: false, project_dir, target, content, volume, staging, directory })
+    }
+
+    /// Makes the content of what was downloaded: of all of it, or of what is in it under this name. It is durable then: making it
+    /// so may take minutes, in which a crash is no reason to begin anew.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there, or cannot be stored.
+    pub fn complete_path(&self, staged: &StagedPath, name: Option<&OsStr>) -> Result<(), VolumeError> {
+        let all = staged.download_path();
+        let downloaded = name.map_or_else(|| all.clone(), |name| all.join(name));
+        rustix::fs::syncfs(&staged.staging).map_err(VolumeError::io("sync", &downloaded))?;
+        std::fs::rename(&downloaded, &staged.content).map_err(VolumeError::io("complete", &downloaded))?;
+        self.steps.done("the content of a path is complete")
     }
 
     /// Puts the staged content at its target, in one step, with the parent directories that are missing.
-    /// Calling it again after it was done is fine. End with [`HostRoot::discard_path`].
+    /// Calling it again after it was done is fine.
     ///
     /// # Errors
     ///
     /// `NotFound` if nothing was staged; `AlreadyExists` under [`Conflict::Fail`]; `InvalidPath` if a parent of the
-    /// target is a symbolic link, a file or on another volume. The target is then as it was.
+    /// target is a symbolic link, a file or on another volume: the target is then as it was. After any other error the
+    /// content may be in place; [`HostRoot::was_exchanged`] tells.
     pub fn exchange_path(&self, staged: &StagedPath, conflict: Conflict) -> Result<PathOutcome, VolumeError> {
         let directory = &staged.directory;
         let not_staged =
             |path: &Path| VolumeError::NotStaged { op_id: directory.op_id(), path: path.to_owned() };
         let mut journal = Journal::read(directory)?.ok_or_else(|| not_staged(directory.path()))?;
+        let staging_inode = match &journal.work {
+            Work::Path { staging_inode, .. } => *staging_inode,
+            _ => None,
+        };
         let content_inode = match &journal.work {
             Work::Path { content_inode: Some(inode), .. } => *inode,
             _ => {
                 let content = look(staged.staging.as_fd(), CONTENT, &staged.content)?;
                 let inode = content.ok_or_else(|| not_staged(&staged.content))?.st_ino;
                 rustix::fs::syncfs(&staged.staging).map_err(VolumeError::io("sync", &staged.content))?;
-                journal.work = Work::Path { target: staged.target.clone(), content_inode: Some(inode) };
+                let target = staged.target.clone();
+                journal.work = Work::Path { target, staging_inode, content_inode: Some(inode) };
                 journal.phase = Phase::Exchanging;
                 journal.write(directory)?;
                 self.steps.done("the exchange of a path is in the journal")?;
@@ -147,7 +210,8 @@ impl HostRoot {
         Ok(outcome)
     }
 
-    /// Deletes what is staged: after [`HostRoot::exchange_path`] what was replaced, before it the new content.
+    /// Deletes what is staged: after [`HostRoot::exchange_path`] what was replaced, before it the new content. Where another
+    /// attempt is to find what this one has done, that is left to [`HostRoot::abandon`].
     pub fn discard_path(&self, staged: StagedPath) -> Result<(), VolumeError> {
         self.settle(staged.directory).map(drop)
     }
@@ -164,49 +228,53 @@ impl HostRoot {
             Errno::XDEV => VolumeError::OtherVolume { path: target_path.clone() },
             errno => VolumeError::io("put restored content at", &target_path)(errno),
         };
+        let outcome = || -> Result<PathOutcome, VolumeError> {
+            let is_old = |name: &CString| ![PARENTS, DOWNLOAD].map(str::as_bytes).contains(&name.as_bytes());
+            let replaced = names_in(staging).map_err(failed)?.iter().any(is_old);
+            Ok(if replaced { PathOutcome::Replaced } else { PathOutcome::Created })
+        };
+        // An earlier call may have done it.
+        if !is_staged(&staged.staging, content_inode).map_err(failed)? {
+            return outcome();
+        }
         for attempt in 0..MAX_TRIES {
             let (parent, missing) = descend(&staged.volume, &staged.target, &staged.project_dir)?;
-            let Some((last, [])) = missing.split_first() else {
-                match self.place_with_parents(staged, parent.as_fd(), &missing) {
-                    Ok(()) | Err(Errno::EXIST) => continue,
-                    Err(errno) => return Err(failed(errno)),
-                }
+            let placed = match missing.split_first() {
+                Some((last, [])) => match (look(parent.as_fd(), last, &target_path)?, conflict) {
+                    (None, _) => place(staging, CONTENT, &parent, *last),
+                    (Some(_), Conflict::Keep) => return Ok(PathOutcome::Kept),
+                    (Some(_), Conflict::Fail) => return Err(VolumeError::TargetExists { path: target_path }),
+                    (Some(_), Conflict::Replace) => {
+                        let exchanged = match self.use_rename_exchange {
+                            true => exchange(staging, CONTENT, &parent, *last).map_err(failed)?,
+                            false => Exchange::Unsupported,
+                        };
+                        match exchanged {
+                            Exchange::Done => Ok(()),
+                            Exchange::Unsupported => {
+                                let old = format!("old-{attempt}");
+                                let moved = place(&parent, *last, staging, old.as_str());
+                                self.steps.done("the old content of a path is moved away")?;
+                                // Its place is free now, unless somebody is faster.
+                                moved.and(Err(Errno::EXIST))
+                            }
+                        }
+                    }
+                },
+                None | Some(_) => self.place_with_parents(staged, parent.as_fd(), &missing),
             };
-            let moved = match (look(parent.as_fd(), last, &target_path)?, conflict) {
-                (Some(found), _) if found.st_ino == content_inode => {
+            match placed {
+                // Whatever becomes of it from now on is the tenant's doing.
+                Ok(()) => {
+                    self.steps.done("a path has changed place")?;
                     rustix::fs::fsync(&parent).map_err(failed)?;
                     rustix::fs::fsync(staging).map_err(failed)?;
-                    let replaced = names_in(staging)
-                        .map_err(failed)?
-                        .iter()
-                        .any(|name| name.as_bytes() != PARENTS.as_bytes());
-                    return Ok(if replaced { PathOutcome::Replaced } else { PathOutcome::Created });
+                    return outcome();
                 }
-                (None, _) => place(staging, CONTENT, &parent, *last),
-                (Some(_), Conflict::Keep) => return Ok(PathOutcome::Kept),
-                (Some(_), Conflict::Fail) => return Err(VolumeError::TargetExists { path: target_path }),
-                (Some(_), Conflict::Replace) => {
-                    let exchanged = match self.use_rename_exchange {
-                        true => exchange(staging, CONTENT, &parent, *last),
-                        false => Ok(Exchange::Unsupported),
-                    };
-                    match exchanged {
-                        Ok(Exchange::Done) => Ok(()),
-                        Ok(Exchange::Unsupported) => {
-                            let moved = place(&parent, *last, staging, format!("old-{attempt}").as_str());
-                            self.steps.done("the old content of a path is moved away")?;
-                            moved
-                        }
-                        Err(errno) => Err(errno),
-                    }
-                }
-            };
-            match moved {
                 // Look again; what was seen may have been changed by the tenant in between.
-                Ok(()) | Err(Errno::NOENT | Errno::EXIST) => {}
+                Err(Errno::NOENT | Errno::EXIST) => {}
                 Err(errno) => return Err(failed(errno)),
             }
-            self.steps.done("a path has changed place")?;
         }
         Err(failed(Errno::BUSY))
     }
@@ -235,72 +303,97 @@ impl HostRoot {
             innermost = make(innermost.as_fd(), name)?;
             take_after(innermost.as_fd(), &like)?;
         }
-        match rustix::fs::renameat(staging, CONTENT, &innermost, *last) {
-            // An earlier try has moved it there already.
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(errno),
-        }
+        rustix::fs::renameat(staging, CONTENT, &innermost, *last)?;
         let first = directories.first().ok_or(Errno::INVAL)?;
         let placed = place(&parents, *first, parent, *first);
         if placed.is_err() {
+            // Parents that are there say that the content is among them.
             rustix::fs::renameat(&innermost, *last, staging, CONTENT)?;
+            for depth in (0..directories.len()).rev() {
+                let made: PathBuf = directories[..=depth].iter().collect();
+                rustix::fs::unlinkat(&parents, &made, AtFlags::REMOVEDIR)?;
+            }
         }
         placed
     }
 
-    /// Ends the path restore that `journal` describes. A target is only ever touched by renames that leave it old
-    /// or new, but for one case: without an exchange of names, the old content is moved away first.
+    /// Ends the path restore that `journal` describes, and deletes what is staged of it or was replaced.
     pub(crate) fn settle_path(
         &self,
         directory: &OperationDirectory,
-        journal: &Journal,
-        target: &ProjectPath,
-        content_inode: Option<u64>,
+        journal: &mut Journal,
     ) -> Result<Settled, VolumeError> {
+        let full = |error: &VolumeError| error.kind() == VolumeErrorKind::NoSpace;
+        match self.finish_path(directory, journal) {
+            // It is in place, and the journal would say so if there were room: that comes of what follows.
+            Err(error) if full(&error) && journal.phase == Phase::Exchanged => {}
+            finished => finished?,
+        }
+        if journal.phase != Phase::Exchanged {
+            // From here on it says nothing that content is missing where it was staged.
+            if let Work::Path { target, .. } = journal.work.clone() {
+                journal.work = Work::Path { target, staging_inode: None, content_inode: None };
+            }
+            journal.phase = Phase::Staged;
+            match journal.write(directory) {
+                Err(error) if full(&error) => {}
+                written => written?,
+            }
+            self.steps.done("what is staged of a path is given up")?;
+        }
+        if let Some(volume) = self.open_project(journal.project)? {
+            let shown = self.project_dir(journal.project).join(staging_name_text(directory.op_id()));
+            delete_at(&self.btrfs, volume.as_fd(), &staging_name(directory.op_id()), &shown)?;
+            self.steps.done("the staging directory in the project is deleted")?;
+        }
+        Ok(if journal.phase == Phase::Exchanged { Settled::Finished } else { Settled::RolledBack })
+    }
+
+    /// Takes a path restore in the phase `Exchanging` to `Exchanged`, if its content is in place. A target is only ever
+    /// touched by renames that leave it old or new, but for one case, which is finished here: without an exchange of names,
+    /// the old content is moved away first. What is not staged any more was put in place, whatever became of it since.
+    pub(crate) fn finish_path(
+        &self,
+        directory: &OperationDirectory,
+        journal: &mut Journal,
+    ) -> Result<(), VolumeError> {
+        let (Phase::Exchanging, Work::Path { target, staging_inode, content_inode: Some(content_inode) }) =
+            (journal.phase, &journal.work)
+        else {
+            return Ok(());
+        };
         let project_dir = self.project_dir(journal.project);
-        let shown = project_dir.join(staging_name_text(directory.op_id()));
-        let name = staging_name(directory.op_id());
-        let finished =
-            if journal.phase == Phase::Exchanged { Settled::Finished } else { Settled::RolledBack };
-        let Some(volume) = self.open_project(journal.project)? else {
-            return Ok(finished);
+        let target_path = project_dir.join(target.as_path());
+        let failed =
+            |errno: Errno| VolumeError::io("finish putting restored content at", &target_path)(errno);
+        let Some(volume) = self.open_project(journal.project)? else { return Ok(()) };
+        let Some(staging) = open_staging(&volume, directory.op_id(), *staging_inode).map_err(failed)? else {
+            return Ok(());
         };
-        let staging = match rustix::fs::openat(&volume, &name, DIRECTORY, Mode::empty()) {
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(finished),
-            other => other.map_err(VolumeError::io("open the directory", &shown))?,
+        let names = names_in(staging.as_fd()).map_err(failed)?;
+        let moved_away = names.iter().any(|name| name.as_bytes().starts_with(b"old-"));
+        let (parent, missing) = match descend(&volume, target, &project_dir) {
+            Ok((parent, missing)) => (Some(parent), missing),
+            // The way to the target cannot be gone where its old content was moved away.
+            Err(_) if !moved_away => (None, Vec::new()),
+            Err(error) => return Err(error),
         };
-        let mut settled = finished;
-        if journal.phase == Phase::Exchanging
-            && let Some(content_inode) = content_inode
-        {
-            let target_path = project_dir.join(target.as_path());
-            let failed =
-                |errno: Errno| VolumeError::io("finish putting restored content at", &target_path)(errno);
-            let names = names_in(staging.as_fd()).map_err(failed)?;
-            let moved_away = names.iter().any(|name| name.as_bytes().starts_with(b"old-"));
-            let (parent, missing) = match descend(&volume, target, &project_dir) {
-                Ok((parent, missing)) => (Some(parent), missing),
-                // The way to the target cannot be gone, so nothing has been put there.
-                Err(_) if !moved_away => (None, Vec::new()),
-                Err(error) => return Err(error),
-            };
-            if let (Some(parent), [last]) = (parent, &missing[..]) {
-                let found = look(parent.as_fd(), last, &target_path)?;
-                let staged = look(staging.as_fd(), CONTENT, &shown)?;
-                let content_is_staged = staged.is_some_and(|content| content.st_ino == content_inode);
-                if found.is_some_and(|found| found.st_ino == content_inode) {
-                    settled = Settled::Finished;
-                } else if found.is_none() && moved_away && content_is_staged {
-                    place(&staging, CONTENT, &parent, *last).map_err(failed)?;
-                    rustix::fs::fsync(&parent).map_err(failed)?;
-                    self.steps.done("the exchange of a path is finished")?;
-                    settled = Settled::Finished;
-                }
+        if is_staged(&staging, *content_inode).map_err(failed)? {
+            let (true, Some(parent), [last]) = (moved_away, &parent, &missing[..]) else { return Ok(()) };
+            match place(&staging, CONTENT, parent, *last) {
+                Ok(()) => {}
+                // Somebody has made it anew, or it is among the parents that were made around it.
+                Err(Errno::EXIST | Errno::NOENT) => return Ok(()),
+                Err(errno) => return Err(failed(errno)),
             }
         }
-        delete_at(&self.btrfs, volume.as_fd(), &name, &shown)?;
-        self.steps.done("the staging directory in the project is deleted")?;
-        Ok(settled)
+        for changed in parent.iter().chain([&staging]) {
+            rustix::fs::fsync(changed).map_err(failed)?;
+        }
+        self.steps.done("the exchange of a path is finished")?;
+        journal.phase = Phase::Exchanged;
+        journal.write(directory)?;
+        self.steps.done("the end of the exchange of a path is in the journal")
     }
 
     /// The root directory of a project's files; `None` if there is none.
@@ -311,6 +404,59 @@ impl HostRoot {
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(VolumeError::io("open the directory", &path)(errno)),
         }
+    }
+}
+
+/// What an earlier attempt of the same restore has staged, if nothing of it is complete and nobody else can have written
+/// to it: a tenant can move the directory away, and put another in its place, but not one of ours.
+fn staging_of_an_earlier_attempt(
+    directory: &OperationDirectory,
+    project: Uuid,
+    target: &ProjectPath,
+    volume: &OwnedFd,
+) -> Result<Option<OwnedFd>, std::io::Error> {
+    // One that does not read is left to whoever ends it.
+    let Ok(Some(journal)) = Journal::read(directory) else { return Ok(None) };
+    let Work::Path { target: staged_for, staging_inode: inode @ Some(_), .. } = &journal.work else {
+        return Ok(None);
+    };
+    if journal.phase != Phase::Staged || journal.project != project || staged_for != target {
+        return Ok(None);
+    }
+    let Some(staging) = open_staging(volume, directory.op_id(), *inode)? else { return Ok(None) };
+    let found = rustix::fs::fstat(&staging)?;
+    let is_ours = found.st_uid == rustix::process::geteuid().as_raw() && found.st_mode & 0o077 == 0;
+    let only_downloaded =
+        names_in(staging.as_fd())?.iter().all(|name| name.as_bytes() == DOWNLOAD.as_bytes());
+    Ok((is_ours && only_downloaded).then_some(staging))
+}
+
+/// Whether the directory is there, and nobody holds a lock on it or on those in it.
+fn nobody_downloads_into(download: &Path) -> Result<bool, VolumeError> {
+    if !nobody_writes_into(download)? {
+        return Ok(false);
+    }
+    let failed = |error| VolumeError::io("list", download)(error);
+    for entry in std::fs::read_dir(download).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_type().map_err(failed)?.is_dir() && !nobody_writes_into(&entry.path())? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether the content is still where it was staged, or among the parents that were made around it.
+fn is_staged(staging: &OwnedFd, content_inode: u64) -> Result<bool, Errno> {
+    match rustix::fs::statat(staging, CONTENT, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(found) if found.st_ino == content_inode => return Ok(true),
+        Ok(_) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno),
+    }
+    match rustix::fs::openat(staging, PARENTS, DIRECTORY, Mode::empty()) {
+        Ok(parents) => Ok(!names_in(parents.as_fd())?.is_empty()),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -555,6 +701,19 @@ mod tests {
         });
     }
 
+    /// What a start of the host does, and then the registry's word that there is no other attempt.
+    fn recover_and_abandon(root: &HostRoot) -> Result<(), VolumeError> {
+        let report = root.recover().unwrap();
+        assert!(report.in_use.is_empty(), "{report:?}");
+        if let Some((_, error)) = report.failed.into_iter().next() {
+            return Err(error);
+        }
+        root.kept_for_another_attempt()
+            .unwrap()
+            .into_iter()
+            .try_for_each(|op_id| root.abandon(op_id).map(drop))
+    }
+
     /// A crash after every step of a path restore, and then one after every step of its recovery.
     #[test]
     fn a_crash_at_any_step_leaves_after_recovery_the_old_or_the_new_target_and_nothing_else() {
@@ -569,13 +728,9 @@ mod tests {
                         let stopping = Crash::after(&root, restore_steps);
                         restore_ended =
                             !Crash::happened(&restore_tree(&stopping, id, target, Conflict::Replace));
-                        let first = Crash::after(&root, recovery_steps).recover().unwrap();
-                        let interrupted = !first.failed.is_empty();
-                        for (_, error) in first.failed {
-                            assert!(Crash::happened::<()>(&Err(error)));
-                        }
-                        let second = root.recover().unwrap();
-                        assert!(second.failed.is_empty() && second.in_use.is_empty(), "{second:?}");
+                        let first = recover_and_abandon(&Crash::after(&root, recovery_steps));
+                        let interrupted = Crash::happened(&first);
+                        recover_and_abandon(&root).unwrap();
                         assert!(is_empty(&root.staging()));
                         assert_eq!(names(&root.project_dir(id)), ["work"]);
                         let tree = root.project_dir(id).join(target);
@@ -601,5 +756,159 @@ mod tests {
                 assert!(old > 3 && new > 3, "{old} {new}");
             });
         }
+    }
+
+    /// An attempt as a host makes it; `Ok(true)` where it has gone on with what was there.
+    fn attempt(
+        root: &HostRoot,
+        project: Uuid,
+        op_id: Uuid,
+        (target, conflict): (&str, Conflict),
+    ) -> Result<bool, VolumeError> {
+        let staged = root.stage_path(project, op_id, &target.parse().unwrap())?;
+        let download = staged.download_path();
+        assert_eq!(staged.resumed, download.exists());
+        if !download.join("tree").exists() {
+            fill(&download.join("tree"), "new");
+        }
+        root.steps.done("it is downloaded")?;
+        root.complete_path(&staged, Some("tree".as_ref()))?;
+        root.exchange_path(&staged, conflict)?;
+        Ok(staged.resumed)
+    }
+
+    /// A crash after every step of an attempt, after every step of the next one, and then a third.
+    #[test]
+    fn after_a_crash_at_any_step_another_attempt_goes_on_or_finds_it_done() {
+        for what in [("work/tree", Conflict::Replace), ("work/made/up/tree", Conflict::Fail)] {
+            on_each_filesystem(|new_root| {
+                let (mut resumed, mut anew, mut done) = (0, 0, 0);
+                for steps in 1.. {
+                    let mut crashed = false;
+                    for steps_of_the_next in 1.. {
+                        let root = new_root();
+                        let (id, op_id) = (project(&root), Uuid::now_v7());
+                        let tree = root.project_dir(id).join(what.0);
+                        let moved = root.project_dir(id).join("work/moved");
+                        // What is in place may be moved or edited at once; it is done all the same.
+                        let is_done = || {
+                            let is_in_place = tree.exists() && mark_of(&tree) == "new";
+                            if is_in_place {
+                                std::fs::rename(&tree, &moved).unwrap();
+                            }
+                            let report = root.recover().unwrap();
+                            assert!(report.failed.is_empty() && report.in_use.is_empty(), "{report:?}");
+                            let is_done = root.was_exchanged(id, op_id).unwrap();
+                            assert!(is_done || !is_in_place);
+                            assert!(!root.was_exchanged(Uuid::new_v4(), op_id).unwrap());
+                            if is_in_place {
+                                std::fs::rename(&moved, &tree).unwrap();
+                            }
+                            is_done
+                        };
+                        crashed = Crash::happened(&attempt(&Crash::after(&root, steps), id, op_id, what));
+                        let mut crashed_again = false;
+                        if is_done() {
+                            done += 1;
+                        } else {
+                            let next = attempt(&Crash::after(&root, steps_of_the_next), id, op_id, what);
+                            crashed_again = Crash::happened(&next);
+                            if is_done() {
+                                done += 1;
+                            } else if attempt(&root, id, op_id, what).unwrap() {
+                                resumed += 1;
+                            } else {
+                                anew += 1;
+                            }
+                        }
+                        assert_eq!(mark_of(&tree), "new");
+                        assert!(root.abandon(op_id).unwrap());
+                        assert_eq!(mark_of(&tree), "new");
+                        assert!(is_empty(&root.staging()));
+                        assert_eq!(names(&root.project_dir(id)), ["work"]);
+                        if !crashed_again {
+                            break;
+                        }
+                    }
+                    if !crashed {
+                        break;
+                    }
+                }
+                assert!(resumed >= 3 && anew >= 3 && done >= 3, "{resumed} {anew} {done}");
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_being_given_up_is_never_taken_for_done() {
+        on_each_filesystem(|new_root| {
+            let mut tried = 0;
+            for steps in 1.. {
+                let root = new_root();
+                let (id, op_id) = (project(&root), Uuid::now_v7());
+                let staged = root.stage_path(id, op_id, &"work/tree".parse().unwrap()).unwrap();
+                fill(staged.content_path(), "new");
+                assert_eq!(root.exchange_path(&staged, Conflict::Keep).unwrap(), PathOutcome::Kept);
+                let crashed = Crash::happened(&Crash::after(&root, steps).discard_path(staged));
+                // A deletion has steps of its own.
+                let content = root.project_dir(id).join(staging_name_text(op_id)).join(CONTENT);
+                if content.exists() {
+                    std::fs::remove_dir_all(&content).unwrap();
+                    tried += 1;
+                }
+                root.recover().unwrap();
+                assert!(!root.was_exchanged(id, op_id).unwrap());
+                assert_eq!(mark_of(&root.project_dir(id).join("work/tree")), "old");
+                root.abandon(op_id).unwrap();
+                assert_eq!(names(&root.project_dir(id)), ["work"]);
+                if !crashed {
+                    break;
+                }
+            }
+            assert!(tried > 0);
+        });
+    }
+
+    #[test]
+    fn what_somebody_may_still_be_writing_to_is_not_gone_on_with() {
+        on_each_filesystem(|new_root| {
+            let root = new_root();
+            let (id, op_id, target) = (project(&root), Uuid::now_v7(), "work/tree".parse().unwrap());
+            for locked in ["", "project"] {
+                let staged = root.stage_path(id, op_id, &target).unwrap();
+                std::fs::create_dir_all(staged.download_path().join("project")).unwrap();
+                let writer = std::fs::File::open(staged.download_path().join(locked)).unwrap();
+                drop(staged);
+                assert!(root.stage_path(id, op_id, &target).unwrap().resumed);
+                rustix::fs::flock(&writer, rustix::fs::FlockOperation::LockExclusive).unwrap();
+                assert!(!root.stage_path(id, op_id, &target).unwrap().resumed, "{locked}");
+            }
+        });
+    }
+
+    #[test]
+    fn what_a_tenant_has_put_in_the_place_of_what_is_staged_is_not_gone_on_with() {
+        on_each_filesystem(|new_root| {
+            let root = new_root();
+            let (id, op_id, target) = (project(&root), Uuid::now_v7(), "work/tree".parse().unwrap());
+            let staging = root.project_dir(id).join(staging_name_text(op_id));
+            let download = || {
+                let staged = root.stage_path(id, op_id, &target).unwrap();
+                std::fs::create_dir_all(staged.download_path()).unwrap();
+                staged
+            };
+            drop(download());
+            assert!(download().resumed);
+            std::fs::rename(&staging, root.project_dir(id).join("mine")).unwrap();
+            std::fs::create_dir_all(staging.join(DOWNLOAD)).unwrap();
+            assert!(!download().resumed);
+            // What others may write to, and what is for another target or project.
+            rustix::fs::chmod(&staging, Mode::from_raw_mode(0o770)).unwrap();
+            assert!(!download().resumed);
+            assert!(!root.stage_path(id, op_id, &"work/other".parse().unwrap()).unwrap().resumed);
+            drop(download());
+            let other = project(&root);
+            assert!(!root.stage_path(other, op_id, &target).unwrap().resumed);
+        });
     }
 }

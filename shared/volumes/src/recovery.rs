@@ -8,7 +8,7 @@ use crate::VolumeError;
 use crate::error::VolumeErrorKind;
 use crate::exchange::Settled;
 use crate::host_root::HostRoot;
-use crate::journal::Journal;
+use crate::journal::{Journal, Phase};
 use crate::operation_directory::OperationDirectory;
 
 /// What [`HostRoot::recover`] found and did, by operation.
@@ -19,7 +19,8 @@ pub struct RecoveryReport {
     pub finished: Vec<Uuid>,
     /// Restores and copies whose exchange had not begun: the old content is in place.
     pub rolled_back: Vec<Uuid>,
-    /// Restores whose exchange had not begun, and whose next attempt goes on with what is staged ([`HostRoot::stage_again`]).
+    /// Restores that are not in place, and whose next attempt decides whether it goes on with what is staged
+    /// ([`HostRoot::stage_again`], [`HostRoot::stage_path`]).
     pub kept: Vec<Uuid>,
     /// Copies that had begun to be put in place more than an hour ago: what was not in place yet is deleted.
     pub dropped: Vec<Uuid>,
@@ -107,7 +108,8 @@ impl HostRoot {
         match Journal::read(&directory)? {
             Some(journal) if journal.is_resumable() => Ok(Settled::Kept),
             Some(mut journal) if journal.stays() => {
-                self.finish_whole(&directory, &mut journal).map(|()| Settled::Finished)
+                self.finish(&directory, &mut journal)?;
+                Ok(if journal.phase == Phase::Exchanged { Settled::Finished } else { Settled::Kept })
             }
             _ => self.settle(directory),
         }

@@ -113,7 +113,7 @@ fn trees_in(directory: OperationDirectory, resumed: bool) -> Staged {
 }
 
 /// Whether a staged tree is there, and nobody holds the lock of those that write into it, or lets go of it soon.
-fn nobody_writes_into(tree: &Path) -> Result<bool, VolumeError> {
+pub(crate) fn nobody_writes_into(tree: &Path) -> Result<bool, VolumeError> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let handle = match rustix::fs::open(tree, flags, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(false),

@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use test_harness::{Client, ObjectStoreKind, SystemOptions, TestSystem, btrfs_is_available, make_tree};
+use test_harness::{
+    Client, ObjectStoreKind, SystemOptions, TestSystem, btrfs_is_available, make_tree, wait_for,
+};
 
 use crate::{assert_same_tree, scope, system};
 
@@ -121,10 +124,13 @@ async fn path_restores(system: &TestSystem) {
     // What was restored beside would go.
     assert!(whole["changes"]["deleted"]["files"].as_u64() >= restored["files"].as_u64(), "{whole:#}");
     assert_eq!(fs::read_to_string(files.join("src/file-004.rs")).unwrap(), "mine");
-    let staging = files.join("../../staging");
-    let left: Vec<_> = fs::read_dir(&staging).unwrap().flatten().map(|entry| entry.path()).collect();
-    assert!(left.is_empty(), "staged trees are left: {left:?}");
-    let hidden = fs::read_dir(&files).unwrap().flatten().map(|entry| entry.file_name().into_string());
-    let hidden: Vec<_> = hidden.flatten().filter(|name| name.starts_with(".longhaul")).collect();
-    assert!(hidden.is_empty(), "staged trees are left: {hidden:?}");
+    wait_for("what was staged, or replaced, to be deleted", Duration::from_secs(60), async || {
+        let paths = |directory: &Path| fs::read_dir(directory).unwrap().flatten().map(|entry| entry.path());
+        let is_staged =
+            |path: &PathBuf| path.file_name().unwrap().as_encoded_bytes().starts_with(b".longhaul");
+        let left: Vec<_> =
+            paths(&files.join("../../staging")).chain(paths(&files).filter(is_staged)).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
 }

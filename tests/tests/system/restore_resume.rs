@@ -1,11 +1,12 @@
-//! A whole restore that was interrupted goes on with what it had downloaded, and nothing of it is left when there is no
-//! other attempt.
+//! A restore that was interrupted goes on with what it had downloaded, and nothing of it is left when there is no other
+//! attempt.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use domain_model::RESERVED_PREFIX;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use test_harness::{
@@ -55,19 +56,25 @@ fn host_root(system: &TestSystem) -> PathBuf {
     system.data_directory().join("hosts/1")
 }
 
-/// What is on the disk of what an operation has staged, in bytes.
+/// What is on the disk of a tree, in bytes.
+fn bytes_below(path: &Path) -> u64 {
+    let Ok(metadata) = path.symlink_metadata() else { return 0 };
+    let entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    metadata.blocks() * 512 + entries.map(|entry| bytes_below(&entry.path())).sum::<u64>()
+}
+
+/// The same of what an operation has staged.
 fn staged_bytes(system: &TestSystem, op_id: &str) -> u64 {
-    fn below(path: &Path) -> u64 {
-        let Ok(metadata) = path.symlink_metadata() else { return 0 };
-        let entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
-        metadata.blocks() * 512 + entries.map(|entry| below(&entry.path())).sum::<u64>()
-    }
-    below(&host_root(system).join("staging").join(op_id))
+    bytes_below(&host_root(system).join("staging").join(op_id))
 }
 
 async fn until_staged(system: &TestSystem, op_id: &str, bytes: u64) {
+    until_below(&host_root(system).join("staging").join(op_id), bytes).await;
+}
+
+async fn until_below(staged: &Path, bytes: u64) {
     wait_for("a restore to come so far", Duration::from_secs(90), || async {
-        match staged_bytes(system, op_id) {
+        match bytes_below(staged) {
             staged if staged >= bytes => Ok(()),
             staged => Err(format!("{staged} bytes are staged")),
         }
@@ -198,4 +205,48 @@ async fn what_is_staged_of_an_operation_that_is_over_is_deleted() {
     assert_eq!(client.ended(scope(&project), &op_id).await["status"], "canceled");
     nothing_is_staged(&system).await;
     assert!(!system.project_files(1, &project).exists());
+}
+
+/// What is staged of a restore into a project is in its own volume.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_restore_of_a_path_and_of_all_beside_goes_on_where_it_was() {
+    let (system, client, project) = with_a_backup(btrfs_is_available()).await;
+    let files = system.project_files(0, &project);
+    for input in [
+        json!({ "backup_id": "latest", "path": "project/large.bin", "target": "back/large.bin" }),
+        json!({ "backup_id": "latest", "target": "all", "conflict": "fail" }),
+    ] {
+        system.set_faults(&slow_downloads());
+        let op_id = client.create(scope(&project), "project-restore", input.clone()).await;
+        let staged = files.join(format!("{RESERVED_PREFIX}{op_id}"));
+        until_below(&staged, 40_000_000).await;
+        system.hold_restarts();
+        let old = system.kill_nine(Server::HostBackup(0));
+        system.clear_faults();
+        system.allow_restarts();
+        system.restarted(Server::HostBackup(0), old).await;
+
+        let op = client.ended(scope(&project), &op_id).await;
+        assert_eq!((&op["status"], &op["attempt"]), (&json!("succeeded"), &json!(2)), "{op:#}");
+        let resumed = resumed_megabytes(&client, &project, &op_id).await;
+        assert!((35.0..119.5).contains(&resumed), "{resumed} MB of {input}");
+        wait_for("what was staged to be deleted", Duration::from_secs(60), || async {
+            if staged.exists() { Err(staged.display().to_string()) } else { Ok(()) }
+        })
+        .await;
+    }
+    for restored in ["back/large.bin", "all/project/large.bin"] {
+        assert_same_tree(&files.join("large.bin"), &files.join(restored));
+    }
+    assert_same_tree(&system.persist_store(0, &project), &files.join("all/persist"));
+
+    // Canceled in the middle: nothing of it is left.
+    system.set_faults(&slow_downloads());
+    let input = json!({ "backup_id": "latest", "path": "project/large.bin", "target": "never" });
+    let op_id = client.create(scope(&project), "project-restore", input).await;
+    let staged = files.join(format!("{RESERVED_PREFIX}{op_id}"));
+    until_below(&staged, 40_000_000).await;
+    client.call(scope(&project), "lro.cancel", json!({ "op_id": op_id })).await;
+    assert_eq!(client.ended(scope(&project), &op_id).await["status"], "canceled");
+    assert!(!staged.exists() && !files.join("never").exists());
 }

@@ -1,10 +1,9 @@
 //! `project-restore`: stage, verify, exchange.
 //!
 //! Whole or a path of it; in the place of the project's files, or beside them. The live files are never written in place.
-//! What a crash leaves before the exchange is a staged tree: of a whole restore, the next attempt goes on with it, and of a
-//! path the next start deletes it. In the middle of the exchange it is a journal from which the next start finishes it.
-//! After it, the next attempt of a whole restore has nothing left to do, and what was replaced goes when the operation has
-//! ended; the restore of a path is done again, to the same end. A dry run writes nothing.
+//! What a crash leaves before the exchange is a staged tree, which the next attempt goes on with. In the middle of the
+//! exchange it is a journal from which the next start finishes it. After it, the next attempt has nothing left to do, and
+//! what was replaced goes when the operation has ended. A dry run writes nothing.
 
 use std::fmt;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -21,10 +20,11 @@ use domain_model::{BackupId, LayoutPath, ProjectId, ProjectPath};
 use host_operations::{Record, project_of, result_value};
 use operation_engine::{OperationContext, OperationFailure, OperationHandler};
 use serde_json::Value;
-use volumes::{PathOutcome, Presence};
+use volumes::{HostRoot, PathOutcome, Presence, StagedPath, VolumeError};
 
 use crate::estimate::estimate;
 use crate::host::SharedHost;
+use crate::staged_restore::Download;
 
 /// The receipt of a restore that has restored nothing.
 const NOTHING_RESTORED: &str = "none";
@@ -60,11 +60,10 @@ impl ProjectRestore {
         let began = Instant::now();
         let input: ProjectRestoreInput = operation.input()?;
         let in_place_of_all = input.path.is_none() && input.target.is_none();
-        if in_place_of_all
-            && !input.dry_run
+        if !input.dry_run
             && let Some((backup, receipt)) = self.host.restored_before(operation, project).await?
         {
-            let target = Placed::at("project", &receipt);
+            let target = Placed::at(place_of(&input)?, &receipt);
             return Ok(restored(backup, receipt.tree, &target, began));
         }
         operation.progress("repository", "opening the repository", None);
@@ -88,7 +87,7 @@ impl ProjectRestore {
         }
         let (tree, target) = if in_place_of_all {
             let receipt = self.host.restore_whole(operation, project, &grant, &backup, presence).await?;
-            let target = Placed::at("project", &receipt);
+            let target = Placed::at(place_of(&input)?, &receipt);
             (receipt.tree, target)
         } else {
             self.at_target(operation, project, &grant, &backup, &input).await?
@@ -167,59 +166,66 @@ impl ProjectRestore {
         input: &ProjectRestoreInput,
     ) -> Result<(String, Placed), OperationFailure> {
         let (project, op_id) = (project.as_uuid(), operation.op_id().as_uuid());
-        let target = target_of(input)?;
-        let place = target.clone();
+        let target = target_of(input)?.clone();
         let path = input.path.as_ref().map(snapshot_path).transpose()?;
-        let staged = self.host.volumes(move |root| root.stage_path(project, op_id, &place)).await?;
-        let content = staged.content_path().to_owned();
-        // Where the job makes what the exchange wants as `content`, beside it.
-        let into = content.with_file_name("restored");
-        let (job_target, made) = match path {
-            Some(path) => {
-                let made = into.join(path.name());
-                (RestoreTarget::Path { path, into }, made)
-            }
-            None => {
-                let (project, persist) = (into.join("project"), into.join("persist"));
-                (RestoreTarget::Whole { project, persist }, into)
-            }
+        let name = path.as_ref().map(|path| path.name().to_owned());
+        let stage = move |root: &HostRoot| {
+            root.stage_path(project, op_id, &target).map(|staged| {
+                let into = staged.download_path();
+                let target = match path.clone() {
+                    Some(path) => RestoreTarget::Path { path, into },
+                    None => {
+                        RestoreTarget::Whole { project: into.join("project"), persist: into.join("persist") }
+                    }
+                };
+                (Download { target, resume: staged.resumed }, staged)
+            })
         };
-        let is_whole = input.path.is_none();
-        let restored = self.host.download(operation, grant, backup, job_target, false).await;
-        let placed = restored.and_then(|receipt| operation.check().map(|()| receipt)).and_then(|receipt| {
-            operation.progress("exchange", "putting what was restored in place", None);
-            let owned = if is_whole { take_after(&made, &made.join("project")) } else { Ok(()) };
-            owned.and_then(|()| std::fs::rename(&made, &content)).map_err(|error| {
-                OperationFailure::retryable("volume", format!("could not move what was staged: {error}"))
-            })?;
-            Ok(receipt)
-        });
-        let receipt = match placed {
-            Ok(receipt) => receipt,
-            Err(failure) => {
-                self.host.tidy(operation, move |root| root.discard_path(staged)).await?;
-                return Err(failure);
-            }
-        };
+        let discard = |root: &HostRoot, staged| root.discard_path(staged);
+        let (staged, receipt) = self.host.download_staged(operation, grant, backup, stage, discard).await?;
         let conflict = match input.conflict {
             Conflict::Replace => volumes::Conflict::Replace,
             Conflict::Keep => volumes::Conflict::Keep,
             Conflict::Fail => volumes::Conflict::Fail,
         };
-        let (outcome, staged) =
-            self.host.volumes(move |root| Ok((root.exchange_path(&staged, conflict), staged))).await?;
-        let outcome = self.host.volumes(move |_| outcome).await;
-        operation.progress("clean-up", "deleting what was staged or replaced", None);
-        self.host.tidy(operation, move |root| root.discard_path(staged)).await?;
-        let place = format!("project/{target}");
-        if outcome? == PathOutcome::Kept {
-            let message = format!("{target} is there already and is kept as it is");
-            operation.event(EventLevel::Warn, "exchange", message, None);
-            return Ok((receipt.tree, Placed::Kept(place)));
+        let exchange = move |root: &HostRoot| {
+            let placed = own(&staged, name.is_none())
+                .and_then(|()| root.complete_path(&staged, name.as_deref()))
+                .and_then(|()| root.exchange_path(&staged, conflict));
+            Ok((placed, staged))
+        };
+        let (placed, staged) = self.host.volumes(exchange).await?;
+        let place = place_of(input)?;
+        match placed {
+            Ok(PathOutcome::Created | PathOutcome::Replaced) => drop(staged),
+            Ok(PathOutcome::Kept) => {
+                operation.progress("clean-up", "deleting what was staged", None);
+                self.host.tidy(operation, move |root| root.discard_path(staged)).await?;
+                let message = format!("{place} is there already and is kept as it is");
+                operation.event(EventLevel::Warn, "exchange", message, None);
+                return Ok((receipt.tree, Placed::Kept(place)));
+            }
+            Err(error) => {
+                drop(staged);
+                if !self.host.volumes(move |root| root.was_exchanged(project, op_id)).await? {
+                    return Err(self.host.not_placed(operation, error).await);
+                }
+            }
         }
+        self.host.is_in_place(operation);
         let placed = Placed::at(place, &receipt);
         Ok((receipt.tree, placed))
     }
+}
+
+/// Gives what is staged of all of a backup the owner and the mode of the project's files.
+fn own(staged: &StagedPath, is_whole: bool) -> Result<(), VolumeError> {
+    if !is_whole {
+        return Ok(());
+    }
+    let all = staged.download_path();
+    let owned = take_after(&all, &all.join("project"));
+    owned.map_err(|source| VolumeError::Io { operation: "set the owner of", path: all, source })
 }
 
 fn restored(backup_id: BackupId, tree: String, target: &Placed, began: Instant) -> ProjectRestoreResult {
@@ -268,6 +274,14 @@ fn take_after(directory: &Path, other: &Path) -> std::io::Result<()> {
     let like = other.symlink_metadata()?;
     chown(directory, Some(like.uid()), Some(like.gid()))?;
     std::fs::set_permissions(directory, like.permissions())
+}
+
+/// Where a restore goes, as its result says it.
+fn place_of(input: &ProjectRestoreInput) -> Result<String, OperationFailure> {
+    if input.path.is_none() && input.target.is_none() {
+        return Ok("project".to_owned());
+    }
+    target_of(input).map(|target| format!("project/{target}"))
 }
 
 /// Where in the project's files what is restored is to go.

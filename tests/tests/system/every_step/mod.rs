@@ -293,6 +293,7 @@ async fn a_restore_of_a_path() {
     let (system, client) = start(1, LEASE_S).await;
     let host = interpose(&system, Server::HostBackup(0), "host-backup-0").await;
     let kept = |project: &str| system.scratch(&format!("kept-{project}"));
+    let found_in_place = Cell::new(0);
     let prepare = async |seed| {
         let project = client.create_project_with_files(&system, seed).await;
         client.done(&project, "project-backup", json!({})).await;
@@ -300,20 +301,35 @@ async fn a_restore_of_a_path() {
         copy_tree(&files, &kept(&project));
         make_tree(&files.join("src"), seed + 1000);
         fs::write(files.join("since.txt"), "mine").unwrap();
-        let input = json!({ "backup_id": "latest", "path": "project/src", "conflict": "replace" });
+        // What the operation itself has put there is no conflict.
+        let (target, conflict) = if seed % 2 == 0 { ("src", "replace") } else { ("beside/src", "fail") };
+        let input =
+            json!({ "backup_id": "latest", "path": "project/src", "target": target, "conflict": conflict });
         Case::create(project, "project-restore", input)
     };
     killed_at_every_message(&client, &host, "project-restore", prepare, async |case, result| {
         assert_eq!(result["receipt"], "match", "{result:#}");
+        let listed =
+            client.call(scope(&case.project), "lro.list", json!({ "kind": "project-restore" })).await;
+        let op_id = listed["ops"][0]["op_id"].as_str().unwrap();
+        let events = client.events(scope(&case.project), op_id).await;
+        let is_told = |event: &Value| event["message"].to_string().contains("nothing is left to do");
+        found_in_place.set(found_in_place.get() + usize::from(events.iter().any(is_told)));
         let files = system.project_files(0, &case.project);
-        assert_same_tree(&kept(&case.project).join("src"), &files.join("src"));
+        let target = case.request["input"]["target"].as_str().unwrap();
+        assert_same_tree(&kept(&case.project).join("src"), &files.join(target));
         assert_eq!(fs::read_to_string(files.join("since.txt")).unwrap(), "mine");
-        let names: Vec<_> = fs::read_dir(&files).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        let is_staged = |name: &OsString| name.as_encoded_bytes().starts_with(b".longhaul");
-        assert!(!names.iter().any(is_staged), "what was staged is left: {names:?}");
+        wait_for("what was staged, or replaced, to be deleted", PATIENCE, async || {
+            let names = fs::read_dir(&files).unwrap().map(|entry| entry.unwrap().file_name());
+            let is_staged = |name: &OsString| name.as_encoded_bytes().starts_with(b".longhaul");
+            let left: Vec<_> = names.filter(is_staged).collect();
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
         nothing_is_left(&system, 0).await;
     })
     .await;
+    assert!(found_in_place.get() > 0, "none was killed between its exchange and its end");
 }
 
 /// Copies a folder of a new project to a new one on the second host.
