@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Command;
 
-use crate::history::Change;
+use crate::history::{Backup, Change};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const PATIENCE_TO_READ: Duration = Duration::from_secs(600);
@@ -67,6 +67,13 @@ SELECT json_build_object(
 FROM nemesis_changes ORDER BY seq
 ";
 
+const BACKUPS: &str = r"
+SELECT json_build_object(
+    'project', project_id, 'backup_id', backup_id, 'bucket', buckets.name, 'op_id', op_id,
+    'created_at', backups.created_at, 'tree', tree, 'is_being_deleted', deleting_at IS NOT NULL, 'bad', bad_reason)
+FROM backups JOIN buckets ON buckets.id = bucket_id ORDER BY backups.created_at, backup_id
+";
+
 /// Asks Postgres through its own command line, over the address that services use.
 #[derive(Clone)]
 pub(crate) struct Database {
@@ -80,6 +87,8 @@ pub(crate) struct Database {
 pub(crate) struct Open {
     /// Operations that are not terminal, without those whose time is far away.
     pub(crate) active: u64,
+    /// Of them, those of projects.
+    pub(crate) of_projects: u64,
     /// Of them, those that somebody holds.
     pub(crate) running: u64,
     /// Outbox entries.
@@ -100,19 +109,27 @@ impl Database {
 
     /// How much is not over yet.
     pub(crate) async fn open(&self) -> anyhow::Result<Open> {
-        let statement = "SELECT count(*), count(*) FILTER (WHERE status = 'running'),
+        let statement = "SELECT count(*), count(*) FILTER (WHERE scope_type = 'project'),
+            count(*) FILTER (WHERE status = 'running'),
             (SELECT count(*) FROM outbox), (SELECT coalesce(max(seq), 0) FROM nemesis_changes)
             FROM long_running_operations
             WHERE status IN ('queued', 'running') AND not_before < now() + interval '1 day'";
         let text = self.ask(statement).await?;
         let numbers: Vec<u64> = text.trim().split('|').filter_map(|number| number.parse().ok()).collect();
-        let &[active, running, outbox, changes] = numbers.as_slice() else { bail!("psql says {text:?}") };
-        Ok(Open { active, running, outbox, changes })
+        let &[active, of_projects, running, outbox, changes] = numbers.as_slice() else {
+            bail!("psql says {text:?}")
+        };
+        Ok(Open { active, of_projects, running, outbox, changes })
     }
 
     /// Every change, in order.
     pub(crate) async fn changes(&self) -> anyhow::Result<Vec<Change>> {
         tokio::time::timeout(PATIENCE_TO_READ, self.lines(CHANGES)).await.context("reading the changes")?
+    }
+
+    /// Every backup that the catalog has.
+    pub(crate) async fn backups(&self) -> anyhow::Result<Vec<Backup>> {
+        self.lines(BACKUPS).await
     }
 
     /// The operations that the outbox still has entries of.

@@ -20,6 +20,8 @@ use crate::fleet::{Member, Role, child_of, signal_launched};
 use crate::proxy::Proxy;
 use crate::settings::Settings;
 
+const HOST_BACKUP: &str = "host-backup";
+
 /// A program that is started is another one for a moment.
 const UNTIL_STARTED: Duration = Duration::from_millis(300);
 
@@ -41,6 +43,11 @@ pub(crate) enum Kind {
     StopRegistry,
     PauseRegistry,
     KillHostBackup,
+    /// SIGTERM: it hands its leases back, and leaves what it has staged to its next start.
+    StopHostBackup,
+    /// SIGSTOP for longer than its leases last, then SIGCONT; what its jobs do meanwhile, they do.
+    PauseHostBackup,
+    KillCopyApplier,
     KillNats,
     /// Killed, its store removed, started again.
     WipeNats,
@@ -77,7 +84,9 @@ pub(crate) fn plan(seed: u64, duration: Duration, only: &[Kind]) -> Vec<Fault> {
         kinds.shuffle(&mut random);
         for kind in kinds {
             let seconds = match kind {
-                Kind::PauseWorker => Settings::LEASE.as_secs_f64() + random.random_range(2.0..8.0),
+                Kind::PauseWorker | Kind::PauseHostBackup => {
+                    Settings::LEASE.as_secs_f64() + random.random_range(2.0..8.0)
+                }
                 Kind::PauseRegistry => random.random_range(1.0..12.0),
                 Kind::HoldConnections => random.random_range(1.0..Settings::LEASE.as_secs_f64() + 5.0),
                 _ => random.random_range(2.0..10.0),
@@ -96,7 +105,7 @@ pub(crate) fn plan(seed: u64, duration: Duration, only: &[Kind]) -> Vec<Fault> {
             if kind == Kind::WipeNatsAndCrashPostgres {
                 at += LONGEST_RESTART + BETWEEN_TWO_LOOKS;
             }
-            at += Duration::from_secs_f64(random.random_range(1.0..6.0));
+            at += Duration::from_secs_f64(random.random_range(0.5..4.5));
         }
     }
 }
@@ -174,7 +183,7 @@ impl Nemesis {
         for member in self.members.iter() {
             member.signal(Signal::CONT);
         }
-        for program in ["scheduler", "registry"] {
+        for program in ["scheduler", "registry", HOST_BACKUP] {
             signal_launched(self.system.ready().pid, program, Signal::CONT);
         }
     }
@@ -212,6 +221,7 @@ impl Nemesis {
         match fault.kind {
             Kind::KillWorker | Kind::StopWorker => of(Role::Worker, "scheduler"),
             Kind::KillRegistry | Kind::StopRegistry => of(Role::Registry, "registry"),
+            Kind::PauseHostBackup => format!("{:?}", fault.lasts),
             Kind::PauseWorker => format!("{}, {:?}", of(Role::Worker, "scheduler"), fault.lasts),
             Kind::PauseRegistry => format!("{}, {:?}", of(Role::Registry, "registry"), fault.lasts),
             Kind::CutConnections => format!("{}", fault.target % self.proxies().len()),
@@ -268,7 +278,10 @@ impl Nemesis {
             Kind::KillRegistry => self.signal(Role::Registry, fault.target, Signal::KILL),
             Kind::StopRegistry => self.signal(Role::Registry, fault.target, Signal::TERM),
             Kind::PauseRegistry => self.signal(Role::Registry, fault.target, Signal::STOP),
-            Kind::KillHostBackup => launched("host-backup", Signal::KILL),
+            Kind::KillHostBackup => launched(HOST_BACKUP, Signal::KILL),
+            Kind::StopHostBackup => launched(HOST_BACKUP, Signal::TERM),
+            Kind::PauseHostBackup => launched(HOST_BACKUP, Signal::STOP),
+            Kind::KillCopyApplier => launched("copy-applier", Signal::KILL),
             Kind::KillNats => launched("nats-server", Signal::KILL),
             Kind::RestartPostgres => launched("postgres", Signal::INT),
             // A postmaster that is killed outright leaves its children; this is the crash that ends them, too.
@@ -291,6 +304,9 @@ impl Nemesis {
             }
             Kind::PauseRegistry => {
                 self.signal(Role::Registry, fault.target, Signal::CONT);
+            }
+            Kind::PauseHostBackup => {
+                signal_launched(self.system.ready().pid, HOST_BACKUP, Signal::CONT);
             }
             Kind::DelayConnections => proxy.delay(Duration::ZERO),
             Kind::HoldConnections => proxy.hold(false),

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bus_messages::{Operation, OperationError, ProgressEvent};
-use domain_model::{LeaseId, OperationId, OperationStatus, Scope, Timestamp};
+use domain_model::{BackupId, LeaseId, OperationId, OperationStatus, ProjectId, Scope, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -25,6 +25,12 @@ pub(crate) struct History {
     pub(crate) left_in_outbox: Vec<OperationId>,
     /// How many operations may run at once, by their kind.
     pub(crate) caps: BTreeMap<String, Cap>,
+    /// The backups in the catalog at the end.
+    pub(crate) backups: Vec<Backup>,
+    /// What proofs after the faults came to, one of each project.
+    pub(crate) proofs: Vec<Proof>,
+    /// What operations have left on the hosts.
+    pub(crate) left_on_hosts: Vec<LeftOnHost>,
 }
 
 /// How many operations of a kind may run at once; no limit where `None`.
@@ -33,6 +39,74 @@ pub(crate) struct Cap {
     pub(crate) in_all: Option<u32>,
     /// On each host, or in the hub, however many workers it has.
     pub(crate) per_host: Option<u32>,
+}
+
+/// A backup, as the catalog has it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Backup {
+    pub(crate) project: ProjectId,
+    pub(crate) backup_id: BackupId,
+    pub(crate) bucket: String,
+    pub(crate) op_id: OperationId,
+    /// When its files were frozen, or reading them began.
+    pub(crate) created_at: Timestamp,
+    /// The digest that a restore must arrive at.
+    pub(crate) tree: String,
+    pub(crate) is_being_deleted: bool,
+    /// Why it is bad, where it was found to be.
+    pub(crate) bad: Option<String>,
+    /// Whether the repository has its snapshot.
+    #[serde(default)]
+    pub(crate) has_snapshot: bool,
+}
+
+impl Backup {
+    /// Whether it is to be restored whenever somebody asks.
+    pub(crate) fn is_good(&self) -> bool {
+        !self.is_being_deleted && self.bad.is_none()
+    }
+}
+
+/// What a project's repository and its newest good backup are, after the faults.
+#[derive(Debug, Clone)]
+pub(crate) struct Proof {
+    pub(crate) project: ProjectId,
+    /// A `repo-check` of all data; nothing where the project has no repository.
+    pub(crate) check: Option<Ended>,
+    /// A restore of the whole backup, beside the files; nothing where there is none.
+    pub(crate) restore: Option<Restored>,
+}
+
+/// How an operation has ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    pub(crate) op_id: OperationId,
+    pub(crate) status: OperationStatus,
+    pub(crate) error: Option<String>,
+}
+
+/// What a restore of a backup came to.
+#[derive(Debug, Clone)]
+pub(crate) struct Restored {
+    pub(crate) backup_id: BackupId,
+    pub(crate) ended: Ended,
+    /// The digest that it arrived at.
+    pub(crate) tree: Option<String>,
+    pub(crate) receipt: Option<String>,
+    /// Files that nobody has touched since the backup, and that were compared with what was restored.
+    pub(crate) compared: usize,
+    /// Those of them that are not the same there.
+    pub(crate) differ: Vec<String>,
+}
+
+/// Something in a directory where hosts keep what they work on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeftOnHost {
+    pub(crate) path: String,
+    /// The operation that it is named by.
+    pub(crate) op_id: Option<OperationId>,
+    /// The names in it.
+    pub(crate) entries: Vec<String>,
 }
 
 /// One request that may create or cancel something.
@@ -101,6 +175,12 @@ pub(crate) struct Change {
 }
 
 impl Change {
+    /// The mark that its client gave it; children have none.
+    pub(crate) fn mark(&self) -> Option<u64> {
+        let mark = mark_of(&self.kind, &self.input, self.dedupe_key.as_deref());
+        mark.filter(|_| self.parent_id.is_none())
+    }
+
     /// Whether its time is so far away that it waits for it all through a run.
     pub(crate) fn is_far_away(&self) -> bool {
         self.not_before.seconds_since(self.at) > FAR_AWAY_S
@@ -147,13 +227,15 @@ pub(crate) fn steps_done(checkpoint: Option<&Value>) -> Option<u64> {
     checkpoint?.get("done")?.as_u64()
 }
 
-/// The mark in the input of an operation that a client created: that tells it apart from all others.
-pub(crate) fn mark_of(kind: &str, input: &Value) -> Option<u64> {
-    match kind {
-        "test-sleep" => Some((input.get("seconds")?.as_f64()? * NANOSECONDS).round() as u64),
-        "project-backup" => input.get("tags")?.get(0)?.as_str()?.strip_prefix("mark-")?.parse().ok(),
-        _ => None,
-    }
+/// The mark of an operation that a client created: that tells it apart from all others. It is in the input, or where that
+/// has no place for it, in the key.
+pub(crate) fn mark_of(kind: &str, input: &Value, dedupe_key: Option<&str>) -> Option<u64> {
+    let text = match kind {
+        "test-sleep" => return Some((input.get("seconds")?.as_f64()? * NANOSECONDS).round() as u64),
+        "project-backup" => input.get("tags")?.get(0)?.as_str(),
+        _ => dedupe_key,
+    };
+    text?.strip_prefix("mark-")?.parse().ok()
 }
 
 /// Marks of `test-sleep` are in the nanoseconds that it is to sleep.

@@ -1,5 +1,6 @@
 //! `longhaul-nemesis`: operations of many shapes on a real system, while its processes are killed and paused, its
-//! servers crash and lose their stores, and connections are cut, delayed and held. Afterwards a checker reads what
+//! servers crash and lose their stores, connections are cut, delayed and held, and people edit the files that are backed up,
+//! restored and copied. Afterwards every repository is checked, the newest backups are restored, a checker reads what
 //! happened, and what must be true is true, or the exit status is 1 and the history of what is not is shown.
 //!
 //! The faults and the requests of a run come from its seed. What meets what is a matter of milliseconds, and differs: a
@@ -7,10 +8,12 @@
 
 mod checker;
 mod database;
+mod edits;
 mod faults;
 mod fleet;
 mod history;
 mod measures;
+mod proof;
 mod proxy;
 mod run;
 mod settings;
@@ -40,11 +43,14 @@ struct Arguments {
     #[arg(long, default_value_t = 2)]
     registries: usize,
     /// New requests a second
-    #[arg(long, default_value_t = 60.0)]
+    #[arg(long, default_value_t = 150.0)]
     rate: f64,
     /// No new requests while so many operations are open
     #[arg(long, default_value_t = 600)]
     open: u64,
+    /// No new requests of projects while so many of their operations are open
+    #[arg(long, default_value_t = 8)]
+    open_of_projects: u64,
     /// These kinds of faults alone
     #[arg(long, value_enum)]
     only: Vec<faults::Kind>,
@@ -60,6 +66,7 @@ async fn main() -> ExitCode {
         registries: arguments.registries,
         rate: arguments.rate.max(0.1),
         open: arguments.open,
+        open_of_projects: arguments.open_of_projects,
         only: arguments.only,
     };
     eprintln!("nemesis: seed {}, {} s of faults", settings.seed, settings.duration.as_secs_f64());

@@ -1,6 +1,7 @@
 //! One run: start, load and faults, calm, wait for every end, read, check, tell.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,17 +9,21 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bus_client::{Bus, ConnectSettings, Credentials};
 use bus_subjects::OperationSubject;
-use domain_model::{OperationId, Scope};
+use domain_model::{OperationId, ProjectId, Scope};
 use futures::StreamExt as _;
-use test_harness::{Client, SystemOptions, TestSystem};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use test_harness::{Client, SystemOptions, TestSystem, btrfs_is_available};
 use tokio::time::Instant;
 
 use crate::checker;
 use crate::database::Database;
+use crate::edits;
 use crate::faults::{Nemesis, plan};
 use crate::fleet::{Member, Role, nats_address};
 use crate::history::{Change, History, Kept};
 use crate::measures::Measures;
+use crate::proof;
 use crate::proxy::Proxy;
 use crate::settings::Settings;
 use crate::summary;
@@ -38,17 +43,18 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 /// Whether all is as it must be.
 pub(crate) async fn run(settings: Settings) -> anyhow::Result<bool> {
     let options = SystemOptions { environment: settings.environment(), ..SystemOptions::default() };
-    let options = SystemOptions { test_kinds: true, ..options };
+    let options = SystemOptions { test_kinds: true, btrfs: btrfs_is_available(), ..options };
     let system = Arc::new(TestSystem::start(options).await?);
     let database = Database::observe(&system.ready().database_url).await?;
     let operator = system.operator().await;
-    let mut projects = Vec::new();
-    for number in 0..PROJECTS {
+    let mut random = StdRng::seed_from_u64(settings.seed);
+    let (mut projects, mut files): (Vec<ProjectId>, Vec<PathBuf>) = (Vec::new(), Vec::new());
+    for _ in 0..PROJECTS {
         let project = operator.create_project(system.host(0)).await;
         system.make_volume(0, &project);
-        let files = system.project_files(0, &project);
-        std::fs::write(files.join("a file.txt"), format!("project {number}"))?;
-        projects.push(Scope::Project(project.parse()?));
+        files.push(system.project_files(0, &project));
+        edits::make(&system.project_files(0, &project), &system.persist_store(0, &project), &mut random)?;
+        projects.push(project.parse()?);
     }
     let mut members = Vec::new();
     for number in 1..=settings.workers {
@@ -70,10 +76,12 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<bool> {
     let nemesis = Arc::new(Nemesis::new(Arc::clone(&system), Arc::clone(&members), clients));
     let counting = tokio::spawn(count(database.clone(), Arc::clone(&workload)));
     let faults = plan(settings.seed, settings.duration, &settings.only);
-    let loading = tokio::spawn(Arc::clone(&workload).run(settings.clone(), projects));
+    let loading = tokio::spawn(Arc::clone(&workload).run(settings.clone(), projects.clone()));
+    let editing = tokio::spawn(edits::go_on(settings.seed, files, Instant::now() + settings.duration));
     Arc::clone(&nemesis).run(faults, settings.duration).await;
     eprintln!("nemesis: no more faults; waiting for every end");
     loading.await.context("the clients")?;
+    editing.await.context("whoever edits")?.context("editing")?;
 
     let settled = settle(&database).await;
     let give_up = Instant::now() + PATIENCE_WITH_WATCHERS;
@@ -81,9 +89,19 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<bool> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     counting.abort();
-    if let Err(error) = settled {
-        eprintln!("nemesis: {error:#}");
-    }
+    let backups = proof::backups(&system, &database).await?;
+    eprintln!("nemesis: checking repositories and restoring backups");
+    let proofs = match settled {
+        Ok(()) => proof::prove(&system, &operator, &projects, &backups).await?,
+        // What holds on to everything else holds on to proofs as well.
+        Err(error) => {
+            eprintln!("nemesis: {error:#}");
+            Vec::new()
+        }
+    };
+    let left_on_hosts = proof::left_on_hosts(&system).await?;
+    // What was asked for since is told, too.
+    let _ = settle(&database).await;
 
     let changes = database.changes().await?;
     eprintln!("nemesis: reading the stream");
@@ -91,7 +109,18 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<bool> {
     let (requests, watched) = workload.tell();
     let left_in_outbox = database.left_in_outbox().await?;
     let (wipes, caps) = (nemesis.wipes(), settings.caps());
-    let history = History { requests, changes, kept, watched, wipes, left_in_outbox, caps };
+    let history = History {
+        requests,
+        changes,
+        kept,
+        watched,
+        wipes,
+        left_in_outbox,
+        caps,
+        backups,
+        proofs,
+        left_on_hosts,
+    };
     measuring.abort();
     let violations = checker::check(&history);
     summary::print(&settings, &history, &nemesis, &measures, &violations)?;
@@ -130,12 +159,14 @@ async fn count(database: Database, workload: Arc<Workload>) {
         // A database that is down says nothing: the clients go on.
         let Ok(open) = database.open().await else { continue };
         workload.open.store(open.active, Ordering::Relaxed);
+        workload.open_of_projects.store(open.of_projects, Ordering::Relaxed);
         if told.elapsed() >= TELL_EVERY {
             told = Instant::now();
             eprintln!(
-                "nemesis: {} requests; {} operations open, {} of them running; outbox {}; {} watchers",
+                "nemesis: {} requests; {} operations open, {} of them of projects, {} of them running; outbox {}; {} watchers",
                 workload.asked(),
                 open.active,
+                open.of_projects,
                 open.running,
                 open.outbox,
                 workload.watchers()

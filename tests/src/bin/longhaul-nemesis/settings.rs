@@ -19,6 +19,8 @@ pub(crate) struct Settings {
     pub(crate) rate: f64,
     /// So many operations may be open at once.
     pub(crate) open: u64,
+    /// And so many of projects.
+    pub(crate) open_of_projects: u64,
     /// These kinds of faults alone, where there are any.
     pub(crate) only: Vec<Kind>,
 }
@@ -27,7 +29,9 @@ impl Settings {
     /// Seconds that a lease lasts: shorter than in earnest, so that losing one takes less long; longer than a worker's
     /// heartbeat (10 s) and its margin (5 s), so that a healthy one is not lost.
     pub(crate) const LEASE: Duration = Duration::from_secs(17);
-    const SLOTS: u32 = 24;
+    const SLOTS: u32 = 96;
+    /// So many of the last backups of a project stay: few, so that a prune has something to delete.
+    const BACKUPS_KEPT: u32 = 4;
 
     /// How many operations of a kind may run at once. Of `test-sleep` three quarters of what the workers have slots for, so
     /// that they always want more; of backups one, where the host has slots for two and there are two projects.
@@ -57,6 +61,8 @@ impl Settings {
             ("LONGHAUL_REGISTRY__OPERATIONS__LEASE_S", Self::LEASE.as_secs_f64().to_string()),
             ("LONGHAUL_REGISTRY__OPERATIONS__SWEEP_S", "1".to_owned()),
             ("LONGHAUL_SCHEDULER__WORK__TEST_SLEEPS", Self::SLOTS.to_string()),
+            ("LONGHAUL_REGISTRY__BACKUPS__KEEP__LAST", Self::BACKUPS_KEPT.to_string()),
+            ("LONGHAUL_HOST_BACKUP__HOST__LOOK_FOR_LEFTOVERS_EVERY_S", "2".to_owned()),
         ];
         variables.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(caps).collect()
     }

@@ -26,11 +26,13 @@ pub(crate) fn print(
     let mut out = std::io::stdout().lock();
     let lives = checker::lives(history);
     let mut ends: BTreeMap<String, usize> = BTreeMap::new();
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
     let waiting = lives.values().filter(|life| life[life.len() - 1].is_far_away()).count();
     let (mut attempts, mut losses, mut failures, mut children, mut deleted) = (0u64, 0u64, 0u64, 0, 0);
     for life in lives.values() {
         let last = life[life.len() - 1];
         *ends.entry(last.status.to_string()).or_default() += 1;
+        *kinds.entry(last.kind.as_str()).or_default() += 1;
         attempts += u64::from(last.attempt);
         losses += u64::from(last.lease_losses);
         failures += u64::from(last.failures);
@@ -48,6 +50,7 @@ pub(crate) fn print(
         "operations        {} ({children} children, {deleted} deleted since, {waiting} for a day far away)",
         lives.len()
     )?;
+    writeln!(out, "kinds             {}", counted(&kinds))?;
     writeln!(out, "ends              {}", counted(&ends))?;
     writeln!(out, "attempts          {attempts}: {failures} failed, {losses} lost their lease")?;
     writeln!(
@@ -69,6 +72,17 @@ pub(crate) fn print(
             of(cap.in_all),
             of(cap.per_host)
         )?;
+    }
+    let snapshots = history.backups.iter().filter(|backup| backup.has_snapshot).count();
+    let good = history.backups.iter().filter(|backup| backup.is_good()).count();
+    writeln!(out, "backups           {}, {good} of them good, {snapshots} snapshots", history.backups.len())?;
+    for proof in &history.proofs {
+        let check = proof.check.as_ref().map_or_else(|| "none".to_owned(), |ended| ended.status.to_string());
+        let restore = proof.restore.as_ref().map_or_else(
+            || "none".to_owned(),
+            |restored| format!("{}, {} files compared", restored.ended.status, restored.compared),
+        );
+        writeln!(out, "proof             {}: check {check}; restore {restore}", proof.project)?;
     }
     for (counter, value) in measures.totals() {
         writeln!(out, "{counter} at least {value}")?;

@@ -1,7 +1,9 @@
-//! What clients do meanwhile: operations of many shapes, asked for, asked for twice, canceled, tried again, watched.
+//! What clients do meanwhile: operations of many shapes, asked for, asked for twice, canceled, tried again, watched. Most of
+//! them only sleep, so that there are many; some do what projects are there for: backups, restores, drills, checks, prunes,
+//! starts, stops and copies.
 //!
-//! Shapes and their order come from the seed. Each request that makes something carries a mark in its input: so a
-//! request whose answer was lost is found again in the database, carried out or not.
+//! Shapes and their order come from the seed. Each request that makes something carries a mark in its input or in its key:
+//! so a request whose answer was lost is found again in the database, carried out or not.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,16 +12,16 @@ use std::time::Duration;
 use bus_client::{Bus, RequestError, WatchItem, watch};
 use bus_messages::Encoding;
 use bus_subjects::OperationSubject;
-use domain_model::{OperationId, OperationStatus, Scope};
+use domain_model::{OperationId, OperationStatus, ProjectId, Scope};
 use futures::StreamExt as _;
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch as channel};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::edits;
 use crate::faults::now;
 use crate::history::{Answer, Asked, Request, Watched, mark_of};
 use crate::settings::Settings;
@@ -47,6 +49,13 @@ struct Task {
     then: Then,
 }
 
+impl Task {
+    fn mark(&self) -> u64 {
+        let kind = self.request["kind"].as_str().unwrap_or_default();
+        mark_of(kind, &self.request["input"], self.request["dedupe_key"].as_str()).unwrap_or_default()
+    }
+}
+
 /// What a client does afterwards.
 #[derive(Debug, Clone, Copy)]
 enum Then {
@@ -58,7 +67,7 @@ enum Then {
 /// Makes tasks, the same ones for a seed.
 struct Shapes {
     random: StdRng,
-    projects: Vec<Scope>,
+    projects: Vec<ProjectId>,
     marks: u64,
     /// What is asked for with each key.
     keys: Vec<Option<Value>>,
@@ -71,6 +80,43 @@ impl Shapes {
         let seconds =
             (milliseconds * 1_000_000 + self.marks % 1_000_000) as f64 / crate::history::NANOSECONDS;
         json!({ "kind": "test-sleep", "input": { "seconds": seconds, "steps": steps } })
+    }
+
+    /// What a project is there for.
+    fn of_project(&mut self, project: usize) -> Value {
+        self.marks += 1;
+        let mark = format!("mark-{}", self.marks);
+        let note = edits::note(self.random.random_range(0..edits::NOTES));
+        let brought = format!("{}{}", edits::BROUGHT, self.marks);
+        let (kind, input) = match self.random.random_range(0..100) {
+            0..30 => {
+                return json!({ "kind": "project-backup", "input": { "tags": [mark] } });
+            }
+            30..38 => ("project-restore", json!({ "backup_id": "latest", "target": brought })),
+            38..44 => {
+                let path = format!("project/{}", edits::PLANS);
+                ("project-restore", json!({ "backup_id": "latest", "path": path, "target": brought }))
+            }
+            44..50 => {
+                let conflict = if self.random.random_bool(0.5) { "replace" } else { "keep" };
+                let path = format!("project/{note}");
+                ("project-restore", json!({ "backup_id": "latest", "path": path, "conflict": conflict }))
+            }
+            50..56 => ("project-restore", json!({ "backup_id": "latest", "dry_run": true })),
+            56..62 => ("restore-drill", json!({ "backup_id": "latest" })),
+            62..66 => ("restore-drill", json!({ "backup_id": "latest", "share": 0.3, "seed": self.marks })),
+            66..73 => ("repo-check", json!({ "read_data_shares": self.random.random_range(0..4) })),
+            73..82 => ("repo-prune", json!({})),
+            82..87 => ("project-start", json!({ "backup_id": "latest" })),
+            87..91 => ("project-stop", json!({})),
+            _ => {
+                let other = self.projects[(project + 1) % self.projects.len()];
+                let path = if self.random.random_bool(0.5) { note } else { edits::PLANS.to_owned() };
+                let dest = json!({ "project_id": other, "path": brought });
+                ("project-copy", json!({ "src": { "path": path }, "dests": [dest] }))
+            }
+        };
+        json!({ "kind": kind, "input": input, "dedupe_key": mark })
     }
 
     fn next(&mut self) -> Task {
@@ -92,11 +138,11 @@ impl Shapes {
                 self.sleep(milliseconds * 10, steps)
             }
             // Longer than a lease.
-            560..590 => {
+            560..575 => {
                 let (seconds, steps) = (self.random.random_range(18..40), self.random.random_range(5..=80));
                 self.sleep(seconds * 1000, steps)
             }
-            590..680 => {
+            575..665 => {
                 let steps = self.random.random_range(1..=8);
                 let mut request = self.sleep(milliseconds * 3, steps);
                 request["input"]["fail_at_step"] = self.random.random_range(1..=steps).into();
@@ -105,7 +151,7 @@ impl Shapes {
                 }
                 request
             }
-            680..760 => {
+            665..745 => {
                 let steps = self.random.random_range(1..=3);
                 let mut request = self.sleep(milliseconds * 3, steps);
                 request["input"]["children"] = self.random.random_range(1..=6).into();
@@ -114,12 +160,12 @@ impl Shapes {
                 }
                 request
             }
-            760..850 => {
+            745..835 => {
                 then = cancel(&mut self.random);
                 let steps = self.random.random_range(1..=10);
                 self.sleep(milliseconds * 40, steps)
             }
-            850..930 => {
+            835..915 => {
                 clients = self.random.random_range(1..=4);
                 let key = self.random.random_range(0..KEYS);
                 if self.keys[key].is_none() || self.random.random_bool(0.3) {
@@ -133,21 +179,24 @@ impl Shapes {
                 }
                 request
             }
-            930..960 => {
+            915..945 => {
                 let mut request = self.sleep(milliseconds * 20, 4);
                 request["ttl_s"] = self.random.random_range(2..40).into();
                 request
             }
-            960..980 => {
+            945..965 => {
                 let mut request = self.sleep(milliseconds, 2);
                 let later = now().as_date_time() + Duration::from_secs(self.random.random_range(1..15));
                 request["not_before"] = json!(domain_model::Timestamp::from(later));
                 request
             }
             _ => {
-                scope = self.projects.choose(&mut self.random).copied().unwrap_or(Scope::Hub);
-                self.marks += 1;
-                json!({ "kind": "project-backup", "input": { "tags": [format!("mark-{}", self.marks)] } })
+                let project = self.random.random_range(0..self.projects.len());
+                scope = Scope::Project(self.projects[project]);
+                if self.random.random_bool(0.1) {
+                    then = cancel(&mut self.random);
+                }
+                self.of_project(project)
             }
         };
         if self.random.random_bool(0.3) {
@@ -167,6 +216,8 @@ pub(crate) struct Workload {
     next: AtomicUsize,
     /// How many operations are open, as somebody else counts them.
     pub(crate) open: AtomicU64,
+    /// And how many of projects.
+    pub(crate) open_of_projects: AtomicU64,
     running: Mutex<JoinSet<()>>,
     ending: channel::Sender<bool>,
 }
@@ -180,13 +231,14 @@ impl Workload {
             watchers: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
             open: AtomicU64::new(0),
+            open_of_projects: AtomicU64::new(0),
             running: Mutex::default(),
             ending: channel::Sender::new(false),
         })
     }
 
     /// Asks on and on for so long; then lets what is under way come to its end.
-    pub(crate) async fn run(self: Arc<Self>, settings: Settings, projects: Vec<Scope>) {
+    pub(crate) async fn run(self: Arc<Self>, settings: Settings, projects: Vec<ProjectId>) {
         let random = StdRng::seed_from_u64(settings.seed);
         let mut shapes = Shapes { random, projects, marks: 0, keys: vec![None; KEYS] };
         let end = Instant::now() + settings.duration;
@@ -210,6 +262,10 @@ impl Workload {
                 break;
             };
             let (workload, task) = (Arc::clone(&self), shapes.next());
+            let is_of_a_project = task.scope != Scope::Hub;
+            if is_of_a_project && self.open_of_projects.load(Ordering::Relaxed) > settings.open_of_projects {
+                continue;
+            }
             tasks.spawn(async move {
                 workload.carry_out(task).await;
                 drop(room);
@@ -239,8 +295,7 @@ impl Workload {
     }
 
     async fn create(&self, task: &Task) -> Answer {
-        let kind = task.request["kind"].as_str().unwrap_or_default();
-        let mark = mark_of(kind, &task.request["input"]).unwrap_or_default();
+        let mark = task.mark();
         self.ask(task.scope, "lro.create", &task.request, Asked::Create { mark }).await
     }
 
@@ -257,8 +312,7 @@ impl Workload {
     /// What comes later, and goes on while other things are asked for.
     fn then(self: &Arc<Self>, scope: Scope, op_id: OperationId, task: &Task) {
         let (workload, then) = (Arc::clone(self), task.then);
-        let kind = task.request["kind"].as_str().unwrap_or_default();
-        let mark = mark_of(kind, &task.request["input"]).unwrap_or_default();
+        let mark = task.mark();
         let mut running = lock(&self.running);
         match then {
             Then::Nothing => {}

@@ -1,5 +1,6 @@
 //! What must be true of a history, whatever was killed meanwhile. Pure: it reads a [`History`] and says what is wrong.
 
+mod backups;
 mod requests;
 mod rows;
 mod streams;
@@ -13,6 +14,7 @@ use domain_model::OperationId;
 
 use crate::history::{Change, History};
 
+pub(crate) use backups::newest_good;
 pub(crate) use requests::unclear_carried_out;
 pub(crate) use rows::{brief, most_at_once};
 pub(crate) use streams::describe;
@@ -82,6 +84,18 @@ pub(crate) enum Rule {
     SeenNotKept,
     /// A live watcher misses nothing, gets nothing twice, and hears of the end.
     Watcher,
+    /// One operation makes one backup at most, and that is the one that it says when it has succeeded.
+    BackupDouble,
+    /// What may be restored has its snapshot in the repository.
+    SnapshotLost,
+    /// Nobody has damaged a repository, and so nobody finds damage.
+    FoundDamaged,
+    /// After all faults, everything that the repository needs is there and is what it was.
+    RepositoryUnsound,
+    /// The newest good backup restores to what was recorded, and to the files as they were then.
+    RestoreDiffers,
+    /// Operations leave nothing on a host.
+    LeftOnHost,
 }
 
 impl fmt::Display for Rule {
@@ -127,5 +141,6 @@ pub(crate) fn check(history: &History) -> Vec<Violation> {
     rows::check(history, &lives, &mut found);
     requests::check(history, &lives, &mut found);
     streams::check(history, &lives, &mut found);
+    backups::check(history, &lives, &mut found);
     found.0
 }

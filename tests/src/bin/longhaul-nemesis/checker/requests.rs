@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use domain_model::{OperationId, OperationStatus as Status};
 
 use super::{Found, Lives, Rule};
-use crate::history::{Answer, Asked, History, mark_of};
+use crate::history::{Answer, Asked, History};
 
 /// What requests of one mark came to.
 #[derive(Default)]
@@ -19,8 +19,7 @@ pub(super) fn check(history: &History, lives: &Lives<'_>, found: &mut Found) {
     let mut tallies: HashMap<u64, Tally> = HashMap::new();
     for (op_id, life) in lives {
         let first = life[0];
-        // Children are made by their parents.
-        if let (None, Some(mark)) = (first.parent_id, mark_of(&first.kind, &first.input)) {
+        if let Some(mark) = first.mark() {
             tallies.entry(mark).or_default().exist.push(*op_id);
         }
     }
@@ -35,7 +34,7 @@ pub(super) fn check(history: &History, lives: &Lives<'_>, found: &mut Found) {
         let tally = tallies.entry(mark).or_default();
         match &request.answer {
             Answer::Done { op_id, created, .. } => {
-                let known = lives.get(op_id).and_then(|life| mark_of(&life[0].kind, &life[0].input));
+                let known = lives.get(op_id).and_then(|life| life[0].mark());
                 if known != Some(mark) {
                     let what = format!("a client was told of it, and there is {known:?} instead of {mark}");
                     found.add(Rule::Lost, *op_id, what);
@@ -74,8 +73,7 @@ fn cancel(op_id: OperationId, answer: &Answer, lives: &Lives<'_>, found: &mut Fo
 pub(crate) fn unclear_carried_out(history: &History, lives: &Lives<'_>) -> (usize, usize) {
     let mut marks: HashMap<u64, (usize, usize, usize)> = HashMap::new();
     for life in lives.values() {
-        let first = life[0];
-        if let (None, Some(mark)) = (first.parent_id, mark_of(&first.kind, &first.input)) {
+        if let Some(mark) = life[0].mark() {
             marks.entry(mark).or_default().0 += 1;
         }
     }

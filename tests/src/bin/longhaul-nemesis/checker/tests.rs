@@ -7,7 +7,10 @@ use domain_model::{OperationId, OperationStatus as Status, Progress, Scope, Time
 use serde_json::{Value, json};
 
 use super::{Rule, check, most_at_once, unclear_carried_out};
-use crate::history::{Answer, Asked, Cap, Change, History, Kept, NANOSECONDS, Request, Watched, What};
+use crate::history::{
+    Answer, Asked, Backup, Cap, Change, Ended, History, Kept, LeftOnHost, NANOSECONDS, Proof, Request,
+    Restored, Watched, What,
+};
 
 const MARK: u64 = 1_000_000_007;
 
@@ -205,8 +208,7 @@ fn with(mut history: History, changes: Vec<Change>) -> History {
     for op_id in ops {
         let life: Vec<&Change> = changes.iter().filter(|change| change.op_id == op_id).collect();
         let last = *life.last().unwrap();
-        if last.parent_id.is_none() {
-            let mark = crate::history::mark_of(&last.kind, &last.input).unwrap();
+        if let Some(mark) = last.mark() {
             let answer = Answer::Done { op_id, created: true, status: Status::Queued };
             history.requests.push(Request { asked: Asked::Create { mark }, answer });
         }
@@ -662,4 +664,171 @@ fn a_watcher_may_be_late_and_may_miss_what_a_wiped_store_has_lost() {
     history.wipes.push(at(32));
     history.watched[0].events.drain(1..5);
     assert_eq!(check(&history), []);
+}
+
+const SNAPSHOT: &str = "5c0f3d3ee3a7a2b2a8bb9f2b6f1c3d5e7f9a1b2c3d4e5f60718293a4b5c6d7e8";
+
+fn project() -> domain_model::ProjectId {
+    "0199c4a2-7c1e-7d6b-9d0c-6f2b8f0f4b01".parse().unwrap()
+}
+
+/// The life of an operation of a project.
+fn of_project(op: u8, kind: &str, status: Status, result: Value) -> Vec<Change> {
+    let kind = kind.to_owned();
+    let made = Change { kind, scope: Scope::Project(project()), input: json!({}), ..queued(op, 40) };
+    let runs = claimed(&made, 41);
+    let end = Change { result: Some(result), ..next(&runs, 42, status) };
+    vec![made, runs, end]
+}
+
+fn proved(op: u8) -> Ended {
+    Ended { op_id: id(op), status: Status::Succeeded, error: None }
+}
+
+/// One backup, which is there, and restores to what it was.
+fn good_backup() -> History {
+    let mut history =
+        with(good(), of_project(2, "project-backup", Status::Succeeded, json!({ "backup_id": SNAPSHOT })));
+    history.backups.push(Backup {
+        project: project(),
+        backup_id: SNAPSHOT.parse().unwrap(),
+        bucket: "longhaul-backups-weur-1".to_owned(),
+        op_id: id(2),
+        created_at: at(41),
+        tree: "7e".repeat(32),
+        is_being_deleted: false,
+        bad: None,
+        has_snapshot: true,
+    });
+    history.proofs.push(Proof {
+        project: project(),
+        check: Some(proved(3)),
+        restore: Some(Restored {
+            backup_id: SNAPSHOT.parse().unwrap(),
+            ended: proved(4),
+            tree: Some("7e".repeat(32)),
+            receipt: Some("match".to_owned()),
+            compared: 3,
+            differ: Vec::new(),
+        }),
+    });
+    history
+}
+
+#[track_caller]
+fn spoiled_backup(rule: Rule, spoil: impl FnOnce(&mut History)) {
+    let mut history = good_backup();
+    spoil(&mut history);
+    assert_eq!(rules(&history), [rule], "{:#?}", check(&history));
+}
+
+#[test]
+fn backups_that_are_not_what_their_operations_say_are_found() {
+    assert_eq!(check(&good_backup()), []);
+    let other = || SNAPSHOT.replace("5c", "ff");
+    spoiled_backup(Rule::BackupDouble, |history| {
+        history.backups.insert(0, history.backups[0].clone());
+    });
+    spoiled_backup(Rule::BackupDouble, |history| {
+        history.changes.last_mut().unwrap().result = Some(json!({ "backup_id": other() }));
+    });
+    spoiled_backup(Rule::BackupDouble, |history| history.backups[0].op_id = id(9));
+    spoiled_backup(Rule::BackupDouble, |history| {
+        let mut history_of_one_that_failed = of_project(2, "project-backup", Status::Canceled, Value::Null);
+        history_of_one_that_failed[2].result = Some(json!({ "backup_id": SNAPSHOT }));
+        *history = History {
+            backups: std::mem::take(&mut history.backups),
+            proofs: std::mem::take(&mut history.proofs),
+            ..with(good(), history_of_one_that_failed)
+        };
+    });
+}
+
+#[test]
+fn a_backup_without_its_snapshot_is_found() {
+    spoiled_backup(Rule::SnapshotLost, |history| history.backups[0].has_snapshot = false);
+    // One that is being deleted may have lost it, and is not restored.
+    let mut history = good_backup();
+    (history.backups[0].has_snapshot, history.backups[0].is_being_deleted) = (false, true);
+    history.proofs[0].restore = None;
+    assert_eq!(check(&history), []);
+}
+
+#[test]
+fn damage_that_somebody_finds_is_found() {
+    spoiled_backup(Rule::FoundDamaged, |history| {
+        history.backups[0].bad = Some("it does not restore".to_owned());
+    });
+    for code in ["repository_damaged", "verification_failed"] {
+        let ends = |status: Status| {
+            let mut life = of_project(5, "repo-check", status, Value::Null);
+            life[2] = failed(&life[1], 42, status, false);
+            life[2].error.as_mut().unwrap().code = code.to_owned();
+            with(good_backup(), life)
+        };
+        assert_eq!(rules(&ends(Status::Failed)), [Rule::FoundDamaged]);
+    }
+    let drill = |proof: &str| {
+        with(good_backup(), of_project(5, "restore-drill", Status::Succeeded, json!({ "proof": proof })))
+    };
+    assert_eq!(rules(&drill("mismatch")), [Rule::FoundDamaged]);
+    assert_eq!(check(&drill("match")), []);
+}
+
+#[test]
+fn a_repository_that_is_not_sound_in_the_end_is_found() {
+    spoiled_backup(Rule::RepositoryUnsound, |history| {
+        history.proofs[0].check.as_mut().unwrap().status = Status::Failed;
+    });
+    spoiled_backup(Rule::RepositoryUnsound, |history| history.proofs[0].check = None);
+}
+
+#[test]
+fn a_backup_that_restores_to_something_else_is_found() {
+    fn restored(spoil: fn(&mut Restored)) -> impl FnOnce(&mut History) {
+        move |history| spoil(history.proofs[0].restore.as_mut().unwrap())
+    }
+    for spoil in [
+        (|restored: &mut Restored| restored.ended.status = Status::Failed) as fn(&mut Restored),
+        |restored| restored.tree = Some("7f".repeat(32)),
+        |restored| restored.tree = None,
+        |restored| restored.receipt = Some("none".to_owned()),
+        |restored| restored.backup_id = SNAPSHOT.replace("5c", "ff").parse().unwrap(),
+        |restored| restored.differ.push("project/notes-1.txt".to_owned()),
+    ] {
+        spoiled_backup(Rule::RestoreDiffers, restored(spoil));
+    }
+    spoiled_backup(Rule::RestoreDiffers, |history| history.proofs[0].restore = None);
+    spoiled_backup(Rule::RestoreDiffers, |history| history.proofs.clear());
+    // It is the newest that is to be restored.
+    spoiled_backup(Rule::RestoreDiffers, |history| {
+        let newer =
+            of_project(6, "project-backup", Status::Succeeded, json!({ "backup_id": "ab".repeat(32) }));
+        let mut backup = history.backups[0].clone();
+        (backup.op_id, backup.backup_id, backup.created_at) =
+            (id(6), "ab".repeat(32).parse().unwrap(), at(45));
+        *history = with(std::mem::take(history), newer);
+        history.backups.insert(0, backup);
+    });
+}
+
+#[test]
+fn what_is_left_on_a_host_is_found() {
+    let left = |op: u8, entries: &[&str]| LeftOnHost {
+        path: format!("staging/{}", id(op)),
+        op_id: Some(id(op)),
+        entries: entries.iter().map(|entry| (*entry).to_owned()).collect(),
+    };
+    spoiled_backup(Rule::LeftOnHost, |history| history.left_on_hosts.push(left(2, &["journal.json"])));
+    spoiled_backup(Rule::LeftOnHost, |history| history.left_on_hosts.push(left(9, &[])));
+    spoiled_backup(Rule::LeftOnHost, |history| {
+        history.left_on_hosts.push(LeftOnHost { op_id: None, ..left(9, &[]) });
+    });
+    // What a copy is remembered by stays, and nothing else of it.
+    let copied = |entries: &[&str]| {
+        let copy = of_project(5, "copy-apply", Status::Succeeded, Value::Null);
+        History { left_on_hosts: vec![left(5, entries)], ..with(good(), copy) }
+    };
+    assert_eq!(check(&copied(&["journal.json"])), []);
+    assert_eq!(rules(&copied(&["journal.json", "project"])), [Rule::LeftOnHost]);
 }
