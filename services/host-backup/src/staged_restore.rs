@@ -86,7 +86,8 @@ impl Host {
         Ok(receipt)
     }
 
-    /// The failure of a restore that could not be put in place, once nothing stays of it that no other attempt goes on with.
+    /// The failure of a restore that could not be put in place. What is staged stays where there is another attempt, which goes
+    /// on with it or begins anew, and is deleted where there is none.
     pub(crate) async fn not_placed(
         &self,
         operation: &OperationContext,

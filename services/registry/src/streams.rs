@@ -33,6 +33,8 @@ const FEW: usize = 4;
 const MOST_GATHERING: Duration = Duration::from_millis(50);
 /// How long what is to be told is gathered at least where there is much, and what was told before it is deleted.
 const GATHERING: Duration = Duration::from_millis(5);
+/// How long what was told of left-overs has to be cleared before more are looked for.
+const CLEARING: Duration = Duration::from_millis(200);
 /// Operations that the outbox is asked about at once.
 const RELAYED_TOGETHER: usize = 256;
 /// Of those, how many are told at the same time.
@@ -175,20 +177,20 @@ impl Streams {
         self.tell(op.op_id);
     }
 
-    /// Tells the stream what the outbox has about operations; of how many it could.
-    async fn relay(&self, ids: &[OperationId]) -> usize {
+    /// Tells the stream what the outbox has about operations.
+    async fn relay(&self, ids: &[OperationId]) {
         let failed = |error: &dyn std::error::Error| {
             self.inner.metrics.relay_failures.inc();
             tracing::debug!(error = chain(error), "told later");
-            0
         };
         match self.inner.database.outbox_of(ids).await {
             Ok(to_tell) => {
                 let telling = to_tell.into_iter().map(|to_tell| async move {
-                    self.tell_all(to_tell).await.map_or_else(|error| failed(&error), |()| 1)
+                    if let Err(error) = self.tell_all(to_tell).await {
+                        failed(&error);
+                    }
                 });
-                let telling = futures::stream::iter(telling).buffer_unordered(RELAYS);
-                telling.fold(0, |told, one| std::future::ready(told + one)).await
+                futures::stream::iter(telling).buffer_unordered(RELAYS).for_each(|()| async {}).await;
             }
             Err(error) => failed(&error),
         }
@@ -453,20 +455,28 @@ impl Streams {
         let mut ticks = tokio::time::interval(every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
-            while stopping.run_until_cancelled(self.relay_some_left_over(every)).await == Some(true) {
-                // What was told is cleared meanwhile.
-                tokio::time::sleep(MOST_GATHERING).await;
+            let mut before = Vec::new();
+            // Until nothing is left, or what is left stays: it cannot be told, or not cleared.
+            while let Some(lot) = stopping.run_until_cancelled(self.relay_some_left_over(every)).await
+                && lot.len() == RELAYED_TOGETHER
+                && lot != before
+            {
+                before = lot;
+                tokio::time::sleep(CLEARING).await;
             }
         }
     }
 
-    /// Relays as many left-overs as are relayed together; whether that got on, and there may be more.
-    async fn relay_some_left_over(&self, older_than: Duration) -> bool {
+    /// Relays as many left-overs as are relayed together; which operations they are of.
+    async fn relay_some_left_over(&self, older_than: Duration) -> Vec<OperationId> {
         match self.inner.database.outbox_left_over(older_than.as_secs_f64(), RELAYED_TOGETHER as i64).await {
-            Ok(ids) => self.relay(&ids).await > 0 && ids.len() == RELAYED_TOGETHER,
+            Ok(ids) => {
+                self.relay(&ids).await;
+                ids
+            }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "could not look for left-over outbox entries");
-                false
+                Vec::new()
             }
         }
     }

@@ -327,7 +327,7 @@ impl JobChild {
                 message: "the job was stopped by force".to_owned(),
             };
         }
-        // So ends who gets no memory, with its last words or in the middle of them; a panic alone is an exit status.
+        // So ends who gets no memory, with its last words or in the middle of them. A panic alone is an exit status.
         let is_aborted = status.and_then(|status| status.signal()) == Some(Signal::ABORT.as_raw());
         let status = status.map_or_else(|| "for an unknown reason".to_owned(), |status| status.to_string());
         let mut message = format!("the job's process ended ({status})");
@@ -337,6 +337,7 @@ impl JobChild {
             message.push_str(&words);
         }
         // Who wants a stack for a thread may end by a panic.
+        let is_aborted = is_aborted && !words.contains("overflowed its stack");
         let is_at_limit = is_aborted || words.contains("failed to spawn thread");
         if let Some(limit) = self.memory_limit_bytes.filter(|_| is_at_limit) {
             message.push_str(&format!(" (it may use {limit} bytes: memory_bytes in the service's settings)"));

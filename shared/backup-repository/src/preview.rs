@@ -236,7 +236,7 @@ fn there(root: &Path, place: &Path, name: &OsStr) -> Result<Entries> {
         Err(fault) => Err(unreadable(&fault.path, fault.error)),
     };
     Ok(match only {
-        None if place.as_os_str().is_empty() => {
+        None if place.as_os_str().is_empty() && name == PROJECT_ROOT => {
             Box::new(walk(name, Arc::from([]), directory).without_staged().map(entry))
         }
         None => Box::new(walk(name, Arc::from([]), directory).map(entry)),

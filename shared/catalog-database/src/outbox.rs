@@ -2,7 +2,7 @@
 //! transaction, and deleted once the stream has acknowledged it: a crash in between tells it twice, and
 //! the reader of the stream drops the second (by attempt and `n`, or by `rev`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bus_messages::{EventLevel, Operation};
 use domain_model::{OperationId, OperationStatus, Timestamp};
@@ -136,9 +136,20 @@ impl Database {
         .await
         .during(DURING)?;
         let mut entries: BTreeMap<Uuid, Vec<OutboxEntry>> = BTreeMap::new();
+        let mut unreadable = HashSet::new();
         for row in rows {
-            entries.entry(row.op_id).or_default().push(row.try_into()?);
+            let op_id = row.op_id;
+            match row.try_into() {
+                Ok(entry) => entries.entry(op_id).or_default().push(entry),
+                // Those of others are told all the same.
+                Err(error) => {
+                    let error: DatabaseError = error;
+                    tracing::warn!(op.id = %op_id, %error, "an entry of the outbox does not read");
+                    unreadable.insert(op_id);
+                }
+            }
         }
+        entries.retain(|op_id, _| !unreadable.contains(op_id));
         let ids: Vec<OperationId> = entries.keys().copied().map(OperationId::from).collect();
         let mut ops: HashMap<Uuid, Operation> = HashMap::new();
         for op in self.operations_by_id(&ids).await? {

@@ -38,7 +38,7 @@ enum Version {
     One,
 }
 
-/// How far a restore or a copy is. It only ever moves on, but for a path restore that is given up.
+/// How far a restore or a copy is. It only ever moves on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Phase {
@@ -157,7 +157,7 @@ impl Journal {
 
     /// Whether what is staged, or was replaced, stays until it is known that there is no other attempt.
     pub(crate) fn stays(&self) -> bool {
-        matches!(self.work, Work::Whole { resumable: true, .. } | Work::Path { staging_inode: Some(_), .. })
+        matches!(self.work, Work::Whole { resumable: true, .. } | Work::Path { .. })
     }
 
     /// Refuses a journal of another project.

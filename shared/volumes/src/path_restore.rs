@@ -9,8 +9,9 @@
 //! As with a whole restore, what is staged outlasts a crash for the next attempt, which looks at every byte of it, and so
 //! does what was replaced, so that another attempt finds that nothing is left to do.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use domain_model::{ProjectPath, RESERVED_PREFIX};
@@ -37,6 +38,8 @@ const DOWNLOAD: &str = "download";
 const CONTENT: &str = "content";
 /// Missing parent directories, made around the content before all are put in place together.
 const PARENTS: &str = "parents";
+/// How the names of old content begin that was moved away, where names cannot be exchanged.
+const OLD: &str = "old-";
 /// How often a target that others change between a look and a rename is tried again.
 const MAX_TRIES: usize = 32;
 
@@ -192,7 +195,8 @@ impl HostRoot {
             _ => {
                 let content = look(staged.staging.as_fd(), CONTENT, &staged.content)?;
                 let inode = content.ok_or_else(|| not_staged(&staged.content))?.st_ino;
-                rustix::fs::syncfs(&staged.staging).map_err(VolumeError::io("sync", &staged.content))?;
+                // What it holds is durable since it was complete; now its name is.
+                rustix::fs::fsync(&staged.staging).map_err(VolumeError::io("sync", &staged.content))?;
                 let target = staged.target.clone();
                 journal.work = Work::Path { target, staging_inode, content_inode: Some(inode) };
                 journal.phase = Phase::Exchanging;
@@ -203,9 +207,7 @@ impl HostRoot {
         };
         let outcome = self.put_in_place(staged, content_inode, conflict)?;
         if outcome != PathOutcome::Kept {
-            journal.phase = Phase::Exchanged;
-            journal.write(directory)?;
-            self.steps.done("the end of the exchange of a path is in the journal")?;
+            self.note_exchanged(directory, &mut journal)?;
         }
         Ok(outcome)
     }
@@ -246,13 +248,14 @@ impl HostRoot {
                     (Some(_), Conflict::Fail) => return Err(VolumeError::TargetExists { path: target_path }),
                     (Some(_), Conflict::Replace) => {
                         let exchanged = match self.use_rename_exchange {
-                            true => exchange(staging, CONTENT, &parent, *last).map_err(failed)?,
-                            false => Exchange::Unsupported,
+                            true => exchange(staging, CONTENT, &parent, *last),
+                            false => Ok(Exchange::Unsupported),
                         };
                         match exchanged {
-                            Exchange::Done => Ok(()),
-                            Exchange::Unsupported => {
-                                let old = format!("old-{attempt}");
+                            Ok(Exchange::Done) => Ok(()),
+                            Err(errno) => Err(errno),
+                            Ok(Exchange::Unsupported) => {
+                                let old = format!("{OLD}{attempt}");
                                 let moved = place(&parent, *last, staging, old.as_str());
                                 self.steps.done("the old content of a path is moved away")?;
                                 // Its place is free now, unless somebody is faster.
@@ -323,30 +326,57 @@ impl HostRoot {
         directory: &OperationDirectory,
         journal: &mut Journal,
     ) -> Result<Settled, VolumeError> {
-        let full = |error: &VolumeError| error.kind() == VolumeErrorKind::NoSpace;
-        match self.finish_path(directory, journal) {
-            // It is in place, and the journal would say so if there were room: that comes of what follows.
-            Err(error) if full(&error) && journal.phase == Phase::Exchanged => {}
-            finished => finished?,
-        }
-        if journal.phase != Phase::Exchanged {
-            // From here on it says nothing that content is missing where it was staged.
-            if let Work::Path { target, .. } = journal.work.clone() {
-                journal.work = Work::Path { target, staging_inode: None, content_inode: None };
-            }
-            journal.phase = Phase::Staged;
-            match journal.write(directory) {
-                Err(error) if full(&error) => {}
-                written => written?,
-            }
-            self.steps.done("what is staged of a path is given up")?;
-        }
+        self.finish_path(directory, journal)?;
         if let Some(volume) = self.open_project(journal.project)? {
-            let shown = self.project_dir(journal.project).join(staging_name_text(directory.op_id()));
-            delete_at(&self.btrfs, volume.as_fd(), &staging_name(directory.op_id()), &shown)?;
+            let op_id = directory.op_id();
+            let project_dir = self.project_dir(journal.project);
+            let delete = |name: &CStr| {
+                let shown = project_dir.join(OsStr::from_bytes(name.to_bytes()));
+                delete_at(&self.btrfs, volume.as_fd(), name, &shown)
+            };
+            let (staged, given_up) = (staging_name(op_id), given_up_name(op_id));
+            delete(&given_up)?;
+            if journal.phase != Phase::Exchanged {
+                self.keep_what_was_moved_away(&volume, op_id, journal)?;
+                // From here on it says nothing that content is missing where it was staged.
+                match rustix::fs::renameat(&volume, &staged, &volume, &given_up) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(errno) => {
+                        return Err(VolumeError::io("give up what is staged in", &project_dir)(errno));
+                    }
+                }
+                self.steps.done("what is staged of a path is given up")?;
+                delete(&given_up)?;
+            }
+            delete(&staged)?;
             self.steps.done("the staging directory in the project is deleted")?;
         }
         Ok(if journal.phase == Phase::Exchanged { Settled::Finished } else { Settled::RolledBack })
+    }
+
+    /// Puts old content, which was moved away for content that has not come, into the project's top directory: its place is
+    /// taken, or cannot be reached.
+    fn keep_what_was_moved_away(
+        &self,
+        volume: &OwnedFd,
+        op_id: Uuid,
+        journal: &Journal,
+    ) -> Result<(), VolumeError> {
+        let Work::Path { target, staging_inode, .. } = &journal.work else { return Ok(()) };
+        let project_dir = self.project_dir(journal.project);
+        let failed = |errno: Errno| VolumeError::io("keep what was moved away in", &project_dir)(errno);
+        let Some(staging) = open_staging(volume, op_id, *staging_inode).map_err(failed)? else {
+            return Ok(());
+        };
+        for (number, old) in names_in(staging.as_fd()).map_err(failed)?.iter().enumerate() {
+            if old.as_bytes().starts_with(OLD.as_bytes()) {
+                let name = target.components().last().unwrap_or_default();
+                let kept = format!("{name}.before-restore-{op_id}-{number}");
+                place(&staging, old.as_c_str(), volume, kept.as_str()).map_err(failed)?;
+                tracing::warn!(op.id = %op_id, name = kept, "what a restore had moved away is kept");
+            }
+        }
+        Ok(())
     }
 
     /// Takes a path restore in the phase `Exchanging` to `Exchanged`, if its content is in place. A target is only ever
@@ -371,11 +401,11 @@ impl HostRoot {
             return Ok(());
         };
         let names = names_in(staging.as_fd()).map_err(failed)?;
-        let moved_away = names.iter().any(|name| name.as_bytes().starts_with(b"old-"));
+        let moved_away = names.iter().any(|name| name.as_bytes().starts_with(OLD.as_bytes()));
         let (parent, missing) = match descend(&volume, target, &project_dir) {
             Ok((parent, missing)) => (Some(parent), missing),
-            // The way to the target cannot be gone where its old content was moved away.
-            Err(_) if !moved_away => (None, Vec::new()),
+            // Somebody has put something else on the way to the target.
+            Err(VolumeError::NotADirectory { .. } | VolumeError::OtherVolume { .. }) => (None, Vec::new()),
             Err(error) => return Err(error),
         };
         if is_staged(&staging, *content_inode).map_err(failed)? {
@@ -391,8 +421,20 @@ impl HostRoot {
             rustix::fs::fsync(changed).map_err(failed)?;
         }
         self.steps.done("the exchange of a path is finished")?;
+        self.note_exchanged(directory, journal)
+    }
+
+    fn note_exchanged(
+        &self,
+        directory: &OperationDirectory,
+        journal: &mut Journal,
+    ) -> Result<(), VolumeError> {
         journal.phase = Phase::Exchanged;
-        journal.write(directory)?;
+        match journal.write(directory) {
+            // That its content is not staged any more says the same, and what was replaced can go, which makes room.
+            Err(error) if error.kind() == VolumeErrorKind::NoSpace => {}
+            written => written?,
+        }
         self.steps.done("the end of the exchange of a path is in the journal")
     }
 
@@ -515,6 +557,11 @@ fn take_after(directory: BorrowedFd<'_>, like: &Stat) -> Result<(), Errno> {
 
 pub(crate) fn staging_name_text(op_id: Uuid) -> String {
     format!("{RESERVED_PREFIX}{op_id}")
+}
+
+/// What is staged is called so while it is deleted without having been put in place.
+fn given_up_name(op_id: Uuid) -> CString {
+    CString::new(format!("{}-given-up", staging_name_text(op_id))).expect("it holds no NUL")
 }
 
 pub(crate) fn staging_name(op_id: Uuid) -> CString {
@@ -851,10 +898,12 @@ mod tests {
                 assert_eq!(root.exchange_path(&staged, Conflict::Keep).unwrap(), PathOutcome::Kept);
                 let crashed = Crash::happened(&Crash::after(&root, steps).discard_path(staged));
                 // A deletion has steps of its own.
-                let content = root.project_dir(id).join(staging_name_text(op_id)).join(CONTENT);
-                if content.exists() {
-                    std::fs::remove_dir_all(&content).unwrap();
-                    tried += 1;
+                for name in [staging_name(op_id), given_up_name(op_id)] {
+                    let content = root.project_dir(id).join(name.to_str().unwrap()).join(CONTENT);
+                    if content.exists() {
+                        std::fs::remove_dir_all(&content).unwrap();
+                        tried += 1;
+                    }
                 }
                 root.recover().unwrap();
                 assert!(!root.was_exchanged(id, op_id).unwrap());
@@ -866,6 +915,42 @@ mod tests {
                 }
             }
             assert!(tried > 0);
+        });
+    }
+
+    #[test]
+    fn old_content_that_was_moved_away_for_nothing_is_kept() {
+        on_each_filesystem(|new_root| {
+            let mut kept = 0;
+            for steps in 1.. {
+                let root = new_root();
+                let (id, op_id) = (project(&root), Uuid::now_v7());
+                let what = ("work/tree", Conflict::Replace);
+                let crashed = Crash::happened(&attempt(&Crash::after(&root, steps), id, op_id, what));
+                let tree = root.project_dir(id).join("work/tree");
+                if !tree.exists() {
+                    // Moved away; and somebody is faster, or cuts off the way.
+                    fill(&tree, "mine");
+                    if steps % 2 == 0 {
+                        std::fs::rename(root.project_dir(id).join("work"), root.project_dir(id).join("was"))
+                            .unwrap();
+                        symlink("was", root.project_dir(id).join("work")).unwrap();
+                    }
+                    root.recover().unwrap();
+                    assert!(!root.was_exchanged(id, op_id).unwrap());
+                    assert!(root.abandon(op_id).unwrap());
+                    let names = names(&root.project_dir(id));
+                    let old = names.iter().find(|name| name.starts_with("tree.before-restore-")).unwrap();
+                    assert_eq!(mark_of(&root.project_dir(id).join(old)), "old");
+                    assert_eq!(mark_of(&tree), "mine");
+                    assert!(!names.iter().any(|name| name.starts_with(RESERVED_PREFIX)), "{names:?}");
+                    kept += 1;
+                }
+                if !crashed {
+                    break;
+                }
+            }
+            assert_eq!(kept > 0, !new_root().use_rename_exchange);
         });
     }
 
