@@ -91,6 +91,8 @@ pub(crate) struct Open {
     pub(crate) of_projects: u64,
     /// Of them, those that somebody holds.
     pub(crate) running: u64,
+    /// What has ended and is to be deleted within minutes.
+    pub(crate) leaving: u64,
     /// Outbox entries.
     pub(crate) outbox: u64,
     /// Changes so far: a sign of life.
@@ -109,17 +111,21 @@ impl Database {
 
     /// How much is not over yet.
     pub(crate) async fn open(&self) -> anyhow::Result<Open> {
+        // A parent leaves after its children.
         let statement = "SELECT count(*), count(*) FILTER (WHERE scope_type = 'project'),
             count(*) FILTER (WHERE status = 'running'),
+            (SELECT count(*) FROM long_running_operations AS ended
+                WHERE status NOT IN ('queued', 'running') AND expires_at < now() + interval '5 minutes'
+                AND NOT EXISTS (SELECT 1 FROM long_running_operations AS child WHERE child.parent_id = ended.id)),
             (SELECT count(*) FROM outbox), (SELECT coalesce(max(seq), 0) FROM nemesis_changes)
             FROM long_running_operations
             WHERE status IN ('queued', 'running') AND not_before < now() + interval '1 day'";
         let text = self.ask(statement).await?;
         let numbers: Vec<u64> = text.trim().split('|').filter_map(|number| number.parse().ok()).collect();
-        let &[active, of_projects, running, outbox, changes] = numbers.as_slice() else {
+        let &[active, of_projects, running, leaving, outbox, changes] = numbers.as_slice() else {
             bail!("psql says {text:?}")
         };
-        Ok(Open { active, of_projects, running, outbox, changes })
+        Ok(Open { active, of_projects, running, leaving, outbox, changes })
     }
 
     /// Every change, in order.

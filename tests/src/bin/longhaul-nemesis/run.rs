@@ -17,7 +17,7 @@ use test_harness::{Client, SystemOptions, TestSystem, btrfs_is_available};
 use tokio::time::Instant;
 
 use crate::checker;
-use crate::database::Database;
+use crate::database::{Database, Open};
 use crate::edits;
 use crate::faults::{Nemesis, plan};
 use crate::fleet::{Member, Role, nats_address};
@@ -83,7 +83,7 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<bool> {
     loading.await.context("the clients")?;
     editing.await.context("whoever edits")?.context("editing")?;
 
-    let settled = settle(&database).await;
+    let settled = settle(&database, everything_has_ended).await;
     let give_up = Instant::now() + PATIENCE_WITH_WATCHERS;
     while workload.watchers() > 0 && Instant::now() < give_up {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -100,8 +100,8 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<bool> {
         }
     };
     let left_on_hosts = proof::left_on_hosts(&system).await?;
-    // What was asked for since is told, too.
-    let _ = settle(&database).await;
+    // Nothing is deleted between a look at the rows and one at the stream; what does not leave is seen in both.
+    let all_has_left = settle(&database, |open| everything_has_ended(open) && open.leaving == 0).await;
 
     let changes = database.changes().await?;
     eprintln!("nemesis: reading the stream");
@@ -124,6 +124,9 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<bool> {
     measuring.abort();
     let violations = checker::check(&history);
     summary::print(&settings, &history, &nemesis, &measures, &violations)?;
+    if let Err(error) = &all_has_left {
+        eprintln!("nemesis: {error:#}");
+    }
 
     drop(nemesis);
     let _ = measuring.await;
@@ -132,11 +135,12 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<bool> {
             member.stop().await?;
         }
     }
-    if !violations.is_empty() {
+    let all_is_well = violations.is_empty() && all_has_left.is_ok();
+    if !all_is_well {
         let logs = system.data_directory().join("logs");
         eprintln!("nemesis: logs were in {}; LONGHAUL_KEEP_TEST_DATA=1 keeps them", logs.display());
     }
-    Ok(violations.is_empty())
+    Ok(all_is_well)
 }
 
 /// An operator, from there.
@@ -175,13 +179,17 @@ async fn count(database: Database, workload: Arc<Workload>) {
     }
 }
 
-/// Waits until everything has ended and is told.
-async fn settle(database: &Database) -> anyhow::Result<()> {
+/// And is told.
+fn everything_has_ended(open: &Open) -> bool {
+    open.active == 0 && open.outbox == 0
+}
+
+async fn settle(database: &Database, is_settled: impl Fn(&Open) -> bool) -> anyhow::Result<()> {
     let began = Instant::now();
     let (mut last, mut last_sign) = (None, began);
     loop {
         match database.open().await {
-            Ok(open) if open.active == 0 && open.outbox == 0 => return Ok(()),
+            Ok(open) if is_settled(&open) => return Ok(()),
             Ok(open) => {
                 if last.replace(open) != Some(open) {
                     last_sign = Instant::now();
@@ -190,7 +198,7 @@ async fn settle(database: &Database) -> anyhow::Result<()> {
             Err(error) => eprintln!("nemesis: {error:#}"),
         }
         if began.elapsed() > PATIENCE_TO_SETTLE || last_sign.elapsed() > PATIENCE_WITH_SILENCE {
-            anyhow::bail!("not everything comes to its end: {last:?}");
+            anyhow::bail!("not everything comes to its end, or is deleted in time: {last:?}");
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
