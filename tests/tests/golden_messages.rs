@@ -256,6 +256,7 @@ fn every_message_reads_and_writes_as_its_fixture() {
     );
     f.check::<CreateToken>("account-create-token-request", r#"{"ttl_s":86400}"#);
     f.check::<TokenReply>("account-create-token-reply", r#"{"token":"t"}"#);
+    f.check::<Nudge>("wake", r#"{"kinds":["copy-apply","project-backup"]}"#);
     f.check::<ClaimRequest>(
         "work-claim-request",
         r#"{"worker_id":"w","kinds":{"project-backup":2},"max":2}"#,

@@ -85,7 +85,7 @@ pub(crate) async fn schedule(registry: Arc<Registry>, request: IncomingRequest) 
         registry.metrics.backups_missed.inc();
         tracing::warn!(project.id = %project, "its scheduled backup did not come about in its turn");
     }
-    registry.created(&scheduled.created).await;
+    registry.created(&scheduled.created);
     for op_id in &scheduled.urged {
         registry.streams.tell(*op_id);
     }

@@ -15,6 +15,7 @@ mod errors;
 mod event_limit;
 mod gathering;
 mod metrics;
+mod nudges;
 mod nul;
 mod recent_hosts;
 mod registry;
@@ -42,6 +43,7 @@ use crate::creation_limit::CreationLimit;
 use crate::event_limit::EventLimit;
 use crate::gathering::Gathering;
 use crate::metrics::RegistryMetrics;
+use crate::nudges::Nudges;
 use crate::recent_hosts::RecentHosts;
 use crate::registry::Registry;
 use crate::repositories::Repositories;
@@ -79,9 +81,11 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
         anyhow::bail!("operations.caps names {unknown:?}, which is no kind");
     }
     operations.test_kinds |= std::env::var_os("LONGHAUL_TEST_KINDS").is_some_and(|value| value == "1");
+    let (nudges, send_nudges) = Nudges::new(front.clone());
     let registry = Arc::new(Registry {
         database: database.clone(),
         front: front.clone(),
+        nudges,
         streams: streams.clone(),
         repositories,
         creations: {
@@ -112,6 +116,7 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
     let background = CancellationToken::new();
     let tasks = tokio_util::task::TaskTracker::new();
     tasks.spawn(relay(background.clone()));
+    tasks.spawn(send_nudges(background.clone()));
     tasks.spawn(streams.relay_left_over(LEFT_OVER, background.clone()));
     tasks.spawn(upkeep::sweep(Arc::clone(&registry), background.clone()));
     tasks.spawn(upkeep::look_after_stream(Arc::clone(&registry), background.clone()));

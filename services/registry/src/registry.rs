@@ -1,16 +1,16 @@
-use std::collections::HashSet;
 use std::time::Duration;
 
 use bus_client::Bus;
 use bus_messages::{BackupPolicy, Operation};
 use catalog_database::{Caps, Database, Ended, FinishOutcome, Finished, NewOperation};
-use domain_model::{OperationKind, Routing};
+use domain_model::OperationKind;
 
 use crate::creation_limit::CreationLimit;
 use crate::errors::chain;
 use crate::event_limit::EventLimit;
 use crate::gathering::Gathering;
 use crate::metrics::RegistryMetrics;
+use crate::nudges::{Nudges, Wanted};
 use crate::recent_hosts::RecentHosts;
 use crate::repositories::Repositories;
 use crate::settings::OperationSettings;
@@ -19,8 +19,9 @@ use crate::streams::Streams;
 /// What the endpoints share.
 pub(crate) struct Registry {
     pub database: Database,
-    /// Answers, and nudges workers.
+    /// Answers.
     pub front: Bus,
+    pub nudges: Nudges,
     pub streams: Streams,
     pub repositories: Repositories,
     /// What is created; nothing where its dedupe key is in use.
@@ -42,12 +43,12 @@ pub(crate) struct Registry {
 
 impl Registry {
     /// After operations were created: the stream is told, and their workers are woken when they are due.
-    pub(crate) async fn created(&self, ops: &[Operation]) {
+    pub(crate) fn created(&self, ops: &[Operation]) {
         for op in ops {
             self.streams.tell_new(op);
         }
         self.count_created(ops);
-        self.wake_when_due(ops).await;
+        self.wake_when_due(ops);
     }
 
     /// Counts new operations of which the rest is done elsewhere.
@@ -58,7 +59,7 @@ impl Registry {
     }
 
     /// After operations changed: the streams are told, and the workers with something to do are woken.
-    pub(crate) async fn changed(&self, ended: &Ended) {
+    pub(crate) fn changed(&self, ended: &Ended) {
         for op_id in ended.all().map(|op| op.op_id).chain(ended.shown.iter().copied()) {
             self.streams.tell(op_id);
         }
@@ -71,27 +72,27 @@ impl Registry {
         if ended.to_be_retried {
             self.metrics.retries.get_or_create(&vec![("kind", kind)]).inc();
         }
-        self.wake_when_due(ended.all().filter(|op| !op.status.is_terminal())).await;
+        self.wake_when_due(ended.all().filter(|op| !op.status.is_terminal()));
+        // What waits for its key, or its cap, may be of another kind and another worker's.
+        if ended.attempt_ended && (ended.op.exclusive_key.is_some() || !ended.op.status.is_terminal()) {
+            self.nudges.send(ended.op.routing, Wanted::Anything);
+        }
     }
 
     /// Nudges the workers of operations, at once or when the time of each has come. A nudge that is lost costs a
     /// worker's polling interval and nothing else; a registry that ends before that time, a sweep.
-    async fn wake_when_due(&self, ops: impl IntoIterator<Item = &Operation>) {
-        let mut now = HashSet::new();
+    fn wake_when_due<'a>(&self, ops: impl IntoIterator<Item = &'a Operation>) {
         for op in ops {
             let wait_s = op.not_before.seconds_since(op.updated_at);
             if wait_s <= 0.0 {
-                now.insert(op.routing);
+                self.nudges.send(op.routing, Wanted::of(op));
             } else if wait_s < FAR_AHEAD_S {
-                let (front, database) = (self.front.clone(), self.database.clone());
+                let (nudges, database) = (self.nudges.clone(), self.database.clone());
                 tokio::spawn(async move {
                     tokio::time::sleep(Duration::from_secs_f64(wait_s) + CLOCK_MARGIN).await;
-                    make_ready(&database, &front).await;
+                    make_ready(&database, &nudges).await;
                 });
             }
-        }
-        for routing in now {
-            wake(&self.front, routing).await;
         }
     }
 
@@ -103,7 +104,7 @@ impl Registry {
 
     /// Makes ready what has come due, and nudges the workers that it is for.
     pub(crate) async fn make_ready(&self) {
-        make_ready(&self.database, &self.front).await;
+        make_ready(&self.database, &self.nudges).await;
     }
 }
 
@@ -116,21 +117,15 @@ const CLOCK_MARGIN: Duration = Duration::from_millis(5);
 /// At most so many at once.
 const MOST_MADE_READY: i64 = 1000;
 
-async fn make_ready(database: &Database, front: &Bus) {
+async fn make_ready(database: &Database, nudges: &Nudges) {
     match database.make_operations_ready(MOST_MADE_READY).await {
         Ok(routings) => {
             for routing in routings {
-                wake(front, routing).await;
+                nudges.send(routing, Wanted::Anything);
             }
         }
         Err(error) => {
             tracing::warn!(error = chain(&error), "could not look for operations that have come due")
         }
-    }
-}
-
-async fn wake(front: &Bus, routing: Routing) {
-    if let Err(error) = front.publish(bus_subjects::wake(routing), bytes::Bytes::new()).await {
-        tracing::debug!(%routing, %error, "a nudge was not sent; the worker polls");
     }
 }

@@ -93,7 +93,7 @@ struct Inner {
     stream: OperationStream,
     database: Database,
     metrics: RegistryMetrics,
-    nudges: mpsc::UnboundedSender<OperationId>,
+    to_tell: mpsc::UnboundedSender<OperationId>,
     /// Entries of the outbox that the stream has.
     told: mpsc::UnboundedSender<Vec<i64>>,
     positions: Mutex<HashMap<String, Position>>,
@@ -110,14 +110,14 @@ impl Streams {
         database: Database,
         metrics: RegistryMetrics,
     ) -> (Self, impl FnOnce(CancellationToken) -> futures::future::BoxFuture<'static, ()>) {
-        let (nudges, mut nudged) = mpsc::unbounded_channel();
+        let (to_tell, mut waiting) = mpsc::unbounded_channel();
         let (told, heard) = mpsc::unbounded_channel();
         let clearing = clear_outbox(database.clone(), heard);
         let inner = Inner {
             stream,
             database,
             metrics,
-            nudges,
+            to_tell,
             told,
             positions: Mutex::new(HashMap::new()),
             gone: Notify::new(),
@@ -127,10 +127,10 @@ impl Streams {
         let relay = streams.clone();
         let run = move |stopping: CancellationToken| {
             let relaying = async move {
-                while let Some(Some(first)) = stopping.run_until_cancelled(nudged.recv()).await {
+                while let Some(Some(first)) = stopping.run_until_cancelled(waiting.recv()).await {
                     let mut ids = BTreeSet::from([first]);
                     while ids.len() < RELAYED_TOGETHER
-                        && let Ok(another) = nudged.try_recv()
+                        && let Ok(another) = waiting.try_recv()
                     {
                         ids.insert(another);
                     }
@@ -166,7 +166,7 @@ impl Streams {
     /// Has the outbox entries of an operation relayed soon.
     pub(crate) fn tell(&self, op_id: OperationId) {
         // Fails only while the registry stops; then the entries wait in the outbox.
-        let _stopping = self.inner.nudges.send(op_id);
+        let _stopping = self.inner.to_tell.send(op_id);
     }
 
     /// Has a new operation told soon. Nothing was ever stored on its subjects.

@@ -55,11 +55,11 @@ pub(crate) async fn sweep(registry: Arc<Registry>, stopping: CancellationToken) 
                 op.id = %lost.op.op_id, op.kind = %lost.op.kind, op.attempt = lost.op.attempt,
                 op.status = %lost.op.status, worker = lost.op.owner, "a worker did not renew its lease"
             );
-            registry.changed(lost).await;
+            registry.changed(lost);
         }
         for expired in &swept.expired {
             tracing::warn!(op.id = %expired.op.op_id, op.kind = %expired.op.kind, "an operation has expired");
-            registry.changed(expired).await;
+            registry.changed(expired);
         }
         for deleted in &swept.deleted {
             registry.streams.tell(*deleted);
@@ -193,7 +193,7 @@ pub(crate) async fn clean_up_copies(registry: Arc<Registry>, stopping: Cancellat
         match registry.database.cancel_needless_snapshots().await {
             Ok(canceled) => {
                 for canceled in &canceled {
-                    registry.changed(canceled).await;
+                    registry.changed(canceled);
                 }
             }
             Err(error) => tracing::warn!(error = chain(&error), "needless snapshots are not canceled yet"),

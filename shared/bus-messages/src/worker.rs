@@ -1,10 +1,19 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use domain_model::{BackupId, LeaseId, OperationId, OperationKind, ProjectId, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{ApiError, Grant, Operation, ProgressEvent, ProgressSummary};
+
+/// `wake.<routing>`: there may be something to do. It is a hint: whoever misses it, or does not understand it, looks for work
+/// all the same. Whatever it is about, a worker asks what is to become of what it runs: that may be to stop, or to give way.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Nudge {
+    /// The kinds of which there is something to claim; of any kind where there are none.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub kinds: BTreeSet<OperationKind>,
+}
 
 /// `work.v1.<caller>.claim`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

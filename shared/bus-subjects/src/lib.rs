@@ -174,7 +174,7 @@ impl fmt::Display for BrowseSubject {
     }
 }
 
-/// The nudge for the workers of a routing. It carries nothing.
+/// The nudge for the workers of a routing.
 pub fn wake(routing: Routing) -> String {
     format!("wake.{routing}")
 }

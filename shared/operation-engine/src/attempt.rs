@@ -264,7 +264,9 @@ impl Attempt {
         }
         let mut state = self.state();
         state.deadline = state.deadline.max(asked + seconds(reply.lease_s));
-        state.last_heartbeat = asked;
+        // A lease that was left as it is was renewed as much earlier as it lasts less.
+        let renewed = asked.checked_sub(seconds(self.lease.lease_s - reply.lease_s)).unwrap_or(asked);
+        state.last_heartbeat = state.last_heartbeat.max(renewed);
         state.is_asking = false;
         state.events.stored(reply.stored_n);
         if let Some(refused) = &reply.refused {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bus_client::{Bus, Subscription};
-use bus_messages::{LastProgress, Lease, Outcome};
+use bus_messages::{Encoding, LastProgress, Lease, Nudge, Outcome};
 use bus_subjects::wake;
 use domain_model::{OperationKind, Routing};
 use futures::StreamExt;
@@ -86,6 +86,14 @@ impl Shared {
     pub(crate) fn is_ending(&self) -> bool {
         self.draining.is_cancelled() || self.stopping.is_cancelled()
     }
+
+    /// After a turn that brought ends: their slots are free, and so may be what others wait for, which a turn that claims
+    /// has looked at itself.
+    pub(crate) fn look_unless(&self, claimed: bool) {
+        if !claimed {
+            self.look.notify_one();
+        }
+    }
 }
 
 impl Worker {
@@ -144,8 +152,11 @@ impl Worker {
             running.wait().await;
         };
         let listening = async {
-            while wake_ups.next().await.is_some() {
-                shared.look.notify_one();
+            while let Some(wake_up) = wake_ups.next().await {
+                if self.is_meant(&wake_up.payload) {
+                    shared.look.notify_one();
+                }
+                // Whatever it is about: what runs may be to stop, or to give way.
                 shared.reporter.ask_about_all();
             }
             // Without wake-ups the worker polls.
@@ -157,6 +168,14 @@ impl Worker {
             () = self.take_turns(&shared, &running, ended) => {}
             () = shared.reporter.run() => {}
         }
+    }
+
+    /// Whether a nudge is about something that could be begun now: who frees a slot looks anyway. Not understanding a nudge
+    /// costs a look.
+    fn is_meant(&self, nudge: &[u8]) -> bool {
+        let nudge: Nudge = Encoding::Json.decode(nudge).unwrap_or_default();
+        let is_free = |kind| self.handlers.get(kind).is_some_and(|slots| slots.free() > 0);
+        nudge.kinds.is_empty() || nudge.kinds.iter().any(is_free)
     }
 }
 

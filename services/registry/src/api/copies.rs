@@ -61,7 +61,7 @@ pub(super) async fn cancel(registry: Arc<Registry>, request: IncomingRequest) ->
         )));
     }
     for canceled in &canceled {
-        registry.changed(canceled).await;
+        registry.changed(canceled);
     }
     as_many_as_fit(&mut copies);
     Ok(request.reply(&CopyList { copies, next_cursor: None }))

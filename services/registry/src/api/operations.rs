@@ -159,9 +159,9 @@ async fn created(registry: &Registry, new: &NewOperation, force: bool) -> Result
     let (op, created) = match outcome {
         CreateOutcome::Created { op, canceled } => {
             for canceled in &canceled {
-                registry.changed(canceled).await;
+                registry.changed(canceled);
             }
-            registry.created(std::slice::from_ref(&*op)).await;
+            registry.created(std::slice::from_ref(&*op));
             (*op, true)
         }
         CreateOutcome::Active(op) => (*op, false),
@@ -441,7 +441,7 @@ pub(super) async fn cancel(registry: Arc<Registry>, request: IncomingRequest) ->
     let outcome = registry.database.cancel_operation(scope, wanted.op_id).await.map_err(from_database)?;
     let op = match outcome {
         CancelOutcome::Asked(ended) => {
-            registry.changed(&ended).await;
+            registry.changed(&ended);
             ended.op
         }
         CancelOutcome::Unchanged(op) => *op,

@@ -159,7 +159,7 @@ async fn hand_back(registry: &Registry, handed_back: Vec<Finished>) -> Result<()
     let outcomes = registry.database.finish_operations(&handed_back).await.map_err(from_database)?;
     for outcome in outcomes {
         if let FinishOutcome::Recorded(ended) = outcome {
-            registry.changed(&ended).await;
+            registry.changed(&ended);
         }
     }
     Ok(())

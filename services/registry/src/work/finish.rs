@@ -70,7 +70,7 @@ async fn tell_last_progress(registry: &Registry, finished: &mut [FinishRequest])
         return;
     }
     let fences: Vec<LeaseFence> = told.iter().map(fence_of).collect();
-    match registry.database.leased_operations(&fences).await {
+    match registry.database.leased_operations(&fences, None).await {
         Ok(held) => {
             let telling = told.iter().filter_map(|last| {
                 let op = held.iter().find(|op| op.op_id == last.op_id)?;
@@ -146,7 +146,7 @@ async fn finish_one(
             note_bad_backups(registry, &ended.op);
             // Those that an earlier attempt has made are not made again.
             registry.count_created(ended.others.iter().filter(|other| new_ids.contains(&other.op_id)));
-            registry.changed(&ended).await;
+            registry.changed(&ended);
             Ok(FinishReply::OK)
         }
         FinishOutcome::Repeated => Ok(FinishReply::OK),

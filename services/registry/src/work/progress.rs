@@ -35,6 +35,7 @@ pub(crate) async fn progress(registry: Arc<Registry>, request: IncomingRequest) 
             number: op.number,
             summary: op.summary.clone(),
             checkpoint: op.checkpoint.clone(),
+            for_events: !op.events.is_empty(),
         })
         .collect();
     let outcomes = registry
@@ -66,7 +67,7 @@ pub(crate) async fn progress(registry: Arc<Registry>, request: IncomingRequest) 
                 ok: true,
                 lost: false,
                 lease_until: outcome.op.lease_until,
-                lease_s: registry.settings.lease_s,
+                lease_s: outcome.lease_s,
                 cancel_requested: outcome.op.cancel_requested_at.is_some(),
                 give_way: in_the_way.contains(&entry.op_id),
                 stored_n,

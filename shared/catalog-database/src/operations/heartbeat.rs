@@ -20,6 +20,9 @@ pub struct Heartbeat {
     pub summary: Option<ProgressSummary>,
     /// What a later attempt goes on from, at most 64 KiB.
     pub checkpoint: Option<Value>,
+    /// Whether it is sent for the sake of events: with nothing else in it, a lease that was given a moment ago is left as it
+    /// is, and nothing is written.
+    pub for_events: bool,
 }
 
 /// What became of a heartbeat; none is returned for a lost operation.
@@ -29,10 +32,15 @@ pub struct HeartbeatOutcome {
     pub op: Operation,
     /// Whether anything but the lease changed, so that the summary is to be published.
     pub changed: bool,
+    /// Seconds that the lease lasts from now at least.
+    pub lease_s: f64,
 }
 
 /// What gives way does so as often at most: it is to come to its end some day.
 const MOST_TIMES_IN_THE_WAY: i32 = 3;
+
+/// A lease of which this share is left was given a moment ago.
+const FRESH: f64 = 0.9;
 
 impl Database {
     /// Of some running operations that give way, those for whose end another one waits at the same worker, which does not give
@@ -63,11 +71,42 @@ impl Database {
         Ok(ids.into_iter().map(OperationId::from).collect())
     }
 
-    /// Renews the leases of a worker's operations in one statement, for `lease_s` seconds from now by the
-    /// database's clock. What is missing from the answer is lost.
+    /// Renews the leases of a worker's operations, for `lease_s` seconds from now by the database's clock. What is missing
+    /// from the answer is lost. Who tells of ten events a second has its lease written every few seconds, not ten times in each.
     pub async fn heartbeat_operations(
         &self,
         heartbeats: &[Heartbeat],
+        lease_s: f64,
+    ) -> Result<Vec<HeartbeatOutcome>, DatabaseError> {
+        let only_events = |beat: &&Heartbeat| {
+            let Heartbeat { summary, checkpoint, for_events, .. } = beat;
+            *for_events && summary.is_none() && checkpoint.is_none()
+        };
+        let fences: Vec<LeaseFence> = heartbeats.iter().filter(only_events).map(|beat| beat.fence).collect();
+        let lease_left_s = FRESH * lease_s;
+        let fresh = match fences.as_slice() {
+            [] => Vec::new(),
+            fences => self.leased_operations(fences, Some(lease_left_s)).await?,
+        };
+        let left_alone: HashSet<_> = fresh.iter().map(|op| op.op_id).collect();
+        let mut outcomes: Vec<_> = fresh
+            .into_iter()
+            .map(|op| HeartbeatOutcome { op, changed: false, lease_s: lease_left_s })
+            .collect();
+        let due: Vec<&Heartbeat> = heartbeats
+            .iter()
+            .filter(|beat| !(only_events(beat) && left_alone.contains(&beat.fence.op_id)))
+            .collect();
+        if !due.is_empty() {
+            outcomes.extend(self.renew(&due, lease_s).await?);
+        }
+        Ok(outcomes)
+    }
+
+    /// One statement.
+    async fn renew(
+        &self,
+        heartbeats: &[&Heartbeat],
         lease_s: f64,
     ) -> Result<Vec<HeartbeatOutcome>, DatabaseError> {
         let ids: Vec<_> = heartbeats.iter().map(|beat| beat.fence.op_id.as_uuid()).collect();
@@ -122,7 +161,7 @@ impl Database {
             .map(|row| {
                 let op = Operation::try_from(row)?;
                 let changed = changed.contains(&op.op_id);
-                Ok(HeartbeatOutcome { op, changed })
+                Ok(HeartbeatOutcome { op, changed, lease_s })
             })
             .collect()
     }

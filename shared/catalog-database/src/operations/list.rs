@@ -53,11 +53,15 @@ impl Database {
 
     /// The operation that a worker holds, and `None` if it has lost it.
     pub async fn leased_operation(&self, fence: &LeaseFence) -> Result<Option<Operation>, DatabaseError> {
-        Ok(self.leased_operations(std::slice::from_ref(fence)).await?.pop())
+        Ok(self.leased_operations(std::slice::from_ref(fence), None).await?.pop())
     }
 
-    /// Those of some operations that are still held.
-    pub async fn leased_operations(&self, fences: &[LeaseFence]) -> Result<Vec<Operation>, DatabaseError> {
+    /// Those of some operations that are still held; only where their leases last so many seconds from now, if that is given.
+    pub async fn leased_operations(
+        &self,
+        fences: &[LeaseFence],
+        at_least_s: Option<f64>,
+    ) -> Result<Vec<Operation>, DatabaseError> {
         let ids: Vec<Uuid> = fences.iter().map(|fence| fence.op_id.as_uuid()).collect();
         let attempts: Vec<i32> =
             fences.iter().map(|fence| i32::try_from(fence.attempt).unwrap_or(-1)).collect();
@@ -67,10 +71,12 @@ impl Database {
             "SELECT operation.* FROM long_running_operations AS operation
                 JOIN unnest($1::uuid[], $2::integer[], $3::uuid[]) AS held (id, attempt, lease_id)
                     USING (id, attempt, lease_id)
-             WHERE operation.status = 'running'",
+             WHERE operation.status = 'running'
+                AND ($4::float8 IS NULL OR operation.lease_until >= now() + make_interval(secs => $4))",
             &ids,
             &attempts,
             &leases,
+            at_least_s,
         )
         .fetch_all(&self.pool)
         .await

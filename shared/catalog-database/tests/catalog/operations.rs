@@ -7,7 +7,7 @@ use crate::support::{catalog, fence, finished, new_operation, wanted};
 use bus_messages::{Operation, Outcome};
 use catalog_database::{
     BucketPlacement, CancelOutcome, Caps, ClaimWanted, CreateOutcome, Database, FinishOutcome, Finished,
-    Heartbeat, LeasedOperation, NewBucket, NewOperation, NewProject, ToTell,
+    Heartbeat, HeartbeatOutcome, LeasedOperation, NewBucket, NewOperation, NewProject, ToTell,
 };
 use domain_model::{AccountId, HostId, OperationId, OperationStatus, ProjectId, Routing, Scope, Timestamp};
 use futures::future::join_all;
@@ -128,6 +128,7 @@ async fn a_worker_that_lost_its_lease_can_write_nothing() {
         fence: fence(leased),
         summary: None,
         checkpoint: Some(json!({ "by": leased.op.attempt })),
+        for_events: false,
     };
     assert!(database.heartbeat_operations(&[beat(&zombie)], 30.0).await.unwrap().is_empty());
     assert_eq!(database.heartbeat_operations(&[beat(&current)], 30.0).await.unwrap().len(), 1);
@@ -424,6 +425,36 @@ async fn what_is_not_due_is_not_claimed_and_is_made_ready_when_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_several_kinds_a_claim_takes_what_is_ready_for_the_caller_or_for_anybody() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let new = |kind: &str, routing, not_before| NewOperation {
+        id: OperationId::from(Uuid::now_v7()),
+        kind: kind.parse().unwrap(),
+        routing,
+        not_before,
+        ..new_operation()
+    };
+    let other_host = Routing::Host(HostId::from(Uuid::now_v7()));
+    let far_ahead = Timestamp::from(time::OffsetDateTime::now_utc() + Duration::from_secs(3600));
+    let mut ready = [
+        create(database, &new("test-sleep", Routing::Hub, None)).await,
+        create(database, &new("project-copy", Routing::Any, None)).await,
+    ];
+    create(database, &new("project-backup", other_host, None)).await;
+    create(database, &new("project-start", Routing::Hub, Some(far_ahead))).await;
+    let kinds = ["test-sleep", "project-backup", "project-copy", "project-start", "project-stop"];
+    let mut several = wanted(Routing::Hub, "test-sleep", 10);
+    several.kinds = kinds.into_iter().flat_map(|kind| wanted(Routing::Hub, kind, 10).kinds).collect();
+    let leased = database.claim_operations(&several).await.unwrap();
+    let mut claimed: Vec<_> = leased.iter().map(|leased| leased.op.op_id).collect();
+    ready.sort();
+    claimed.sort();
+    assert_eq!(claimed, ready);
+    assert!(database.claim_operations(&several).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_heartbeat_that_was_held_up_renews_the_lease_and_changes_nothing_else() {
     let Some(catalog) = catalog().await else { return };
     let database = &catalog.database;
@@ -434,6 +465,7 @@ async fn a_heartbeat_that_was_held_up_renews_the_lease_and_changes_nothing_else(
         number,
         summary: None,
         checkpoint: Some(json!({ "step": step })),
+        for_events: true,
     };
     for (number, step, stored) in
         [(Some(1), 1, 1), (Some(3), 3, 3), (Some(2), 2, 3), (Some(3), 9, 3), (None, 4, 4)]
@@ -449,6 +481,44 @@ async fn a_heartbeat_that_was_held_up_renews_the_lease_and_changes_nothing_else(
     let first = Heartbeat { fence: fence(&again), ..beat(Some(1), 5) };
     database.heartbeat_operations(&[first], 30.0).await.unwrap();
     assert_eq!(database.checkpoint(id).await.unwrap(), Some(json!({ "step": 5 })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_alone_leave_a_lease_that_was_given_a_moment_ago_as_it_is() {
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    for _ in 0..2 {
+        create(database, &NewOperation { id: OperationId::from(Uuid::now_v7()), ..new_operation() }).await;
+    }
+    let leased = claim_for(database, 1, 3000.0).await.remove(0);
+    let older = claim_for(database, 1, 2000.0).await.remove(0);
+    let beat = |leased: &LeasedOperation, for_events| Heartbeat {
+        fence: fence(leased),
+        number: Some(1),
+        summary: None,
+        checkpoint: None,
+        for_events,
+    };
+    let until = |outcome: &HeartbeatOutcome| outcome.op.lease_until.unwrap();
+    let beats = [beat(&leased, true), beat(&older, true)];
+    let outcomes = database.heartbeat_operations(&beats, 3000.0).await.unwrap();
+    let of = |leased: &LeasedOperation| {
+        outcomes.iter().find(|outcome| outcome.op.op_id == leased.op.op_id).expect("it is held")
+    };
+    assert_eq!((until(of(&leased)), of(&leased).lease_s), (leased.lease_until, 2700.0), "nothing is written");
+    assert_eq!(of(&older).lease_s, 3000.0);
+    assert!(until(of(&older)).seconds_since(older.lease_until) > 900.0, "it is renewed");
+    // Not where it is the heartbeat that is due, nor with news.
+    let outcome = database.heartbeat_operations(&[beat(&leased, false)], 3000.0).await.unwrap().remove(0);
+    let renewed = until(&outcome);
+    assert!(renewed > leased.lease_until && outcome.lease_s == 3000.0);
+    let with_checkpoint = Heartbeat { checkpoint: Some(json!({ "step": 1 })), ..beat(&leased, true) };
+    let outcome = database.heartbeat_operations(&[with_checkpoint], 3000.0).await.unwrap().remove(0);
+    assert!(until(&outcome) > renewed);
+    // Whoever does not hold it is told so.
+    let mut zombie = beat(&leased, true);
+    zombie.fence.attempt += 1;
+    assert!(database.heartbeat_operations(&[zombie], 3000.0).await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

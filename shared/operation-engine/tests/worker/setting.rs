@@ -42,7 +42,7 @@ impl OperationHandler for TestHandler {
 /// A server, a stand-in registry and a worker with two slots.
 pub(crate) struct Setting {
     _server: NatsServer,
-    bus: Bus,
+    pub(crate) bus: Bus,
     pub(crate) registry: Arc<Registry>,
     pub(crate) recorded: Arc<Mutex<Vec<OperationId>>>,
     _service: RunningService,

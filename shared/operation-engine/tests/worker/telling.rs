@@ -109,3 +109,60 @@ async fn events_whose_answer_was_lost_are_sent_again_without_hole_or_double() {
     let numbers: Vec<u64> = setting.registry.of(op_id).events.iter().map(|event| event.n).collect();
     assert_eq!(numbers, (1..=8).collect::<Vec<_>>());
 }
+
+#[tokio::test]
+async fn a_nudge_has_a_worker_look_unless_it_names_only_kinds_that_it_could_not_begin() {
+    let (go, gone) = tokio::sync::watch::channel(false);
+    let (begin, mut begun) = tokio::sync::mpsc::unbounded_channel();
+    let work = move |_: OperationContext| {
+        let (mut gone, begin) = (gone.clone(), begin.clone());
+        async move {
+            begin.send(()).unwrap();
+            let _ = gone.wait_for(|gone| *gone).await;
+            Ok(json!({}))
+        }
+    };
+    let timing = WorkerTiming { poll: Duration::from_secs(3600), ..WorkerTiming::default() };
+    let Some(setting) = Setting::start(timing, work).await else { return };
+    let claims = || setting.registry.ends_of_claims.lock().unwrap().len();
+    let more_claims = async |before: usize, patience: Duration| {
+        let looking = async {
+            while claims() == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(patience, looking).await.is_ok()
+    };
+    let nudge = async |nudge: &'static str| {
+        let before = claims();
+        setting.bus.publish("wake.hub".to_owned(), nudge.into()).await.unwrap();
+        before
+    };
+    let (soon, never) = (Duration::from_secs(15), Duration::from_millis(500));
+    // The first look is its own.
+    assert!(more_claims(0, soon).await);
+    for text in
+        ["", "{}", r#"{"kinds":[]}"#, r#"{"kinds":["test-sleep"]}"#, "what is this?", r#"{"later":1}"#]
+    {
+        let before = nudge(text).await;
+        assert!(more_claims(before, soon).await, "{text:?}");
+    }
+    let before = nudge(r#"{"kinds":["project-backup"]}"#).await;
+    assert!(!more_claims(before, never).await, "it has no such handler");
+
+    // Both slots are taken, and the third operation waits for one.
+    let operations: Vec<_> = (0..3).map(|_| setting.registry.add(30.0, None)).collect();
+    nudge(r#"{"kinds":["project-backup","test-sleep"]}"#).await;
+    for _ in 0..2 {
+        tokio::time::timeout(soon, begun.recv()).await.unwrap().unwrap();
+    }
+    while more_claims(claims(), never).await {}
+    let before = nudge(r#"{"kinds":["test-sleep"]}"#).await;
+    assert!(!more_claims(before, never).await, "no slot is free");
+    go.send(true).unwrap();
+    for op_id in operations {
+        assert_eq!(setting.registry.finished(op_id).await.outcome, Outcome::Succeeded);
+    }
+    setting.draining.cancel();
+    setting.ended().await;
+}
