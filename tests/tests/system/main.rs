@@ -24,6 +24,7 @@ mod job_limits;
 mod main_job;
 mod measures;
 mod nested_subvolumes;
+mod nudges;
 mod operations;
 mod path_restore;
 mod project_start;
