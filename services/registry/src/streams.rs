@@ -5,7 +5,7 @@
 //! time-out. Both are prevented in the same way: read the last message of the subject, decide from it, and
 //! publish only if it is still the last (`Nats-Expected-Last-Subject-Sequence`); otherwise look again.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,8 @@ const RELAYED_TOGETHER: usize = 256;
 const RELAYS: usize = 64;
 /// Operations whose last messages are remembered, so that a running one costs no look-up a heartbeat.
 const REMEMBERED: usize = 32_768;
+/// What was read of the database longer ago than this may have been deleted before it was told.
+const LONG_AGO: Duration = Duration::from_millis(200);
 /// After another registry was faster, everything is looked up for so long: the stream refuses what was decided from
 /// an old memory, but whoever subscribes to the subject has heard it already.
 const MISTRUST: Duration = Duration::from_secs(60);
@@ -183,16 +185,48 @@ impl Streams {
             self.inner.metrics.relay_failures.inc();
             tracing::debug!(error = chain(error), "told later");
         };
+        let read = Instant::now();
         match self.inner.database.outbox_of(ids).await {
             Ok(to_tell) => {
+                let subject = |op: &Operation| OperationSubject { scope: op.scope, op_id: op.op_id };
+                let told: Vec<_> =
+                    to_tell.iter().filter_map(|to_tell| to_tell.op.as_ref()).map(subject).collect();
                 let telling = to_tell.into_iter().map(|to_tell| async move {
                     if let Err(error) = self.tell_all(to_tell).await {
                         failed(&error);
                     }
                 });
                 futures::stream::iter(telling).buffer_unordered(RELAYS).for_each(|()| async {}).await;
+                self.purge_what_is_gone(&told, read).await;
             }
             Err(error) => failed(&error),
+        }
+    }
+
+    /// After something was told of operations that were read from `read` on. A registry may be paused in between, for as long
+    /// as it takes another one to delete an operation and to purge its subjects: the last message there is none then, as it
+    /// was before the first, and so the fence lets the overtaken one through. Then they are purged once more. Who is
+    /// killed before that leaves them.
+    pub(crate) async fn purge_what_is_gone(&self, told: &[OperationSubject], read: Instant) {
+        if told.is_empty() || read.elapsed() < LONG_AGO {
+            return;
+        }
+        let ids: Vec<OperationId> = told.iter().map(|subject| subject.op_id).collect();
+        let there: HashSet<OperationId> = match self.inner.database.operations_by_id(&ids).await {
+            Ok(ops) => ops.into_iter().map(|op| op.op_id).collect(),
+            Err(error) => {
+                tracing::warn!(
+                    error = chain(&error),
+                    "could not look for operations that were deleted while they were told of"
+                );
+                return;
+            }
+        };
+        for subject in told.iter().filter(|subject| !there.contains(&subject.op_id)) {
+            if let Err(error) = self.inner.stream.purge(&format!("{subject}.*")).await {
+                tracing::warn!(op.id = %subject.op_id, error = chain(&error), "what was told of a deleted operation stays in the stream");
+            }
+            self.forget(&subject.to_string());
         }
     }
 

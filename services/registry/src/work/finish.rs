@@ -1,6 +1,7 @@
 //! The ends of attempts, with what follows from them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bus_client::{IncomingRequest, Reply};
 use bus_messages::kinds::{self, RoutingRule};
@@ -12,7 +13,7 @@ use domain_model::{OperationId, Routing};
 use futures::future::join_all;
 use uuid::Uuid;
 
-use super::progress::{fence_of, refusal, tell};
+use super::progress::{fence_of, refusal, subject_of, tell};
 use super::{MOST_CHECKPOINT_BYTES, caller, json_length};
 use crate::api::operations::{exclusive_key, input_hash, routing_of};
 use crate::errors::{chain, from_database};
@@ -70,6 +71,7 @@ async fn tell_last_progress(registry: &Registry, finished: &mut [FinishRequest])
         return;
     }
     let fences: Vec<LeaseFence> = told.iter().map(fence_of).collect();
+    let read = Instant::now();
     match registry.database.leased_operations(&fences, None).await {
         Ok(held) => {
             let telling = told.iter().filter_map(|last| {
@@ -77,6 +79,8 @@ async fn tell_last_progress(registry: &Registry, finished: &mut [FinishRequest])
                 Some(tell(registry, op, last, false))
             });
             join_all(telling).await;
+            let told: Vec<_> = held.iter().map(subject_of).collect();
+            registry.streams.purge_what_is_gone(&told, read).await;
         }
         Err(error) => {
             tracing::debug!(error = chain(&error), "the last progress of operations is not in the stream")

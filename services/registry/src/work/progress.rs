@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bus_client::{IncomingRequest, Reply};
 use bus_messages::kinds;
@@ -38,6 +38,7 @@ pub(crate) async fn progress(registry: Arc<Registry>, request: IncomingRequest) 
             for_events: !op.events.is_empty(),
         })
         .collect();
+    let read = Instant::now();
     let outcomes = registry
         .database
         .heartbeat_operations(&heartbeats, registry.settings.lease_s)
@@ -76,6 +77,8 @@ pub(crate) async fn progress(registry: Arc<Registry>, request: IncomingRequest) 
         }
     });
     let ops = join_all(replies).await;
+    let told: Vec<_> = held.values().map(|outcome| subject_of(&outcome.op)).collect();
+    registry.streams.purge_what_is_gone(&told, read).await;
     Ok(request.reply(&ProgressReply { ops }))
 }
 
@@ -122,6 +125,10 @@ pub(super) fn refusal(progress: &mut OperationProgress) -> Option<String> {
     refused
 }
 
+pub(super) fn subject_of(op: &Operation) -> OperationSubject {
+    OperationSubject { scope: op.scope, op_id: op.op_id }
+}
+
 fn lost(op_id: OperationId) -> OperationProgressReply {
     OperationProgressReply {
         op_id,
@@ -144,7 +151,7 @@ pub(super) async fn tell(
     changed: bool,
 ) -> u64 {
     let telling = async {
-        let subject = OperationSubject { scope: op.scope, op_id: op.op_id };
+        let subject = subject_of(op);
         let stored = match entry.events.is_empty() {
             true => 0,
             false => {
