@@ -1,6 +1,6 @@
 //! Nudges for workers, gathered: who creates a thousand operations a second wakes nobody a thousand times.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use bus_client::Bus;
@@ -88,7 +88,7 @@ struct Gathered(HashMap<Routing, Option<Nudge>>);
 
 impl Gathered {
     fn add(&mut self, (routing, wanted): (Routing, Wanted)) {
-        let nudge = self.0.entry(routing).or_insert_with(|| Some(Nudge { kinds: BTreeSet::new() }));
+        let nudge = self.0.entry(routing).or_insert_with(|| Some(Nudge::default()));
         match wanted {
             Wanted::Anything => *nudge = None,
             Wanted::Kind(kind) => {
@@ -123,7 +123,7 @@ mod tests {
             gathered.add((routing, wanted));
         }
         let kinds = ["project-copy", "test-sleep"].map(|name| name.parse().unwrap());
-        let hub = Nudge { kinds: BTreeSet::from(kinds) };
+        let hub = Nudge { kinds: kinds.into() };
         assert_eq!(gathered.0, HashMap::from([(Routing::Hub, Some(hub)), (host, None)]));
     }
 }

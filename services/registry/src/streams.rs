@@ -173,7 +173,7 @@ impl Streams {
 
     /// Has a new operation told soon. Nothing was ever stored on its subjects.
     pub(crate) fn tell_new(&self, op: &Operation) {
-        let subject = OperationSubject { scope: op.scope, op_id: op.op_id };
+        let subject = subject_of(op);
         self.remember(&subject.state(), Position::default());
         self.remember(&subject.events(), Position::default());
         self.tell(op.op_id);
@@ -188,9 +188,8 @@ impl Streams {
         let read = Instant::now();
         match self.inner.database.outbox_of(ids).await {
             Ok(to_tell) => {
-                let subject = |op: &Operation| OperationSubject { scope: op.scope, op_id: op.op_id };
                 let told: Vec<_> =
-                    to_tell.iter().filter_map(|to_tell| to_tell.op.as_ref()).map(subject).collect();
+                    to_tell.iter().filter_map(|to_tell| to_tell.op.as_ref()).map(subject_of).collect();
                 let telling = to_tell.into_iter().map(|to_tell| async move {
                     if let Err(error) = self.tell_all(to_tell).await {
                         failed(&error);
@@ -357,7 +356,7 @@ impl Streams {
 
     /// Replaces the summary, unless a newer one is there.
     pub(crate) async fn tell_state(&self, op: &Operation) -> Result<(), StreamError> {
-        let subject = OperationSubject { scope: op.scope, op_id: op.op_id }.state();
+        let subject = subject_of(op).state();
         for turn in 0..TURNS {
             let told = |last: Position| last.rev >= op.rev;
             let Some(last) = self.position_unless(&subject, turn > 0, told).await? else { return Ok(()) };
@@ -527,6 +526,11 @@ async fn clear_outbox(database: Database, mut told: mpsc::UnboundedReceiver<Vec<
             tracing::debug!(error = chain(&error), "the outbox is cleared later, after telling it again");
         }
     }
+}
+
+/// The subjects of an operation.
+pub(crate) fn subject_of(op: &Operation) -> OperationSubject {
+    OperationSubject { scope: op.scope, op_id: op.op_id }
 }
 
 fn headers(op: &Operation, phase: &str, attempt: u32, status: &str) -> Vec<(&'static str, String)> {

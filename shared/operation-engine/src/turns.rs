@@ -124,18 +124,19 @@ impl Worker {
         async move {
             let asked = Instant::now();
             let timeout = shared.timing.request_timeout;
-            let claims = request.max > 0;
             let reply: Result<ClaimReply, _> =
                 shared.bus.request(subject, &request, Encoding::MessagePack, timeout).await;
+            if request.max == 0 {
+                // Its ends have freed slots, and maybe what others wait for; a turn that claims has looked itself.
+                shared.look.notify_one();
+            }
             let reply = match reply {
                 Ok(reply) => reply,
                 Err(error) => {
                     tracing::debug!(error = %error, "no answer to a claim");
-                    shared.look_unless(claims);
                     return None;
                 }
             };
-            shared.look_unless(claims);
             for (answer, reply) in answers.into_iter().zip(reply.finished) {
                 // Whoever does not wait any more does not need to know.
                 let _ = answer.send(reply);

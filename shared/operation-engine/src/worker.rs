@@ -86,14 +86,6 @@ impl Shared {
     pub(crate) fn is_ending(&self) -> bool {
         self.draining.is_cancelled() || self.stopping.is_cancelled()
     }
-
-    /// After a turn that brought ends: their slots are free, and so may be what others wait for, which a turn that claims
-    /// has looked at itself.
-    pub(crate) fn look_unless(&self, claimed: bool) {
-        if !claimed {
-            self.look.notify_one();
-        }
-    }
 }
 
 impl Worker {

@@ -278,6 +278,16 @@ impl TestSystem {
         }
     }
 
+    /// A connection of a host or a service in the hub.
+    ///
+    /// # Panics
+    /// Where nats-server refuses it.
+    pub async fn connect_as(&self, identity: HostIdentity) -> Client {
+        let HostIdentity { user, password, inbox_prefix } = identity;
+        let credentials = Credentials::UserPassword { user, password: password.into() };
+        self.connect(credentials, &inbox_prefix).await
+    }
+
     /// A connection with these credentials, or the refusal.
     pub async fn try_connect(
         &self,

@@ -5,7 +5,7 @@ mod word_count;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus_client::{Bus, Credentials, RequestError};
+use bus_client::{Bus, RequestError};
 use bus_messages::kinds::{DeclareKinds, KindDeclaration};
 use bus_messages::{ApiError, Encoding, ErrorCode, Nothing};
 use catalog_database::Database;
@@ -51,8 +51,7 @@ impl OtherTeam {
 }
 
 async fn connect(system: &TestSystem, identity: HostIdentity) -> Bus {
-    let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
-    system.connect(credentials, &identity.inbox_prefix).await.bus().clone()
+    system.connect_as(identity).await.bus().clone()
 }
 
 async fn in_the_hub(system: &TestSystem) -> Bus {

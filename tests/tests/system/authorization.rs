@@ -138,8 +138,7 @@ async fn wrong_credentials_are_refused_at_the_door() {
 async fn a_host_asks_for_its_own_work_and_nothing_else() {
     let system = system().await;
     let identity = system.host_identity(0).unwrap();
-    let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
-    let host = system.connect(credentials, &identity.inbox_prefix).await;
+    let host = system.connect_as(identity).await;
     let claim = json!({ "worker_id": "a test", "kinds": {}, "max": 0 });
     let ask = |subject: String, encoding: Encoding| {
         let (bus, claim) = (host.bus().clone(), claim.clone());

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use bus_client::{Bus, Credentials, RequestError};
+use bus_client::{Bus, RequestError};
 use bus_messages::Encoding;
 use domain_model::OperationStatus;
 use futures::StreamExt as _;
@@ -136,8 +136,7 @@ async fn without_sleepers() -> TestSystem {
 
 async fn worker(system: &TestSystem) -> Bus {
     let identity = system.hub_identity("scheduler").unwrap();
-    let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
-    system.connect(credentials, &identity.inbox_prefix).await.bus().clone()
+    system.connect_as(identity).await.bus().clone()
 }
 
 async fn work(bus: &Bus, verb: &str, request: &Value) -> Value {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bus_client::Credentials;
 use bus_messages::Encoding;
 use serde_json::{Value, json};
 use test_harness::{SystemOptions, TestSystem, wait_for};
@@ -53,8 +52,7 @@ async fn everything_that_happens_to_operations_is_counted_and_nats_micro_stats_a
     let system = TestSystem::start(options).await.unwrap();
     let client = system.operator().await;
     let identity = system.hub_identity("scheduler").unwrap();
-    let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
-    let bus = system.connect(credentials, &identity.inbox_prefix).await.bus().clone();
+    let bus = system.connect_as(identity).await.bus().clone();
     let work = |verb: &str, request: Value| {
         let (bus, subject) = (bus.clone(), format!("work.v1.hub.{verb}"));
         async move {

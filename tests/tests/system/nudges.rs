@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use bus_client::Credentials;
 use bus_messages::{Encoding, Nudge};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
@@ -18,8 +17,7 @@ async fn a_new_operation_is_told_by_its_kind_and_what_is_handed_back_to_every_wo
     let system = TestSystem::start(options).await.unwrap();
     let client = system.operator().await;
     let identity = system.hub_identity("scheduler").unwrap();
-    let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
-    let bus = system.connect(credentials, &identity.inbox_prefix).await.bus().clone();
+    let bus = system.connect_as(identity).await.bus().clone();
     let mut nudges = bus.subscribe("wake.hub".to_owned()).await.unwrap();
     let mut nudged = async |wanted: Nudge| {
         let nudged = async {

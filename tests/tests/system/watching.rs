@@ -4,7 +4,6 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use bus_client::Credentials;
 use domain_model::OperationStatus;
 use serde_json::{Value, json};
 use test_harness::{Client, Finished, Seen, Server, SystemOptions, TestSystem, run};
@@ -204,8 +203,7 @@ async fn who_watches_waits_for_the_end_that_the_stream_does_not_take_yet() {
     let client = system.operator().await;
     let op_id = client.create("hub", "test-sleep", json!({ "seconds": 3.0, "steps": 6 })).await;
     let writer = system.hub_identity("hub_writer").unwrap();
-    let credentials = Credentials::UserPassword { user: writer.user, password: writer.password.into() };
-    let writer = system.connect(credentials, &writer.inbox_prefix).await;
+    let writer = system.connect_as(writer).await;
     let mut watching = Watching::start(&system, &op_id);
     watching.read_events(2).await;
     // As long as the stream is there, nobody makes it anew.

@@ -23,6 +23,7 @@ use crate::errors::from_database;
 use crate::nul::has_nul;
 use crate::registry::Registry;
 use crate::repositories::{no_such_backup, refuse_bad, wanted_backup};
+use crate::streams::subject_of;
 use crate::work::json_length;
 
 const MOST_TIME_TO_LIVE_S: u32 = 90 * 24 * 3600;
@@ -181,7 +182,7 @@ async fn created(registry: &Registry, new: &NewOperation, force: bool) -> Result
             return Err(error.with_detail("op_id", op.op_id.to_string()));
         }
     };
-    let subject = OperationSubject { scope: op.scope, op_id: op.op_id }.to_string();
+    let subject = subject_of(&op).to_string();
     Ok(CreatedOperation { op, subject, created })
 }
 

@@ -13,12 +13,13 @@ use domain_model::{OperationId, Routing};
 use futures::future::join_all;
 use uuid::Uuid;
 
-use super::progress::{fence_of, refusal, subject_of, tell};
+use super::progress::{fence_of, refusal, tell};
 use super::{MOST_CHECKPOINT_BYTES, caller, json_length};
 use crate::api::operations::{exclusive_key, input_hash, routing_of};
 use crate::errors::{chain, from_database};
 use crate::nul::{replace_nul, replace_nul_in};
 use crate::registry::Registry;
+use crate::streams::subject_of;
 
 /// Of the last error; twenty of them are kept, and the summary has to fit into one message of the stream.
 const MOST_ERROR_BYTES: usize = 1000;

@@ -9,7 +9,6 @@ use bus_messages::kinds;
 use bus_messages::{
     ApiError, Operation, OperationProgress, OperationProgressReply, ProgressReply, ProgressRequest,
 };
-use bus_subjects::OperationSubject;
 use catalog_database::{Heartbeat, LeaseFence};
 use domain_model::OperationId;
 use futures::future::join_all;
@@ -18,6 +17,7 @@ use super::{MOST_CHECKPOINT_BYTES, json_length, not_too_many};
 use crate::errors::{chain, from_database};
 use crate::nul::{replace_nul, replace_nul_in};
 use crate::registry::Registry;
+use crate::streams::subject_of;
 
 const MOST_EVENT_BYTES: usize = 60 * 1024;
 /// Telling the stream may take so long before the heartbeat is answered without it.
@@ -77,7 +77,12 @@ pub(crate) async fn progress(registry: Arc<Registry>, request: IncomingRequest) 
         }
     });
     let ops = join_all(replies).await;
-    let told: Vec<_> = held.values().map(|outcome| subject_of(&outcome.op)).collect();
+    // A bare heartbeat tells nothing.
+    let told = progress.ops.iter().filter_map(|entry| {
+        let outcome = held.get(&entry.op_id)?;
+        (outcome.changed || !entry.events.is_empty()).then(|| subject_of(&outcome.op))
+    });
+    let told: Vec<_> = told.collect();
     registry.streams.purge_what_is_gone(&told, read).await;
     Ok(request.reply(&ProgressReply { ops }))
 }
@@ -123,10 +128,6 @@ pub(super) fn refusal(progress: &mut OperationProgress) -> Option<String> {
         summary.phase.truncate(summary.phase.floor_char_boundary(63));
     }
     refused
-}
-
-pub(super) fn subject_of(op: &Operation) -> OperationSubject {
-    OperationSubject { scope: op.scope, op_id: op.op_id }
 }
 
 fn lost(op_id: OperationId) -> OperationProgressReply {

@@ -4,7 +4,6 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use bus_client::Credentials;
 use bus_messages::{Encoding, ScheduleReply, ScheduleRequest};
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde_json::json;
@@ -111,8 +110,7 @@ fn memory(measured: &MeasuredSystem) -> anyhow::Result<Vec<(&'static str, f64)>>
 /// A connection of the scheduler's.
 async fn hub(measured: &MeasuredSystem) -> anyhow::Result<Client> {
     let identity = measured.system.hub_identity("scheduler")?;
-    let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
-    Ok(measured.system.connect(credentials, &identity.inbox_prefix).await)
+    Ok(measured.system.connect_as(identity).await)
 }
 
 /// What the scheduler asks every few seconds: milliseconds, and the answer.

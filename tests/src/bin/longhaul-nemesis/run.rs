@@ -179,11 +179,12 @@ async fn count(database: Database, workload: Arc<Workload>) {
     }
 }
 
-/// And is told.
+/// Whether there is nothing more to come to its end, or to be told.
 fn everything_has_ended(open: &Open) -> bool {
     open.active == 0 && open.outbox == 0
 }
 
+/// Waits until it is as it should be, while anything still happens.
 async fn settle(database: &Database, is_settled: impl Fn(&Open) -> bool) -> anyhow::Result<()> {
     let began = Instant::now();
     let (mut last, mut last_sign) = (None, began);

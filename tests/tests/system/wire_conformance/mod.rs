@@ -11,7 +11,7 @@ mod workers;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bus_client::{Bus, BusErrorKind, Credentials, RequestError};
+use bus_client::{Bus, BusErrorKind, RequestError};
 use bus_messages::{ApiError, Encoding, ErrorBody, ErrorCode};
 use serde_json::{Value, json};
 use test_harness::{Client, HostIdentity, SharedSystem, SystemOptions, TestSystem, wait_for};
@@ -156,8 +156,7 @@ fn endpoint(subject: &str) -> String {
 // --- the worker -----------------------------------------------------------------------------
 
 async fn connect(system: &TestSystem, identity: HostIdentity) -> Bus {
-    let credentials = Credentials::UserPassword { user: identity.user, password: identity.password.into() };
-    system.connect(credentials, &identity.inbox_prefix).await.bus().clone()
+    system.connect_as(identity).await.bus().clone()
 }
 
 /// This test, as the worker of the hub.
