@@ -34,6 +34,7 @@ mod restore_resume;
 mod retention;
 mod stopping;
 mod stored;
+mod turns;
 mod watching;
 mod wire_conformance;
 

@@ -5,17 +5,21 @@ use std::time::Instant;
 
 use bus_client::{IncomingRequest, Reply};
 use bus_messages::kinds;
-use bus_messages::{ApiError, ClaimReply, ClaimRequest, FinishReply, Lease, Outcome};
-use catalog_database::{ClaimWanted, FinishOutcome, Finished, KindWanted, LeaseFence, LeasedOperation};
+use bus_messages::{ApiError, ClaimReply, ClaimRequest, FinishReply, FinishRequest, Lease, Outcome};
+use catalog_database::{
+    ClaimWanted, DatabaseError, FinishOutcome, Finished, KindWanted, LeaseFence, LeasedOperation,
+};
 use domain_model::Routing;
 use futures::future::{join_all, try_join_all};
 
 use super::finish::finish_all;
 use super::{MOST_OPERATIONS, caller, json_length, not_too_many};
-use crate::errors::from_database;
+use crate::errors::{chain, from_database};
 use crate::registry::Registry;
 
 const MOST_KINDS: usize = 64;
+/// So many ends in one message are much.
+const MUCH: usize = 4;
 /// The leases of one answer, in bytes as JSON: a message has at most 1 MiB, and what an answer cannot carry would be
 /// nobody's until its lease is over.
 const MOST_LEASE_BYTES: usize = 600 * 1024;
@@ -40,9 +44,6 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
         registry.database.host_seen(host).await.map_err(from_database)?;
         registry.heard_hosts.note(host);
     }
-    // First, since what has ended makes place for what is claimed.
-    let finished = finish_all(&registry, caller, claim.finished).await;
-    let finished = finished.into_iter().map(|reply| reply.unwrap_or_else(FinishReply::refused)).collect();
     let wanted = ClaimWanted {
         caller,
         worker_id: claim.worker_id,
@@ -55,8 +56,10 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
         lease_s: registry.settings.lease_s,
     };
     let began = Instant::now();
-    // Where this fails, the worker brings its ends once more: to repeat them does no harm.
-    let leased = registry.database.claim_operations(&wanted).await.map_err(from_database)?;
+    let (finished, leased) = finish_and_claim(&registry, claim.finished, wanted).await;
+    let finished = finished.into_iter().map(|reply| reply.unwrap_or_else(FinishReply::refused)).collect();
+    // Where this failed, the worker brings its ends once more: to repeat them does no harm.
+    let leased = leased.map_err(from_database)?;
     let leased = without_those_that_wait(&registry, leased).await?;
     let leased = as_much_as_fits(&registry, leased).await?;
     let leases = leased.into_iter().map(|leased| {
@@ -90,6 +93,30 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
         registry.metrics.claim_seconds.observe(began.elapsed().as_secs_f64());
     }
     Ok(request.reply(&ClaimReply { leases, finished }))
+}
+
+/// Records what has ended, and leases what is wanted then. What has ended makes place for what is claimed where caps or
+/// exclusive keys are in the way, so it goes first; but where much ends at once, most of what comes next waits for none of
+/// it, and is claimed meanwhile.
+async fn finish_and_claim(
+    registry: &Registry,
+    finished: Vec<FinishRequest>,
+    wanted: ClaimWanted,
+) -> (Vec<Result<FinishReply, ApiError>>, Result<Vec<LeasedOperation>, DatabaseError>) {
+    let is_much = finished.len() >= MUCH;
+    let finishing = finish_all(registry, wanted.caller, finished);
+    if !is_much {
+        let finished = finishing.await;
+        return (finished, registry.database.claim_operations(&wanted).await);
+    }
+    let (finished, leased) = tokio::join!(finishing, registry.database.claim_operations(&wanted));
+    let Ok(mut leased) = leased else { return (finished, leased) };
+    match registry.database.claim_operations(&wanted.without(&leased)).await {
+        Ok(more) => leased.extend(more),
+        // What is leased already is told; for the rest the worker looks again.
+        Err(error) => tracing::debug!(error = chain(&error), "could not look for more after the ends"),
+    }
+    (finished, Ok(leased))
 }
 
 /// Hands back what one answer cannot carry; the worker is nudged, and claims again.
