@@ -11,6 +11,10 @@ use service_runtime::{ServiceArguments, load_settings, service_main_with};
 
 const NAME: &str = "registry";
 
+/// A third of what an operation costs here went into the allocator of the C library (docs/decisions/0003).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(name = NAME, about = None, long_about = None, args_conflicts_with_subcommands = true)]
 struct Arguments {
