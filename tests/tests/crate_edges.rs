@@ -136,7 +136,7 @@ const SINGLE_DOORS: &[(&str, &[&str])] = &[
 ];
 
 /// For tests alone, so never a dependency of anything that is shipped.
-const FOR_TESTS: &[&str] = &["test-harness", "system-tests"];
+const FOR_TESTS: &[&str] = &["test-harness", "system-tests", "benchmarks"];
 
 fn metadata() -> Metadata {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");

@@ -38,6 +38,13 @@ impl ProcessorTime {
         Self(seconds)
     }
 
+    /// And of the benchmark itself: where it is client or worker, its share of the processors is nobody else's.
+    pub(crate) fn and_of_the_benchmark(mut self) -> Self {
+        let ticks = read(std::process::id()).map_or(0, |process| process.ticks);
+        self.0.insert("the benchmark".to_owned(), ticks as f64 / TICKS_PER_SECOND);
+        self
+    }
+
     /// Seconds used since `earlier`, by the name of the launcher's child.
     pub(crate) fn seconds_since(&self, earlier: &Self) -> BTreeMap<String, f64> {
         let before = |name: &String| earlier.0.get(name).copied().unwrap_or(0.0);

@@ -149,19 +149,51 @@ pub(super) async fn fan_out(system: &BenchSystem, figures: &mut Figures, events:
     Ok(())
 }
 
-/// A watcher that comes late: until it has the whole ring, whose events lie among those of many others.
+/// Where the messages of others lie that came while an operation told of its events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Others {
+    /// As many between any two of its events: to find the next one, the server walks over all of them.
+    Between,
+    /// Half of them before its first event, half after its last.
+    Around,
+}
+
+/// Watchers that come late.
 pub(super) async fn late_join(
     system: &BenchSystem,
     figures: &mut Figures,
     others: u32,
     joins: u32,
 ) -> anyhow::Result<()> {
+    join_late(system, figures, Others::Between, others, joins, ["lro.late_join", "lro.floor.direct_get_256"])
+        .await?;
+    let together = ["lro.late_join_together", "lro.floor.direct_get_256_together"];
+    join_late(system, figures, Others::Around, others, joins, together).await
+}
+
+/// A watcher that comes late: until it has the whole ring.
+async fn join_late(
+    system: &BenchSystem,
+    figures: &mut Figures,
+    place: Others,
+    others: u32,
+    joins: u32,
+    [name, floor]: [&str; 2],
+) -> anyhow::Result<()> {
     system.start_afresh().await?;
     let mut held = Held::claim(system).await?;
     let writer = system.connect(Who::Writer).await?.operation_stream();
+    if place == Others::Around {
+        publish_many(&writer, others.div_ceil(2)).await?;
+    }
     for _ in 0..RING {
         held.report().await?;
-        publish_many(&writer, others.div_ceil(RING as u32)).await?;
+        if place == Others::Between {
+            publish_many(&writer, others.div_ceil(RING as u32)).await?;
+        }
+    }
+    if place == Others::Around {
+        publish_many(&writer, others / 2).await?;
     }
     let operator = system.another_operator().await;
     let subject = held.subject();
@@ -185,9 +217,9 @@ pub(super) async fn late_join(
         }
         joined.push(milliseconds(began.elapsed()));
     }
-    add(figures, "lro.late_join", &joined);
-    add(figures, "lro.floor.direct_get_256", &raw);
+    add(figures, name, &joined);
+    add(figures, floor, &raw);
     let ratio = percentile(&joined, 50.0) / percentile(&raw, 50.0);
-    figures.add("lro.late_join.ratio_to_direct_get", ratio, "ratio");
+    figures.add(format!("{name}.ratio_to_direct_get"), ratio, "ratio");
     Ok(())
 }
