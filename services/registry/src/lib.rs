@@ -112,18 +112,19 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
         metrics,
     });
     upkeep::reconcile_stream(&registry).await?;
+    upkeep::tell_latest_again(&registry).await?;
 
     let background = CancellationToken::new();
     let tasks = tokio_util::task::TaskTracker::new();
     tasks.spawn(relay(background.clone()));
     tasks.spawn(send_nudges(background.clone()));
     tasks.spawn(streams.relay_left_over(LEFT_OVER, background.clone()));
-    tasks.spawn(upkeep::sweep(Arc::clone(&registry), background.clone()));
-    tasks.spawn(upkeep::look_after_stream(Arc::clone(&registry), background.clone()));
-    tasks.spawn(upkeep::measure_queues(Arc::clone(&registry), background.clone()));
-    tasks.spawn(upkeep::clean_up_copies(Arc::clone(&registry), background.clone()));
-    tasks.spawn(declared_kinds::keep_up(Arc::clone(&registry), background.clone()));
-    tasks.spawn(upkeep::measure_safety(Arc::clone(&registry), background.clone()));
+    tasks.spawn(despite_defects(&registry, &background, upkeep::sweep));
+    tasks.spawn(despite_defects(&registry, &background, upkeep::look_after_stream));
+    tasks.spawn(despite_defects(&registry, &background, upkeep::measure_queues));
+    tasks.spawn(despite_defects(&registry, &background, upkeep::clean_up_copies));
+    tasks.spawn(despite_defects(&registry, &background, declared_kinds::keep_up));
+    tasks.spawn(despite_defects(&registry, &background, upkeep::measure_safety));
     tasks.spawn(upkeep::watch_health(
         Arc::clone(&registry),
         writer.clone(),
@@ -149,6 +150,21 @@ pub async fn run(settings: RegistrySettings, shutdown: Shutdown, runtime: Runtim
     writer.drain().await;
     database.close().await;
     Ok(())
+}
+
+/// A task that begins anew where a defect has ended it, until `stopping`: without it leases would end, and nobody would look. What
+/// the defect is, the log has from where it came up.
+fn despite_defects<F: Future<Output = ()> + Send + 'static>(
+    registry: &Arc<Registry>,
+    stopping: &CancellationToken,
+    task: impl Fn(Arc<Registry>, CancellationToken) -> F + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let (registry, stopping) = (Arc::clone(registry), stopping.clone());
+    async move {
+        while tokio::spawn(task(Arc::clone(&registry), stopping.clone())).await.is_err() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
 }
 
 async fn connect(settings: &NatsSettings, name: &str) -> anyhow::Result<Bus> {

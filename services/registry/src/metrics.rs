@@ -59,7 +59,7 @@ impl RegistryMetrics {
             ),
             claim_seconds: metrics.histogram(
                 "longhaul_claim_seconds",
-                "Time to answer a claim",
+                "Time to answer a claim that gave a lease",
                 CLAIM_SECONDS,
             ),
             backups_missed: metrics

@@ -6,6 +6,7 @@
 //! publish only if it is still the last (`Nats-Expected-Last-Subject-Sequence`); otherwise look again.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use bus_client::{BusErrorKind, FencedPublish, OperationStream, PublishErrorKind,
 use bus_messages::{Encoding, Operation, ProgressEvent};
 use bus_subjects::OperationSubject;
 use bytes::Bytes;
-use catalog_database::{Database, OutboxEntry, OutboxEvent, ToTell};
+use catalog_database::{Database, DatabaseErrorKind, OutboxEntry, OutboxEvent, ToTell};
 use domain_model::OperationId;
 use futures::StreamExt;
 use tokio::sync::{Notify, mpsc};
@@ -99,6 +100,8 @@ struct Inner {
     /// Entries of the outbox that the stream has.
     told: mpsc::UnboundedSender<Vec<i64>>,
     positions: Mutex<HashMap<String, Position>>,
+    /// The highest number that the stream has acknowledged.
+    acknowledged: AtomicU64,
     /// Told when a message could not be stored or read because there is no stream.
     gone: Notify,
     /// Until when what is remembered is not relied upon, because another registry writes as well.
@@ -122,6 +125,7 @@ impl Streams {
             to_tell,
             told,
             positions: Mutex::new(HashMap::new()),
+            acknowledged: AtomicU64::new(0),
             gone: Notify::new(),
             others_write_until: Mutex::new(None),
         };
@@ -179,27 +183,54 @@ impl Streams {
         self.tell(op.op_id);
     }
 
-    /// Tells the stream what the outbox has about operations.
+    /// Tells the stream what the outbox has about operations. One of which that does not read keeps no other from being told,
+    /// and a defect ends nobody's relay.
     async fn relay(&self, ids: &[OperationId]) {
-        let failed = |error: &dyn std::error::Error| {
-            self.inner.metrics.relay_failures.inc();
-            tracing::debug!(error = chain(error), "told later");
-        };
-        let read = Instant::now();
-        match self.inner.database.outbox_of(ids).await {
-            Ok(to_tell) => {
-                let told: Vec<_> =
-                    to_tell.iter().filter_map(|to_tell| to_tell.op.as_ref()).map(subject_of).collect();
-                let telling = to_tell.into_iter().map(|to_tell| async move {
-                    if let Err(error) = self.tell_all(to_tell).await {
-                        failed(&error);
-                    }
-                });
-                futures::stream::iter(telling).buffer_unordered(RELAYS).for_each(|()| async {}).await;
-                self.purge_what_is_gone(&told, read).await;
-            }
-            Err(error) => failed(&error),
+        if self.relay_together(ids).await || ids.len() < 2 {
+            return;
         }
+        for id in ids {
+            self.relay_together(std::slice::from_ref(id)).await;
+        }
+    }
+
+    /// Whether they could be read; if not because the database is away, that is to be tried later.
+    async fn relay_together(&self, ids: &[OperationId]) -> bool {
+        let (streams, ids) = (self.clone(), ids.to_vec());
+        let relaying = tokio::spawn(async move {
+            let read = Instant::now();
+            match streams.inner.database.outbox_of(&ids).await {
+                Ok(to_tell) => {
+                    streams.tell_each(to_tell, read).await;
+                    true
+                }
+                Err(error) => {
+                    streams.failed(&error);
+                    error.kind() == DatabaseErrorKind::Unavailable
+                }
+            }
+        });
+        relaying.await.unwrap_or_else(|panic| {
+            self.inner.metrics.relay_failures.inc();
+            tracing::error!(%panic, "a defect while the stream was told of operations");
+            false
+        })
+    }
+
+    async fn tell_each(&self, to_tell: Vec<ToTell>, read: Instant) {
+        let told: Vec<_> = to_tell.iter().filter_map(|to_tell| to_tell.op.as_ref()).map(subject_of).collect();
+        let telling = to_tell.into_iter().map(|to_tell| async move {
+            if let Err(error) = self.tell_all(to_tell).await {
+                self.failed(&error);
+            }
+        });
+        futures::stream::iter(telling).buffer_unordered(RELAYS).for_each(|()| async {}).await;
+        self.purge_what_is_gone(&told, read).await;
+    }
+
+    fn failed(&self, error: &(dyn std::error::Error + 'static)) {
+        self.inner.metrics.relay_failures.inc();
+        tracing::debug!(error = chain(error), "told later");
     }
 
     /// After something was told of operations that were read from `read` on. A registry may be paused in between, for as long
@@ -264,7 +295,7 @@ impl Streams {
                 last.attempt > event.attempt || (last.outbox_id >= entry.id && last.attempt >= event.attempt)
             };
             let Some(last) = self.position_unless(&subject, turn > 0, told).await? else { return Ok(()) };
-            let n = if last.attempt == event.attempt { last.n + 1 } else { 1 };
+            let n = if last.attempt == event.attempt { last.n.saturating_add(1) } else { 1 };
             let message = ProgressEvent {
                 op_id: op.op_id,
                 attempt: event.attempt,
@@ -303,7 +334,7 @@ impl Streams {
                 // An attempt that has been overtaken writes no more; what is stored already is not stored twice;
                 // and behind a hole nothing is stored until it is filled.
                 let overtaken = last.attempt > op.attempt;
-                let hole = last.attempt == op.attempt && event.n > last.n + 1;
+                let hole = last.attempt == op.attempt && event.n > last.n.saturating_add(1);
                 if overtaken || hole {
                     return Ok(stored(last));
                 }
@@ -363,12 +394,7 @@ impl Streams {
             let mut headers =
                 headers(op, op.phase.as_deref().unwrap_or("queued"), op.attempt, op.status.as_str());
             headers.push(("Lro-Rev", op.rev.to_string()));
-            let mut payload = Encoding::Json.encode(op);
-            if payload.len() > MOST_SUMMARY_BYTES {
-                // The input is the largest part, and who asked knows it.
-                payload = Encoding::Json.encode(&Operation { input: serde_json::Value::Null, ..op.clone() });
-            }
-            let payload = payload.into();
+            let payload = summary(op).into();
             if let Some(sequence) =
                 self.publish_if_last(&subject, headers, payload, last.sequence, true).await?
             {
@@ -399,7 +425,10 @@ impl Streams {
             rollup,
         };
         match self.inner.stream.publish(message).await {
-            Ok(sequence) => Ok(Some(sequence)),
+            Ok(sequence) => {
+                self.inner.acknowledged.fetch_max(sequence, Ordering::Relaxed);
+                Ok(Some(sequence))
+            }
             Err(error) if error.kind() == PublishErrorKind::SequenceMismatch => {
                 *self.mistrust() = Some(Instant::now() + MISTRUST);
                 Ok(None)
@@ -472,6 +501,12 @@ impl Streams {
     /// Forgets every position, after the stream may have changed behind our back.
     pub(crate) fn forget_all(&self) {
         self.positions().clear();
+        self.inner.acknowledged.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether the stream has acknowledged a later message than this one, its last.
+    pub(crate) fn was_told_more_than(&self, last_sequence: u64) -> bool {
+        last_sequence < self.inner.acknowledged.load(Ordering::Relaxed)
     }
 
     fn mistrust(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
@@ -528,6 +563,27 @@ async fn clear_outbox(database: Database, mut told: mpsc::UnboundedReceiver<Vec<
     }
 }
 
+/// An operation as the stream has it: without the largest of its parts where one message cannot hold them all. `lro.get` has them.
+fn summary(op: &Operation) -> Vec<u8> {
+    // Who asked knows the input; of the errors the last one is left.
+    let leave_out: [fn(&mut Operation); 4] = [
+        |op| op.input = serde_json::Value::Null,
+        |op| op.error.iter_mut().for_each(|error| error.history.clear()),
+        |op| op.result = None,
+        |op| (op.message, op.progress_summary) = (None, None),
+    ];
+    let mut payload = Encoding::Json.encode(op);
+    let mut op = op.clone();
+    for leave_out in leave_out {
+        if payload.len() <= MOST_SUMMARY_BYTES {
+            break;
+        }
+        leave_out(&mut op);
+        payload = Encoding::Json.encode(&op);
+    }
+    payload
+}
+
 /// The subjects of an operation.
 pub(crate) fn subject_of(op: &Operation) -> OperationSubject {
     OperationSubject { scope: op.scope, op_id: op.op_id }
@@ -541,4 +597,40 @@ fn headers(op: &Operation, phase: &str, attempt: u32, status: &str) -> Vec<(&'st
         ("Lro-Phase", phase.to_owned()),
         (ATTEMPT, attempt.to_string()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_summary_fits_into_a_message_whatever_an_operation_holds() {
+        let now = "2026-11-21T07:38:27.123Z";
+        let op = |input: usize, errors: usize, result: usize| {
+            let failure = json!({ "attempt": 1, "code": "late", "at": now,
+                "message": "\u{1}".repeat(1000) });
+            let op: Operation = serde_json::from_value(json!({
+                "op_id": "0199c4a2-7c1e-7d6b-9d0c-6f2b8f0f4a11", "kind": "test-sleep", "scope": "hub",
+                "scope_type": "hub", "status": "failed", "created_by": "ops", "routing": "hub",
+                "input": "i".repeat(input), "result": "r".repeat(result), "progress": 0.0, "attempt": 1,
+                "error": { "code": "late", "message": "\u{1}".repeat(1000), "retryable": false,
+                    "history": vec![failure; errors] },
+                "message": "\u{1}".repeat(2000), "max_attempts": 3, "lease_losses": 0, "priority": 0,
+                "not_before": now, "created_at": now, "updated_at": now, "expires_at": now,
+                "waiting_for_children": false, "rev": 7
+            }))
+            .unwrap();
+            let summary = summary(&op);
+            assert!(summary.len() <= MOST_SUMMARY_BYTES, "{}", summary.len());
+            let told: Operation = serde_json::from_slice(&summary).unwrap();
+            assert_eq!((told.status, told.rev, told.error.is_some()), (op.status, op.rev, true));
+            (told.input == op.input, told.error == op.error, told.result == op.result)
+        };
+        assert_eq!(op(100, 2, 100), (true, true, true));
+        assert_eq!(op(32 * 1024, 1, 24 * 1024), (false, true, true));
+        // A control character takes six bytes.
+        assert_eq!(op(32 * 1024, 20, 24 * 1024), (false, false, true));
+    }
 }

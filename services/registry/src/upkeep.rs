@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus_client::{Bus, ReconcileOutcome};
+use bus_client::{Bus, BusError, ReconcileOutcome};
 use service_runtime::{Family, Gauge, HealthCheck, Labels};
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +14,10 @@ use crate::registry::Registry;
 
 /// The stream as it is to be, but for the number of its replicas; the same file that operators read.
 const DECLARATION: &str = include_str!("../../../nats-config/streams/LRO.json");
+
+/// What changed within so many seconds before the last change may not have been on nats-server's disk when the power went: twice its
+/// two minutes, and some more.
+const UNSYNCED_S: f64 = 300.0;
 
 /// At most so many rows a sweep.
 const SWEEP: i64 = 500;
@@ -71,8 +75,8 @@ pub(crate) async fn sweep(registry: Arc<Registry>, stopping: CancellationToken) 
 pub(crate) async fn reconcile_stream(registry: &Registry) -> anyhow::Result<()> {
     // First what is to be written anew, then the stream: with a crash, or without the database, in between, the next look
     // finds no stream still and begins again.
-    if !registry.streams.stream().exists().await? {
-        let rebuilt = registry.database.outbox_rebuild().await?;
+    if registry.streams.stream().last_sequence().await?.is_none() {
+        let rebuilt = registry.database.outbox_rebuild(None).await?;
         tracing::info!(
             summaries = rebuilt,
             "there is no stream; its summaries are rebuilt from the database"
@@ -91,6 +95,24 @@ pub(crate) async fn reconcile_stream(registry: &Registry) -> anyhow::Result<()> 
         ReconcileOutcome::Unchanged => {}
     }
     Ok(())
+}
+
+/// Has told again what may have been lost with the power: nats-server acknowledges what it has written, and syncs it to the disk every
+/// two minutes only (`sync_interval`). What the stream has is dropped by whoever tells it.
+pub(crate) async fn tell_latest_again(registry: &Registry) -> anyhow::Result<()> {
+    let summaries = registry.database.outbox_rebuild(Some(UNSYNCED_S)).await?;
+    tracing::debug!(summaries, "what changed last is looked for in the stream");
+    Ok(())
+}
+
+/// Whether the stream has lost messages that it has acknowledged. A new leader of a cluster may be a moment behind.
+async fn has_lost_its_last(registry: &Registry, last_sequence: u64) -> Result<bool, BusError> {
+    if !registry.streams.was_told_more_than(last_sequence) {
+        return Ok(false);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let now = registry.streams.stream().last_sequence().await?;
+    Ok(now.is_some_and(|now| registry.streams.was_told_more_than(now)))
 }
 
 /// Gauges of one name whose labels come and go.
@@ -118,7 +140,8 @@ impl<'a> GaugesByLabel<'a> {
     }
 }
 
-/// Looks every ten seconds whether the stream is still there, and a second after it has taken no message.
+/// Looks every ten seconds whether the stream is still there with all that it has acknowledged, and a second after it has taken no
+/// message.
 pub(crate) async fn look_after_stream(registry: Arc<Registry>, stopping: CancellationToken) {
     let wait = async || {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -126,13 +149,31 @@ pub(crate) async fn look_after_stream(registry: Arc<Registry>, stopping: Cancell
         let _ = tokio::time::timeout(Duration::from_secs(9), registry.streams.seems_gone()).await;
     };
     while stopping.run_until_cancelled(wait()).await.is_some() {
-        match registry.streams.stream().exists().await {
-            Ok(true) => {}
-            Ok(false) => {
+        let last_sequence = match registry.streams.stream().last_sequence().await {
+            Ok(Some(last_sequence)) => last_sequence,
+            Ok(None) => {
                 if let Err(error) = reconcile_stream(&registry).await {
                     tracing::warn!(error = format!("{error:#}"), "could not make the stream");
                 }
+                continue;
             }
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "the stream does not answer");
+                continue;
+            }
+        };
+        match has_lost_its_last(&registry, last_sequence).await {
+            Ok(true) => match registry.database.outbox_rebuild(None).await {
+                Ok(summaries) => {
+                    registry.streams.forget_all();
+                    tracing::warn!(
+                        summaries,
+                        "the stream has lost messages that it had acknowledged; its summaries are told again"
+                    );
+                }
+                Err(error) => tracing::warn!(error = chain(&error), "lost messages are not told again yet"),
+            },
+            Ok(false) => {}
             Err(error) => tracing::debug!(error = chain(&error), "the stream does not answer"),
         }
     }

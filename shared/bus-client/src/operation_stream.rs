@@ -177,12 +177,13 @@ impl OperationStream {
         Ok(ReconcileOutcome::Updated { fields })
     }
 
-    /// Whether the stream is there.
+    /// The number of the last message that the stream has had, 0 before the first; `None` where there is no stream.
     ///
     /// # Errors
     /// Where JetStream does not answer.
-    pub async fn exists(&self) -> Result<bool, BusError> {
-        Ok(self.info().await?.is_some())
+    pub async fn last_sequence(&self) -> Result<Option<u64>, BusError> {
+        let info = self.info().await?;
+        Ok(info.map(|info| info["state"]["last_seq"].as_u64().unwrap_or(0)))
     }
 
     /// The last message on a subject. In a cluster it may come from a replica that is a moment behind.

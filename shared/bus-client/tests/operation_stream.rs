@@ -32,7 +32,7 @@ async fn put(
 async fn a_declaration_is_created_left_alone_and_updated() {
     let Some(server) = NatsServer::start() else { return };
     let stream = server.connect("hub").await.operation_stream();
-    assert!(!stream.exists().await.unwrap());
+    assert_eq!(stream.last_sequence().await.unwrap(), None);
     assert_eq!(stream.ring(&format!("{OPERATION}.evt")).await.unwrap_err().kind(), BusErrorKind::NoStream);
     assert_eq!(stream.last(&format!("{OPERATION}.evt")).await.unwrap_err().kind(), BusErrorKind::NoStream);
     let missing = put(&stream, &format!("{OPERATION}.evt"), "x", None, false).await.unwrap_err();
@@ -45,7 +45,7 @@ async fn a_declaration_is_created_left_alone_and_updated() {
     let fields = vec!["max_bytes".to_owned()];
     assert_eq!(stream.reconcile(&changed).await.unwrap(), ReconcileOutcome::Updated { fields });
     assert_eq!(stream.reconcile(&changed).await.unwrap(), ReconcileOutcome::Unchanged);
-    assert!(stream.exists().await.unwrap());
+    assert_eq!(stream.last_sequence().await.unwrap(), Some(1));
     assert_eq!(stream.ring(&format!("{OPERATION}.evt")).await.unwrap().len(), 1);
     let other = stream.reconcile(r#"{"name":"OTHER"}"#).await.unwrap_err();
     assert_eq!(other.kind(), BusErrorKind::Invalid);

@@ -11,6 +11,13 @@ pub enum Encoding {
     MessagePack,
 }
 
+/// How deep lists and objects lie in each other at most, in what is asked. Whatever is kept of it is read again in larger wholes: by
+/// serde_json, which reads 127 levels.
+const MOST_NESTING: usize = 64;
+
+/// The same of what is answered, in MessagePack.
+const MOST_NESTING_OF_MESSAGE_PACK: usize = 1024;
+
 /// A body that cannot be read as what was expected.
 #[derive(Debug, thiserror::Error)]
 #[error("the body does not read as {encoding}: {message}")]
@@ -52,8 +59,22 @@ impl Encoding {
         }
     }
 
+    /// Reads what somebody asks: as [`Encoding::decode`], but no more than 64 lists and objects in each other.
+    pub fn decode_request<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, DecodeError> {
+        if *self == Self::Json && nesting_of_json(body) > MOST_NESTING {
+            let message = format!("more than {MOST_NESTING} lists and objects lie in each other");
+            return Err(DecodeError { encoding: self.content_type(), message });
+        }
+        self.read(body, MOST_NESTING)
+    }
+
     /// Reads a body, which is to be an object. An empty one reads as an object without fields.
     pub fn decode<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, DecodeError> {
+        self.read(body, MOST_NESTING_OF_MESSAGE_PACK)
+    }
+
+    /// `most_nesting` is that of MessagePack; serde_json has its own.
+    fn read<T: DeserializeOwned>(&self, body: &[u8], most_nesting: usize) -> Result<T, DecodeError> {
         let error = |message: String| DecodeError { encoding: self.content_type(), message };
         if body.is_empty() {
             return serde_json::from_slice(b"{}").map_err(|cause| error(cause.to_string()));
@@ -67,12 +88,15 @@ impl Encoding {
                 error(place_and_cause::<T, _>(again, cause))
             }),
             Self::MessagePack => {
-                let mut reader = rmp_serde::Deserializer::new(std::io::Cursor::new(body));
-                let value = T::deserialize(&mut reader).map_err(|cause| {
-                    let again = &mut rmp_serde::Deserializer::new(std::io::Cursor::new(body));
-                    error(place_and_cause::<T, _>(again, cause))
-                })?;
-                if reader.get_ref().position() == body.len() as u64 {
+                let reader = || {
+                    let mut reader = rmp_serde::Deserializer::new(std::io::Cursor::new(body));
+                    reader.set_max_depth(most_nesting);
+                    reader
+                };
+                let mut first = reader();
+                let value = T::deserialize(&mut first)
+                    .map_err(|cause| error(place_and_cause::<T, _>(&mut reader(), cause)))?;
+                if first.get_ref().position() == body.len() as u64 {
                     Ok(value)
                 } else {
                     Err(error("bytes follow the value".to_owned()))
@@ -93,6 +117,25 @@ impl Encoding {
     }
 }
 
+/// How deep lists and objects lie in each other, in a text that may be JSON.
+fn nesting_of_json(body: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut in_text, mut escaped) = (0_usize, 0, false, false);
+    for byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
 /// Why something does not read, after the path of the field in which it is. It is read once more for that, so that what
 /// does read pays nothing for it.
 pub(crate) fn place_and_cause<'de, T, D>(again: D, cause: D::Error) -> String
@@ -111,6 +154,25 @@ where
 mod tests {
     use super::*;
     use crate::{GetOperation, OperationReply};
+
+    #[test]
+    fn what_lies_too_deep_is_no_request() {
+        fn nested(levels: usize) -> serde_json::Value {
+            (0..levels).fold(serde_json::json!("]]]]\\\"{{{{"), |inside, _| serde_json::json!([inside]))
+        }
+        for encoding in [Encoding::Json, Encoding::MessagePack] {
+            let read = |levels: usize| {
+                let body = encoding.encode(&serde_json::json!({ "value": nested(levels) }));
+                encoding.decode_request::<serde_json::Map<String, serde_json::Value>>(&body)
+            };
+            // The object is a level.
+            assert_eq!(read(MOST_NESTING - 2).unwrap()["value"], nested(MOST_NESTING - 2));
+            for levels in [MOST_NESTING, 200, 5000] {
+                assert!(read(levels).is_err(), "{levels} levels in {encoding:?}");
+            }
+        }
+        assert_eq!(nesting_of_json(br#"{"a":"[\"[","b":[{},[1,[2]]]}"#), 4);
+    }
 
     #[test]
     fn both_encodings_refuse_unknown_fields_and_trailing_bytes() {

@@ -25,8 +25,9 @@ pub struct ClaimRequest {
     pub kinds: BTreeMap<OperationKind, u32>,
     /// How many it could start in all.
     pub max: u32,
-    /// Attempts of the worker that have ended, to be recorded first: one message for the ends of some operations and the
-    /// beginnings of the next.
+    /// Attempts of the worker that have ended: one message for the ends of some operations and the beginnings of the next.
+    /// They are recorded before it is given others where they may make place for those, by a cap or an exclusive key; else
+    /// at the same time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub finished: Vec<FinishRequest>,
 }

@@ -213,12 +213,16 @@ impl Database {
         Ok((row.count, row.age_s))
     }
 
-    /// Has the summary of every operation published again, for a stream that lost them.
-    pub async fn outbox_rebuild(&self) -> Result<u64, DatabaseError> {
+    /// Has the summary of every operation published again, for a stream that lost them; with `last_s`, only of those that changed
+    /// in so many seconds before the last change.
+    pub async fn outbox_rebuild(&self, last_s: Option<f64>) -> Result<u64, DatabaseError> {
         let written = sqlx::query!(
             "INSERT INTO outbox (op_id, subject)
              SELECT id, operation_subject(scope_type, scope_id, id) FROM long_running_operations
-             WHERE NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.op_id = long_running_operations.id)"
+             WHERE NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.op_id = long_running_operations.id)
+                AND ($1::float8 IS NULL OR updated_at >=
+                    (SELECT max(updated_at) FROM long_running_operations) - make_interval(secs => $1))",
+            last_s
         )
         .execute(&self.pool)
         .await

@@ -35,7 +35,7 @@ pub use retention::{RetainedBackup, RetentionPolicy, dropped_backups};
 pub use routing::{Routing, RoutingError};
 pub use scope::{Scope, ScopeError, ScopeType};
 pub use tag::{Tag, TagError};
-pub use timestamp::Timestamp;
+pub use timestamp::{Timestamp, TimestampError};
 
 /// Implements serde and JSON Schema for a type that travels as its text in every encoding, MessagePack included.
 macro_rules! travels_as_text {

@@ -108,6 +108,37 @@ async fn the_example_counts_goes_on_from_its_checkpoint_and_is_canceled() {
     worker.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_large_operations_comes_in_pages_that_fit_into_a_message() {
+    const OPERATIONS: usize = 45;
+    let system = system().await;
+    let client = system.operator().await;
+    declare_kinds(&in_the_hub(&system).await, &[WordCount.definition()]).await.unwrap();
+    // 30 KB each, so that all of them are more than a message holds.
+    let input = json!({ "texts": ["x".repeat(30_000)] });
+    let mut created = Vec::new();
+    for _ in 0..OPERATIONS {
+        let request = json!({ "kind": "word-count", "input": input, "not_before": "2100-01-01T00:00:00Z" });
+        created.push(client.call("hub", "lro.create", request).await["op"]["op_id"].clone());
+    }
+    let (mut listed, mut pages, mut cursor) = (Vec::new(), 0, Value::Null);
+    loop {
+        let request = json!({ "kind": "word-count", "status": "queued", "limit": 200, "cursor": cursor });
+        let page = client.call("hub", "lro.list", request).await;
+        listed.extend(page["ops"].as_array().unwrap().iter().map(|op| op["op_id"].clone()));
+        pages += 1;
+        cursor = page["next_cursor"].clone();
+        if cursor.is_null() {
+            break;
+        }
+    }
+    created.reverse();
+    assert!(pages > 1 && listed == created, "{pages} pages: {listed:?}");
+    for op_id in created {
+        client.call("hub", "lro.cancel", json!({ "op_id": op_id })).await;
+    }
+}
+
 async fn refused_input(client: &Client, kind: &str, input: Value) -> ApiError {
     client.refused("hub", "lro.create", json!({ "kind": kind, "input": input })).await
 }

@@ -135,6 +135,35 @@ async fn wrong_credentials_are_refused_at_the_door() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn to_retry_what_an_operator_asked_for_raises_no_priority_and_chooses_no_host() {
+    let system = system().await;
+    let operator = system.operator().await;
+    let owner = operator.call("hub", "account.create", json!({ "name": "frank" })).await["account"].take();
+    let owner = owner["id"].as_str().unwrap();
+    let project = project_of(&system, Some(owner)).await;
+    let client = login(&system, owner).await;
+    let scope = format!("project-{project}");
+    let backup = operator.create(&scope, "project-backup", json!({})).await;
+    let backup_id = operator.result(&scope, &backup).await["backup_id"].take();
+    let canceled = async |request: Value| {
+        let op = operator.call(&scope, "lro.create", request).await["op"].take();
+        operator.call(&scope, "lro.cancel", json!({ "op_id": op["op_id"] })).await;
+        op
+    };
+    let later = "2100-01-01T00:00:00Z";
+    let urgent = json!({ "kind": "project-backup", "priority": 100, "not_before": later });
+    let urgent = canceled(urgent).await;
+    assert_eq!(urgent["priority"], 100);
+    let retried = client.call(&scope, "lro.retry", json!({ "op_id": urgent["op_id"] })).await;
+    assert_eq!((&retried["created"], &retried["op"]["priority"]), (&json!(true), &json!(0)));
+    let input = json!({ "backup_id": backup_id, "host_id": system.host(1) });
+    let elsewhere = json!({ "kind": "project-restore", "input": input, "not_before": later });
+    let elsewhere = canceled(elsewhere).await;
+    let refusal = client.refused(&scope, "lro.retry", json!({ "op_id": elsewhere["op_id"] })).await;
+    assert_eq!(refusal.status, 403, "{refusal:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_host_asks_for_its_own_work_and_nothing_else() {
     let system = system().await;
     let identity = system.host_identity(0).unwrap();

@@ -1,6 +1,8 @@
 //! Stopping and starting the whole system, and losing the stream: no data is lost.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -54,6 +56,71 @@ async fn summary(client: &Client, scope: &str, op_id: &str) -> Option<Value> {
     serde_json::from_slice(&last.payload).ok()
 }
 
+/// Kills nats-server, does something to the directory of its streams, and has it started again.
+async fn while_nats_is_down(system: &TestSystem, change: impl FnOnce(&Path)) {
+    system.hold_restarts();
+    let old = system.kill_nine(Server::Nats);
+    system.gone(Server::Nats, old).await;
+    change(&system.data_directory().join("nats/jetstream"));
+    system.allow_restarts();
+    system.restarted(Server::Nats, old).await;
+}
+
+fn copy(from: &Path, to: &Path) {
+    if to.exists() {
+        fs::remove_dir_all(to).unwrap();
+    }
+    let copied = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(copied.success(), "copy {} to {}", from.display(), to.display());
+}
+
+async fn until_told(client: &Client, op_id: &str) {
+    wait_for("the summary of an end", Duration::from_secs(120), || async {
+        match summary(client, "hub", op_id).await {
+            Some(state) if state["status"] == "succeeded" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_stream_loses_with_the_power_is_told_again() {
+    let options = SystemOptions { test_kinds: true, ..SystemOptions::default() };
+    let mut system = TestSystem::start(options).await.unwrap();
+    let client = system.operator().await;
+    let synced = client.create("hub", "test-sleep", json!({ "seconds": 0.1 })).await;
+    until_told(&client, &synced).await;
+    let on_the_disk = system.scratch("jetstream-on-the-disk");
+    while_nats_is_down(&system, |streams| copy(streams, &on_the_disk)).await;
+    wait_for("the registry to answer again", Duration::from_secs(60), || async {
+        client.ask("hub", "lro.list", &json!({})).await.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    let mut lost = Vec::new();
+    for _ in 0..3 {
+        let op_id = client.create("hub", "test-sleep", json!({ "seconds": 0.1 })).await;
+        until_told(&client, &op_id).await;
+        lost.push(op_id);
+    }
+
+    // The registry goes on while nats-server comes back with less.
+    while_nats_is_down(&system, |streams| copy(&on_the_disk, streams)).await;
+    for op_id in &lost {
+        until_told(&client, op_id).await;
+    }
+
+    // All of the machine went.
+    client.bus().drain().await;
+    system.stop().await.unwrap();
+    copy(&on_the_disk, &system.data_directory().join("nats/jetstream"));
+    system.start_again().await.unwrap();
+    let client = system.operator().await;
+    for op_id in &lost {
+        until_told(&client, op_id).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn after_the_stream_was_lost_its_summaries_are_written_anew() {
     let options = SystemOptions { test_kinds: true, ..SystemOptions::default() };
@@ -68,13 +135,7 @@ async fn after_the_stream_was_lost_its_summaries_are_written_anew() {
     let running = client.create("hub", "test-sleep", json!({ "seconds": 40, "steps": 200 })).await;
     client.until("hub", &running, "status", &["running"]).await;
 
-    system.hold_restarts();
-    let old = system.kill_nine(Server::Nats);
-    system.gone(Server::Nats, old).await;
-    fs::remove_dir_all(system.data_directory().join("nats/jetstream")).unwrap();
-    system.allow_restarts();
-    system.restarted(Server::Nats, old).await;
-
+    while_nats_is_down(&system, |streams| fs::remove_dir_all(streams).unwrap()).await;
     for op_id in ended.iter().chain([&running]) {
         wait_for("a summary to be written anew", Duration::from_secs(120), || async {
             match summary(&client, "hub", op_id).await {

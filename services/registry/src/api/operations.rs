@@ -15,6 +15,7 @@ use bus_subjects::OperationSubject;
 use catalog_database::{CancelOutcome, CreateOutcome, ListFilter, NewOperation};
 use domain_model::{CopyStatus, OperationId, OperationStatus, ProjectId, Routing, Scope};
 use futures::StreamExt;
+use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -29,6 +30,8 @@ use crate::work::json_length;
 const MOST_TIME_TO_LIVE_S: u32 = 90 * 24 * 3600;
 const MOST_WAIT_S: f64 = 30.0;
 const MOST_INPUT_BYTES: usize = 32 * 1024;
+/// An operation expires after `not_before`, in a year of four digits still.
+const LAST_YEAR: i32 = 8999;
 /// How long after the last word of the stream a waiting request looks into the database by itself.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -58,12 +61,7 @@ pub(crate) async fn create(registry: Arc<Registry>, request: IncomingRequest) ->
         ));
     }
     let input = (kind.normalise_input)(&create.input)?;
-    if let (Caller::Account(_), Some(_)) = (&caller, (kind.host_in_input)(&input)) {
-        return Err(ApiError::new(
-            ErrorCode::PermissionDenied,
-            "only an operator may name a host; leave host_id out",
-        ));
-    }
+    check_host(&caller, kind, &input)?;
     let routing = routing_of(&registry, kind, scope, &input).await?;
     if let Some(wanted) = create.routing.filter(|wanted| *wanted != routing) {
         return Err(ApiError::invalid_argument(format!(
@@ -186,6 +184,17 @@ async fn created(registry: &Registry, new: &NewOperation, force: bool) -> Result
     Ok(CreatedOperation { op, subject, created })
 }
 
+/// Accounts do not choose the host.
+fn check_host(caller: &Caller, kind: &KindDefinition, input: &Value) -> Result<(), ApiError> {
+    match (caller, (kind.host_in_input)(input)) {
+        (Caller::Account(_), Some(_)) => Err(ApiError::new(
+            ErrorCode::PermissionDenied,
+            "only an operator may name a host; leave host_id out",
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn check(create: &CreateOperation) -> Result<(), ApiError> {
     let wrong = |message: String| Err(ApiError::invalid_argument(message));
     if let Some(key) = &create.dedupe_key
@@ -201,6 +210,9 @@ fn check(create: &CreateOperation) -> Result<(), ApiError> {
     }
     if let Some(ttl_s) = create.ttl_s.filter(|ttl_s| !(1..=MOST_TIME_TO_LIVE_S).contains(ttl_s)) {
         return wrong(format!("ttl_s is to be from 1 to {MOST_TIME_TO_LIVE_S}, not {ttl_s}"));
+    }
+    if let Some(not_before) = create.not_before.filter(|moment| moment.as_date_time().year() > LAST_YEAR) {
+        return wrong(format!("not_before is to be in the year {LAST_YEAR} or before, not {not_before}"));
     }
     if has_nul(&create.input) {
         return wrong("the input has a NUL in a text, which the database does not keep".to_owned());
@@ -394,8 +406,9 @@ pub(super) async fn list(registry: Arc<Registry>, request: IncomingRequest) -> R
     let before = list.cursor.as_deref().map(str::parse).transpose().map_err(|_| super::bad_cursor())?;
     let filter =
         ListFilter { kind: list.kind, status: list.status, parent_id: list.parent_id, before, limit };
-    let ops = registry.database.list_operations(scope, &filter).await.map_err(from_database)?;
-    let more = ops.len() == limit as usize;
+    let mut ops = registry.database.list_operations(scope, &filter).await.map_err(from_database)?;
+    let full = ops.len() == limit as usize;
+    let more = keep_a_page(&mut ops, registry.front.max_payload() / 2) || full;
     let next_cursor = ops.last().filter(|_| more).map(|op| op.op_id.to_string());
     Ok(request.reply(&OperationList { ops, next_cursor }))
 }
@@ -477,6 +490,8 @@ pub(super) async fn retry(registry: Arc<Registry>, request: IncomingRequest) -> 
         _ => op.input.clone(),
     };
     let input = (kind.normalise_input)(&input)?;
+    check_host(&caller, kind, &input)?;
+    check_backup(&registry, kind, scope, &input).await?;
     check_copy(&registry, &caller, kind, scope, &input).await?;
     let checkpoint = match wanted.from_start {
         true => None,
@@ -491,7 +506,11 @@ pub(super) async fn retry(registry: Arc<Registry>, request: IncomingRequest) -> 
         input_hash: input_hash(&input),
         input,
         max_attempts: kind.max_attempts,
-        priority: op.priority,
+        // Above 0 only operators raise it.
+        priority: match caller {
+            Caller::Operator => op.priority,
+            Caller::Account(_) => op.priority.min(0),
+        },
         not_before: None,
         time_to_live_s: kind.time_to_live_s,
         // Retrying twice makes one.
@@ -536,18 +555,18 @@ pub(super) async fn events(registry: Arc<Registry>, request: IncomingRequest) ->
     Ok(request.reply(&EventList { events, state, more, end_pending }))
 }
 
-/// Leaves the oldest events, as many as fit into so many bytes, and one in any case, so that whoever asks on gets on.
+/// Leaves the first, as many as fit into so many bytes as JSON, and one in any case, so that whoever asks on gets on.
 /// Whether there were more.
-fn keep_a_page(events: &mut Vec<ProgressEvent>, mut room: usize) -> bool {
-    let fitting = events.iter().take_while(|event| {
-        let bytes = json_length(event);
+fn keep_a_page<T: Serialize>(entries: &mut Vec<T>, mut room: usize) -> bool {
+    let fitting = entries.iter().take_while(|entry| {
+        let bytes = json_length(entry);
         let fits = bytes <= room;
         room = room.saturating_sub(bytes);
         fits
     });
     let fitting = fitting.count().max(1);
-    let more = events.len() > fitting;
-    events.truncate(fitting);
+    let more = entries.len() > fitting;
+    entries.truncate(fitting);
     more
 }
 
@@ -567,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_the_oldest_events_and_never_none() {
+    fn a_page_has_the_first_and_never_none() {
         let page = |message_bytes: &[usize], room: usize| {
             let mut events = events(message_bytes);
             let more = keep_a_page(&mut events, room);

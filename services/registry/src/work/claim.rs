@@ -1,25 +1,23 @@
-//! Leases: what a worker may work on next, after what it has finished.
+//! Leases: what a worker may work on next, with what it has finished.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bus_client::{IncomingRequest, Reply};
 use bus_messages::kinds;
 use bus_messages::{ApiError, ClaimReply, ClaimRequest, FinishReply, FinishRequest, Lease, Outcome};
 use catalog_database::{
-    ClaimWanted, DatabaseError, FinishOutcome, Finished, KindWanted, LeaseFence, LeasedOperation,
+    Caps, ClaimWanted, DatabaseError, FinishOutcome, Finished, KindWanted, LeaseFence, LeasedOperation,
 };
 use domain_model::Routing;
 use futures::future::{join_all, try_join_all};
 
 use super::finish::finish_all;
 use super::{MOST_OPERATIONS, caller, json_length, not_too_many};
-use crate::errors::{chain, from_database};
+use crate::errors::from_database;
 use crate::registry::Registry;
 
 const MOST_KINDS: usize = 64;
-/// So many ends in one message are much.
-const MUCH: usize = 4;
 /// The leases of one answer, in bytes as JSON: a message has at most 1 MiB, and what an answer cannot carry would be
 /// nobody's until its lease is over.
 const MOST_LEASE_BYTES: usize = 600 * 1024;
@@ -55,11 +53,11 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
         max: claim.max.min(MOST_OPERATIONS as u32),
         lease_s: registry.settings.lease_s,
     };
-    let began = Instant::now();
-    let (finished, leased) = finish_and_claim(&registry, claim.finished, wanted).await;
+    let (finished, leased, leasing) = finish_and_claim(&registry, claim.finished, &wanted).await;
     let finished = finished.into_iter().map(|reply| reply.unwrap_or_else(FinishReply::refused)).collect();
     // Where this failed, the worker brings its ends once more: to repeat them does no harm.
     let leased = leased.map_err(from_database)?;
+    let began = Instant::now();
     let leased = without_those_that_wait(&registry, leased).await?;
     let leased = as_much_as_fits(&registry, leased).await?;
     let leases = leased.into_iter().map(|leased| {
@@ -90,33 +88,37 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
     });
     let leases = join_all(leases).await;
     if !leases.is_empty() {
-        registry.metrics.claim_seconds.observe(began.elapsed().as_secs_f64());
+        registry.metrics.claim_seconds.observe((leasing + began.elapsed()).as_secs_f64());
     }
     Ok(request.reply(&ClaimReply { leases, finished }))
 }
 
-/// Records what has ended, and leases what is wanted then. What has ended makes place for what is claimed where caps or
-/// exclusive keys are in the way, so it goes first; but where much ends at once, most of what comes next waits for none of
-/// it, and is claimed meanwhile.
+/// Records what has ended and leases what is wanted; how long the leasing took. What ends makes place for what waits for a cap
+/// or an exclusive key, so it goes first where that may be. Elsewhere both go to the database at the same time.
 async fn finish_and_claim(
     registry: &Registry,
     finished: Vec<FinishRequest>,
-    wanted: ClaimWanted,
-) -> (Vec<Result<FinishReply, ApiError>>, Result<Vec<LeasedOperation>, DatabaseError>) {
-    let is_much = finished.len() >= MUCH;
+    wanted: &ClaimWanted,
+) -> (Vec<Result<FinishReply, ApiError>>, Result<Vec<LeasedOperation>, DatabaseError>, Duration) {
     let finishing = finish_all(registry, wanted.caller, finished);
-    if !is_much {
-        let finished = finishing.await;
-        return (finished, registry.database.claim_operations(&wanted).await);
-    }
-    let (finished, leased) = tokio::join!(finishing, registry.database.claim_operations(&wanted));
-    let Ok(mut leased) = leased else { return (finished, leased) };
-    match registry.database.claim_operations(&wanted.without(&leased)).await {
-        Ok(more) => leased.extend(more),
-        // What is leased already is told; for the rest the worker looks again.
-        Err(error) => tracing::debug!(error = chain(&error), "could not look for more after the ends"),
-    }
-    (finished, Ok(leased))
+    let leasing = async {
+        let began = Instant::now();
+        let leased = registry.database.claim_operations(wanted).await;
+        (leased, began.elapsed())
+    };
+    let (finished, (leased, took)) = match may_wait_for_an_end(&wanted.kinds) {
+        true => (finishing.await, leasing.await),
+        false => tokio::join!(finishing, leasing),
+    };
+    (finished, leased, took)
+}
+
+/// Whether operations of these kinds may be waiting for others to end.
+fn may_wait_for_an_end(wanted: &[KindWanted]) -> bool {
+    wanted.iter().filter(|wanted| wanted.slots > 0).any(|wanted| {
+        let exclusive = kinds::find(&wanted.kind).is_none_or(|kind| kind.exclusive);
+        exclusive || wanted.caps != Caps::default()
+    })
 }
 
 /// Hands back what one answer cannot carry; the worker is nudged, and claims again.

@@ -20,6 +20,8 @@ use crate::registry::Registry;
 use crate::streams::subject_of;
 
 const MOST_EVENT_BYTES: usize = 60 * 1024;
+/// The largest whole number that every reader of JSON keeps exactly (RFC 8259, 6).
+const MOST_N: u64 = (1 << 53) - 1;
 /// Telling the stream may take so long before the heartbeat is answered without it.
 const PATIENCE_WITH_THE_STREAM: Duration = Duration::from_secs(2);
 
@@ -115,10 +117,12 @@ pub(super) fn refusal(progress: &mut OperationProgress) -> Option<String> {
             && event.attempt == attempt
             && json_length(event) <= MOST_EVENT_BYTES
             && event.status.is_none()
+            && event.n <= MOST_N
     });
     if progress.events.len() < known {
         refused = Some(
-            "an event is of another operation or attempt, too large, or says that it is the last".to_owned(),
+            "an event is of another operation or attempt, too large, has a number that no counting comes to, or says that it is the last"
+                .to_owned(),
         );
     }
     if let Some(summary) = &mut progress.summary {

@@ -69,7 +69,7 @@ impl IncomingRequest {
     /// # Errors
     /// 400 with what is wrong, to be answered as it is.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        self.encoding.decode(&self.payload).map_err(ApiError::invalid_argument)
+        self.encoding.decode_request(&self.payload).map_err(ApiError::invalid_argument)
     }
 
     /// Answers with this value, in the encoding of the request.

@@ -63,20 +63,6 @@ pub struct LeasedOperation {
     pub checkpoint: Option<Value>,
 }
 
-impl ClaimWanted {
-    /// What is still wanted after some was given.
-    #[must_use]
-    pub fn without(mut self, given: &[LeasedOperation]) -> Self {
-        let count = |given: usize| u32::try_from(given).unwrap_or(u32::MAX);
-        self.max = self.max.saturating_sub(count(given.len()));
-        for wanted in &mut self.kinds {
-            let of_this_kind = given.iter().filter(|leased| leased.op.kind == wanted.kind).count();
-            wanted.slots = wanted.slots.saturating_sub(count(of_this_kind));
-        }
-        self
-    }
-}
-
 impl Database {
     /// Leases operations to a worker: those of its kinds and routing that are ready, urgent ones first, none
     /// whose exclusive key is in use, no more than the caps allow, and among those of one priority the accounts
@@ -86,9 +72,11 @@ impl Database {
         wanted: &ClaimWanted,
     ) -> Result<Vec<LeasedOperation>, DatabaseError> {
         let mut leased = Vec::new();
+        if wanted.max == 0 {
+            return Ok(leased);
+        }
         let ready = match wanted.kinds.as_slice() {
             [] | [_] => None,
-            _ if wanted.max == 0 => return Ok(leased),
             // Most often there is nothing, or something of one kind, and asking for each costs more than looking.
             kinds => Some(self.kinds_with_something_ready(wanted.caller, kinds).await?),
         };
@@ -110,6 +98,14 @@ impl Database {
                     // An operation of the same exclusive key, of another kind or on another host, was claimed at
                     // the same moment. The next look sees that it runs.
                     Err(error) if error.constraint() == Some("operations_one_running_per_exclusive_key") => {}
+                    // What is leased already would be nobody's until its lease is over.
+                    Err(error) if !leased.is_empty() => {
+                        tracing::warn!(
+                            op.kind = %kind.kind, error = &error as &dyn std::error::Error,
+                            "could not look for operations of this kind; those of others are leased"
+                        );
+                        return Ok(leased);
+                    }
                     Err(error) => return Err(error),
                 }
             }

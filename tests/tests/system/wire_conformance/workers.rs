@@ -193,6 +193,20 @@ async fn the_worker_protocol(client: &Client, worker: &Bus, encoding: Encoding) 
         entry(json!({ "checkpoint": text(CHECKPOINT_BYTES) })),
         reply([ok()]),
     );
+    // The database writes these in three and fifty times as many bytes as JSON does.
+    for (what, checkpoint) in [
+        ("a checkpoint of zeros", json!(vec![0; CHECKPOINT_BYTES / 2 - 1])),
+        ("a checkpoint of large numbers", json!(vec![1e300; 10_000])),
+    ] {
+        add("progress", what, entry(json!({ "checkpoint": checkpoint })), reply([ok()]));
+    }
+    let deep = (0..200).fold(json!(0), |inside, _| json!([inside]));
+    add(
+        "progress",
+        "a checkpoint of lists in lists",
+        entry(json!({ "checkpoint": deep })),
+        refused(InvalidArgument, ""),
+    );
     let kept = json!({ "done": 2 });
     add("progress", "the checkpoint that stays", entry(json!({ "checkpoint": kept })), reply([ok()]));
     for (what, bytes) in
@@ -204,12 +218,14 @@ async fn the_worker_protocol(client: &Client, worker: &Bus, encoding: Encoding) 
         let too_large = with(finish(fence.clone()), "checkpoint", text(bytes));
         add("finish", what, message(too_large), refused(InvalidArgument, "65536"));
     }
-    let not_taken =
-        json!("an event is of another operation or attempt, too large, or says that it is the last");
+    let not_taken = json!(
+        "an event is of another operation or attempt, too large, has a number that no counting comes to, or says that it is the last"
+    );
     for (what, event) in [
         ("an event of another operation", with(event(3), "op_id", json!(queued))),
         ("an event of another attempt", with(event(3), "attempt", json!(2))),
         ("an event that says it is the last", with(event(3), "status", json!("succeeded"))),
+        ("an event with a number out of reach", event(u64::MAX)),
         ("an event of more than 60 KiB", with(event(3), "detail", text(60 * 1024))),
     ] {
         let expected = reply([ok(), held(0), ("/ops/0/refused", not_taken.clone())]);

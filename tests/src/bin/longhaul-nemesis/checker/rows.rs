@@ -175,10 +175,9 @@ fn keys(history: &History, found: &mut Found) {
     }
 }
 
-/// The key that an operation keeps to itself while it runs. Children run under their parent's.
+/// The key that an operation keeps to itself while it runs.
 fn exclusive_key_of(change: &Change) -> Option<&str> {
-    let holds = change.status == Status::Running && change.parent_id.is_none();
-    change.exclusive_key.as_deref().filter(|_| holds)
+    change.exclusive_key.as_deref().filter(|_| change.status == Status::Running)
 }
 
 fn dedupe_key_of(change: &Change) -> Option<(String, &str, &str)> {
