@@ -237,6 +237,12 @@ async fn lease(
                         NOT EXISTS (
                             SELECT 1 FROM long_running_operations AS other
                             WHERE other.exclusive_key = operation.exclusive_key AND other.status = 'running')
+                        -- Its worker goes on until it hears that the time was over. What ends later than a lease given now is
+                        -- of a clock that was ahead.
+                        AND NOT EXISTS (
+                            SELECT 1 FROM long_running_operations AS other
+                            WHERE other.exclusive_key = operation.exclusive_key AND other.status = 'expired'
+                                AND other.lease_until BETWEEN now() AND now() + make_interval(secs => $5))
                         -- Of several in one queue the first: so no claim takes two, nor two claims one each.
                         AND NOT EXISTS (
                             SELECT 1 FROM long_running_operations AS first

@@ -122,7 +122,8 @@ pub(super) async fn apply_all(
             waiting_for_children = changed.waits,
             ready = changed.status = 'queued' AND NOT changed.waits AND changed.wait_s <= 0,
             finished_at = CASE WHEN changed.status IN ('queued', 'running') THEN NULL ELSE now() END,
-            lease_until = CASE WHEN changed.status = 'running' THEN operation.lease_until ELSE NULL END,
+            -- Whose time is over does not know it yet: what it works on is its own for as long as it may believe so.
+            lease_until = CASE WHEN changed.status IN ('running', 'expired') THEN operation.lease_until ELSE NULL END,
             lease_id = CASE WHEN changed.keeps_lease THEN operation.lease_id ELSE NULL END,
             updated_at = now(),
             rev = operation.rev + 1

@@ -259,6 +259,29 @@ async fn what_is_over_its_time_expires_and_is_deleted_with_a_word_to_the_stream(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_expires_while_a_worker_works_on_it_keeps_its_key_until_the_lease_is_over() {
+    const LONG_S: f64 = 600.0;
+    let Some(catalog) = catalog().await else { return };
+    let database = &catalog.database;
+    let keyed = || NewOperation { exclusive_key: Some("project:x".to_owned()), ..new_operation() };
+    let first = create(database, &keyed()).await;
+    let leased = claim_for(database, 1, LONG_S).await.remove(0);
+    let second = create(database, &keyed()).await;
+    catalog
+        .turn_back(
+            "UPDATE long_running_operations SET expires_at = now() - interval '1 s' WHERE status = 'running'",
+        )
+        .await;
+    let swept = database.sweep_operations(10, LONG_S, 0.0).await.unwrap();
+    assert_eq!((leased.op.op_id, swept.expired[0].op.op_id), (first, first));
+    assert_eq!(claim_for(database, 1, LONG_S).await, [], "its worker has not heard of it");
+    catalog
+        .turn_back("UPDATE long_running_operations SET lease_until = now() - interval '1 s' WHERE status = 'expired'")
+        .await;
+    assert_eq!(claim_for(database, 1, LONG_S).await.remove(0).op.op_id, second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_end_that_is_still_to_be_told_goes_ahead_of_summaries_of_a_stream_made_anew() {
     let Some(catalog) = catalog().await else { return };
     let database = &catalog.database;
