@@ -125,6 +125,11 @@ pub(crate) async fn measure(options: Options) -> anyhow::Result<Figures> {
         if wanted(Part::Latency) {
             system.start_afresh().await?;
             latency::one_at_a_time(&system, &mut figures, "idle", options.single).await?;
+            figures.add_ratio(
+                "lro.acknowledged.ratio_to_floor",
+                "lro.acknowledged.idle.p50",
+                "lro.floor.request_reply.p50",
+            );
             system.add_operations(options.others, DAY_S, 0).await?;
             latency::one_at_a_time(&system, &mut figures, "future", options.single).await?;
             figures.add_ratio("lro.start.future_to_idle", "lro.start.future.p50", "lro.start.idle.p50");
@@ -139,6 +144,7 @@ pub(crate) async fn measure(options: Options) -> anyhow::Result<Figures> {
         }
         if wanted(Part::Events) {
             events::rate(&system, &mut figures, options.events_s).await?;
+            figures.add_ratio("lro.events.ratio_to_floor", "lro.events", "lro.floor.publish_256_in_flight");
         }
         if wanted(Part::Watchers) {
             events::fan_out(&system, &mut figures, options.single).await?;

@@ -13,7 +13,7 @@ use futures::StreamExt as _;
 
 use super::bench_system::{BenchSystem, Who, typed};
 use super::empty_worker::{EmptyWorker, Work};
-use super::floors::publish_many;
+use super::floors::{publish, publish_many, subject_of_nobody};
 use super::latency::{add, milliseconds};
 use crate::figures::{Figures, percentile};
 
@@ -108,21 +108,43 @@ impl Held {
     }
 }
 
-/// From before a worker reports an event until each of many watchers has it.
+/// From before a worker reports an event until each of many watchers has it; and the same for a message that is only
+/// stored in the stream.
 pub(super) async fn fan_out(system: &BenchSystem, figures: &mut Figures, events: u32) -> anyhow::Result<()> {
     system.start_afresh().await?;
+    let (nobodys, _) = OperationSubject::parse(&subject_of_nobody(u32::MAX))?;
+    let writer = system.connect(Who::Writer).await?.operation_stream();
+    let raw = deliveries(system, nobodys, events, async || publish(&writer, nobodys.events()).await).await?;
+    add(figures, "lro.floor.message_to_200_subscribers", &raw);
     let mut held = Held::claim(system).await?;
+    let told = deliveries(system, held.subject(), events, async || held.report().await).await?;
+    add(figures, "lro.event_to_200_watchers", &told);
+    figures.add_ratio(
+        "lro.event_to_200_watchers.ratio_to_floor",
+        "lro.event_to_200_watchers.p50",
+        "lro.floor.message_to_200_subscribers.p50",
+    );
+    Ok(())
+}
+
+/// How long each of so many messages took to each of the watchers of an operation, in milliseconds.
+async fn deliveries(
+    system: &BenchSystem,
+    subject: OperationSubject,
+    messages: u32,
+    mut send: impl AsyncFnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<f64>> {
     let mut watchers = Vec::new();
     for _ in 0..WATCHERS / WATCHERS_A_CONNECTION {
         let bus = system.another_operator().await;
         for _ in 0..WATCHERS_A_CONNECTION {
-            let mut messages = bus.subscribe(held.subject().wildcard()).await?;
+            let mut subscription = bus.subscribe(subject.wildcard()).await?;
             watchers.push(tokio::spawn(async move {
                 let mut arrivals = Vec::new();
-                while arrivals.len() < events as usize {
-                    let Some(message) = messages.next().await else { break };
+                while arrivals.len() < messages as usize {
+                    let Some(message) = subscription.next().await else { break };
                     let at = Instant::now();
-                    if message.headers.get("Lro-N").is_some() {
+                    if message.subject.ends_with(".evt") {
                         arrivals.push(at);
                     }
                 }
@@ -131,22 +153,19 @@ pub(super) async fn fan_out(system: &BenchSystem, figures: &mut Figures, events:
         }
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let mut reported = Vec::new();
-    for _ in 0..events {
-        reported.push(Instant::now());
-        held.report().await?;
+    let mut sent = Vec::new();
+    for _ in 0..messages {
+        sent.push(Instant::now());
+        send().await?;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let mut latencies = Vec::new();
     for watcher in watchers {
         let arrivals = tokio::time::timeout(Duration::from_secs(30), watcher).await??;
-        ensure!(arrivals.len() == reported.len(), "a watcher has only {} events", arrivals.len());
-        latencies.extend(
-            arrivals.iter().zip(&reported).map(|(arrival, reported)| milliseconds(*arrival - *reported)),
-        );
+        ensure!(arrivals.len() == sent.len(), "a watcher has only {} messages", arrivals.len());
+        latencies.extend(arrivals.iter().zip(&sent).map(|(arrival, sent)| milliseconds(*arrival - *sent)));
     }
-    add(figures, "lro.event_to_200_watchers", &latencies);
-    Ok(())
+    Ok(latencies)
 }
 
 /// Where the messages of others lie that came while an operation told of its events.

@@ -131,7 +131,7 @@ pub(super) async fn nats(system: &BenchSystem, figures: &mut Figures, count: u32
     let mut publishes = Vec::new();
     for number in 0..count {
         let began = Instant::now();
-        publish(&writer, number % 100).await?;
+        publish(&writer, subject_of_nobody(number % 100)).await?;
         publishes.push(milliseconds(began.elapsed()));
     }
     add(figures, "lro.floor.publish_with_ack", &publishes);
@@ -145,14 +145,19 @@ pub(super) async fn nats(system: &BenchSystem, figures: &mut Figures, count: u32
 /// Publishes so many messages on subjects of their own, with many in flight.
 pub(super) async fn publish_many(writer: &OperationStream, count: u32) -> anyhow::Result<()> {
     futures::stream::iter((0..count).map(Ok))
-        .try_for_each_concurrent(PUBLISHES_IN_FLIGHT, |_| publish(writer, rand::random()))
+        .try_for_each_concurrent(PUBLISHES_IN_FLIGHT, |_| publish(writer, subject_of_nobody(rand::random())))
         .await
 }
 
-/// An event of an operation that nobody knows.
-async fn publish(writer: &OperationStream, number: u32) -> anyhow::Result<()> {
+/// The events of an operation that nobody knows.
+pub(super) fn subject_of_nobody(number: u32) -> String {
+    format!("persist.hub.lro.00000000-0000-7000-8000-0000{number:08x}.evt")
+}
+
+/// Has a message stored, whatever was before.
+pub(super) async fn publish(writer: &OperationStream, subject: String) -> anyhow::Result<()> {
     let message = FencedPublish {
-        subject: format!("persist.hub.lro.00000000-0000-7000-8000-0000{number:08x}.evt"),
+        subject,
         headers: Vec::new(),
         payload: Bytes::from_static(PAYLOAD),
         expected_last_subject_sequence: None,
