@@ -40,6 +40,20 @@ async fn project_of(system: &TestSystem, account: Option<&str>) -> String {
     project
 }
 
+/// The ids of what the account lists, newest first, two to a page.
+async fn operations_of(person: &Person) -> Vec<Value> {
+    let (mut ids, mut cursor) = (Vec::new(), Value::Null);
+    loop {
+        let page = json!({ "limit": 2, "cursor": cursor });
+        let mut page = person.client.call(format!("account-{}", person.id), "lro.list", page).await;
+        ids.extend(page["ops"].as_array().unwrap().iter().map(|op| op["op_id"].clone()));
+        cursor = page["next_cursor"].take();
+        if cursor.is_null() {
+            return ids;
+        }
+    }
+}
+
 async fn assert_forbidden(client: &test_harness::Client, scope: &str, endpoint: &str) {
     let answer = client.ask(scope, endpoint, &json!({})).await;
     let kind = answer.as_ref().map_err(bus_client::RequestError::kind).map(drop);
@@ -61,6 +75,11 @@ async fn a_person_uses_their_own_project_and_no_other() {
     seen.assert_complete(OperationStatus::Succeeded);
     let backups = eve.client.call(scope(&mine), "backup.list", json!({})).await;
     assert_eq!(backups["backups"].as_array().unwrap().len(), 1);
+    // Their account lists what there is in all their projects.
+    project_of(&system, Some(&eve.id)).await;
+    assert_eq!(operations_of(&eve).await, [created["op"]["op_id"].clone()]);
+    let of_another = format!("account-{}", person(&system, "mallory").await.id);
+    assert_forbidden(&eve.client, &of_another, "lro.list").await;
 
     for (scope, endpoint) in [
         (scope(&others), "project.get"),
@@ -96,7 +115,18 @@ async fn a_collaborator_may_from_the_next_log_in_on_and_no_longer_after_removal(
         json!(project)
     );
 
+    // What runs in projects of their own and in those of others, newest first, each once.
+    let own = project_of(&system, Some(&bob.id)).await;
+    let mut created = Vec::new();
+    for project in [&project, &own, &project, &own, &project] {
+        let backup = json!({ "kind": "project-backup" });
+        created.push(operator.call(scope(project), "lro.create", backup).await["op"]["op_id"].take());
+    }
+    created.reverse();
+    assert_eq!(operations_of(&bob).await, created);
+
     operator.call(scope(&project), "project.remove_collaborator", json!({ "account_id": bob.id })).await;
+    assert_eq!(operations_of(&bob).await, [created[1].clone(), created[3].clone()]);
     let too_late = login(&system, &bob.id).await;
     assert_forbidden(&too_late, &scope(&project), "project.get").await;
 }

@@ -94,7 +94,10 @@ impl Database {
         Ok(checkpoint.flatten())
     }
 
-    /// Operations of a scope, newest first.
+    /// Operations of a scope, newest first; of an account those of the projects that it may use, too.
+    ///
+    /// # Errors
+    /// If the database fails.
     pub async fn list_operations(
         &self,
         scope: Scope,
@@ -102,14 +105,23 @@ impl Database {
     ) -> Result<Vec<Operation>, DatabaseError> {
         let rows = sqlx::query_as!(
             OperationRow,
-            "SELECT * FROM long_running_operations
-             WHERE scope_type = $1
-                AND coalesce(scope_id, '00000000-0000-0000-0000-000000000000') = coalesce($2, '00000000-0000-0000-0000-000000000000'::uuid)
-                AND ($3::text IS NULL OR kind = $3)
-                AND ($4::text IS NULL OR status = $4)
-                AND ($5::uuid IS NULL OR parent_id = $5)
-                AND ($6::uuid IS NULL OR id < $6)
-             ORDER BY id DESC LIMIT $7",
+            "SELECT operation.*
+             FROM (SELECT $1::text AS scope_type, $2::uuid AS scope_id
+                UNION ALL SELECT 'project', id FROM projects WHERE $1 = 'account' AND account_id = $2
+                -- Whose project it is may be a collaborator, too.
+                UNION SELECT 'project', project_id FROM project_collaborators WHERE $1 = 'account' AND account_id = $2)
+                AS place
+             CROSS JOIN LATERAL (
+                SELECT * FROM long_running_operations
+                WHERE scope_type = place.scope_type
+                    AND coalesce(scope_id, '00000000-0000-0000-0000-000000000000')
+                        = coalesce(place.scope_id, '00000000-0000-0000-0000-000000000000'::uuid)
+                    AND ($3::text IS NULL OR kind = $3)
+                    AND ($4::text IS NULL OR status = $4)
+                    AND ($5::uuid IS NULL OR parent_id = $5)
+                    AND ($6::uuid IS NULL OR id < $6)
+                ORDER BY id DESC LIMIT $7) AS operation
+             ORDER BY operation.id DESC LIMIT $7",
             scope.scope_type().as_str(),
             scope.uuid(),
             filter.kind.as_ref().map(OperationKind::as_str),
