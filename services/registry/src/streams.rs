@@ -15,7 +15,7 @@ use bus_messages::{Encoding, Operation, ProgressEvent};
 use bus_subjects::OperationSubject;
 use bytes::Bytes;
 use catalog_database::{Database, DatabaseErrorKind, OutboxEntry, OutboxEvent, ToTell};
-use domain_model::OperationId;
+use domain_model::{OperationId, OperationStatus};
 use futures::StreamExt;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -67,6 +67,8 @@ struct Position {
     n: u64,
     rev: u64,
     outbox_id: i64,
+    /// Whether it told of the end of the operation.
+    is_end: bool,
 }
 
 impl Position {
@@ -80,11 +82,17 @@ impl Position {
             n: number(message, "Lro-N"),
             rev: number(message, "Lro-Rev"),
             outbox_id: number(message, "Lro-Outbox-Id"),
+            is_end: message
+                .headers
+                .get(STATUS)
+                .and_then(|status| status.parse().ok())
+                .is_some_and(|status: OperationStatus| status.is_terminal()),
         }
     }
 }
 
 const ATTEMPT: &str = "Lro-Attempt";
+const STATUS: &str = "Lro-Status";
 
 /// The writer of the stream. Cheap to clone.
 #[derive(Clone)]
@@ -308,8 +316,8 @@ impl Streams {
                 detail: event.detail.clone(),
                 status: event.status,
             };
-            let status = event.status.unwrap_or(op.status).to_string();
-            if self.publish_event(op, &subject, last, &message, &status, entry.id).await?.is_some() {
+            let status = event.status.unwrap_or(op.status);
+            if self.publish_event(op, &subject, last, &message, status, entry.id).await?.is_some() {
                 return Ok(());
             }
         }
@@ -331,9 +339,9 @@ impl Streams {
         for event in events {
             let mut turn = 0;
             loop {
-                // An attempt that has been overtaken writes no more; what is stored already is not stored twice;
-                // and behind a hole nothing is stored until it is filled.
-                let overtaken = last.attempt > op.attempt;
+                // An attempt that has been overtaken writes no more, nor one of an operation whose time was over since somebody
+                // looked; what is stored already is not stored twice; and behind a hole nothing is stored until it is filled.
+                let overtaken = last.attempt > op.attempt || (last.attempt == op.attempt && last.is_end);
                 let hole = last.attempt == op.attempt && event.n > last.n.saturating_add(1);
                 if overtaken || hole {
                     return Ok(stored(last));
@@ -345,7 +353,7 @@ impl Streams {
                 if turn == 0 && last.attempt == op.attempt && !limit.admit(op.op_id) {
                     return Ok(stored(last));
                 }
-                match self.publish_event(op, &subject, last, event, op.status.as_str(), 0).await? {
+                match self.publish_event(op, &subject, last, event, op.status, 0).await? {
                     Some(position) => {
                         last = position;
                         break;
@@ -367,10 +375,10 @@ impl Streams {
         subject: &str,
         last: Position,
         event: &ProgressEvent,
-        status: &str,
+        status: OperationStatus,
         outbox_id: i64,
     ) -> Result<Option<Position>, StreamError> {
-        let mut headers = headers(op, &event.phase, event.attempt, status);
+        let mut headers = headers(op, &event.phase, event.attempt, status.as_str());
         headers.push(("Lro-N", event.n.to_string()));
         if outbox_id > 0 {
             headers.push(("Lro-Outbox-Id", outbox_id.to_string()));
@@ -379,7 +387,9 @@ impl Streams {
         let sequence = self.publish_if_last(subject, headers, payload, last.sequence, false).await?;
         Ok(sequence.map(|sequence| {
             self.inner.metrics.events.inc();
-            let position = Position { sequence, attempt: event.attempt, n: event.n, rev: 0, outbox_id };
+            let is_end = status.is_terminal();
+            let position =
+                Position { sequence, attempt: event.attempt, n: event.n, rev: 0, outbox_id, is_end };
             self.remember(subject, position);
             position
         }))
@@ -400,7 +410,14 @@ impl Streams {
             {
                 self.remember(
                     &subject,
-                    Position { sequence, attempt: op.attempt, n: 0, rev: op.rev, outbox_id: 0 },
+                    Position {
+                        sequence,
+                        attempt: op.attempt,
+                        n: 0,
+                        rev: op.rev,
+                        outbox_id: 0,
+                        is_end: op.status.is_terminal(),
+                    },
                 );
                 return Ok(());
             }
@@ -593,7 +610,7 @@ fn headers(op: &Operation, phase: &str, attempt: u32, status: &str) -> Vec<(&'st
     vec![
         ("Content-Type", Encoding::Json.content_type().to_owned()),
         ("Lro-Kind", op.kind.to_string()),
-        ("Lro-Status", status.to_owned()),
+        (STATUS, status.to_owned()),
         ("Lro-Phase", phase.to_owned()),
         (ATTEMPT, attempt.to_string()),
     ]

@@ -1,11 +1,13 @@
-//! A worker's turns: what has ended, and what is begun instead, in one message.
+//! A worker, message by message: what has ended and what is begun instead in one turn, and what comes too late.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bus_client::Bus;
+use bus_client::{Bus, FencedPublish};
 use bus_messages::kinds::DeclareKinds;
-use bus_messages::{ClaimReply, ClaimRequest, Encoding, FinishRequest, Lease, Nothing};
+use bus_messages::{
+    ClaimReply, ClaimRequest, Encoding, FinishRequest, Lease, Nothing, ProgressReply, ProgressRequest,
+};
 use serde_json::json;
 use test_harness::{SystemOptions, TestSystem};
 
@@ -87,6 +89,49 @@ async fn what_has_ended_hands_on_its_exclusive_key_to_what_is_claimed_with_it() 
         worker.turn(ends).await;
         assert_eq!((worker.holds("one-at-a-time"), worker.holds("test-sleep")), (1, 8), "after {ends} ends");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_tells_when_somebody_has_just_told_of_the_end_is_not_stored_behind_it() {
+    let system = system(&[]).await;
+    let client = system.operator().await;
+    client.create("hub", "test-sleep", json!({ "seconds": 0 })).await;
+    let mut worker = Worker::new(&system, &[("test-sleep", 1)]).await;
+    worker.turn(0).await;
+    let Lease { op, attempt, lease_id, .. } = &worker.held[0];
+    let subject = format!("persist.hub.lro.{}.evt", op.op_id);
+    let event = |n: u64, status: Option<&str>| {
+        json!({
+            "op_id": op.op_id, "attempt": attempt, "n": n, "ts": op.created_at, "phase": "sleep", "message": "", "status": status
+        })
+    };
+    // What another registry does in the moment between the look at who holds it and the words of the worker.
+    let end = FencedPublish {
+        subject: subject.clone(),
+        headers: vec![
+            ("Lro-Attempt", attempt.to_string()),
+            ("Lro-N", "1".to_owned()),
+            ("Lro-Status", "expired".to_owned()),
+        ],
+        payload: event(1, Some("expired")).to_string().into(),
+        expected_last_subject_sequence: None,
+        rollup: false,
+    };
+    let writer = system.connect_as(system.hub_identity("hub_writer").unwrap()).await;
+    let stream = writer.bus().operation_stream();
+    stream.publish(end).await.unwrap();
+    let progress = json!({
+        "worker_id": "a test",
+        "ops": [{ "op_id": op.op_id, "attempt": attempt, "lease_id": lease_id, "events": [event(2, None)] }]
+    });
+    let progress: ProgressRequest = serde_json::from_value(progress).unwrap();
+    let told: ProgressReply = worker
+        .bus
+        .request("work.v1.hub.progress".to_owned(), &progress, Encoding::MessagePack, PATIENCE)
+        .await
+        .unwrap();
+    assert_eq!((told.ops[0].ok, told.ops[0].stored_n), (true, 1), "{told:?}");
+    assert_eq!(stream.ring(&subject).await.unwrap().len(), 1);
 }
 
 /// One in which nobody else works on what is for tests.
