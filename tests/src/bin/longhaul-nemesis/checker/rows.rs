@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use domain_model::{OperationId, OperationStatus as Status};
+use domain_model::{OperationId, OperationStatus as Status, Timestamp};
 
 use super::{Found, Lives, Rule};
 use crate::history::{Change, History, What, steps_done};
@@ -57,7 +57,9 @@ fn life_of(op_id: OperationId, life: &[&Change], found: &mut Found) {
         if steps_done(after.checkpoint.as_ref()) < steps_done(before.checkpoint.as_ref()) {
             found.add(Rule::CheckpointWentBack, op_id, say());
         }
-        if (after.status == Status::Running) != after.lease_until.is_some() {
+        // Whose time is over while a worker works on it keeps its key until the lease is over.
+        let keeps_lease = after.status == Status::Expired && after.lease_until == after.old_lease_until;
+        if (after.status == Status::Running) != after.lease_until.is_some() && !keeps_lease {
             found.add(Rule::ZombieLease, op_id, say());
         }
     }
@@ -146,6 +148,8 @@ fn end_of(change: &Change) -> impl PartialEq {
 /// Who holds a key: replayed in the order in which the database let them.
 fn keys(history: &History, found: &mut Found) {
     let mut running: HashMap<&str, OperationId> = HashMap::new();
+    // Whose time was over while it ran, and until when its worker may not have heard of that.
+    let mut expired: HashMap<&str, (OperationId, Timestamp)> = HashMap::new();
     let mut active: HashMap<(String, &str, &str), OperationId> = HashMap::new();
     let mut before: HashMap<OperationId, &Change> = HashMap::new();
     for change in &history.changes {
@@ -154,6 +158,9 @@ fn keys(history: &History, found: &mut Found) {
         if let Some(old) = before.insert(op_id, change) {
             if let Some(key) = exclusive_key_of(old) {
                 running.remove(key);
+                if let Some(until) = change.lease_until.filter(|_| change.status == Status::Expired) {
+                    expired.insert(key, (op_id, until));
+                }
             }
             if let Some(key) = dedupe_key_of(old) {
                 active.remove(&key);
@@ -166,6 +173,15 @@ fn keys(history: &History, found: &mut Found) {
             && let Some(other) = running.insert(key, op_id)
         {
             found.add(Rule::ExclusiveKey, op_id, format!("it runs with the key {key:?} while {other} does"));
+        }
+        if let Some(key) = exclusive_key_of(change)
+            && let Some((other, until)) = expired.remove(key)
+            && change.at < until
+        {
+            let what = format!(
+                "it runs with the key {key:?} of {other}, which has expired and whose lease is not over"
+            );
+            found.add(Rule::ExclusiveKey, op_id, what);
         }
         if let Some(key) = dedupe_key_of(change)
             && let Some(other) = active.insert(key.clone(), op_id)

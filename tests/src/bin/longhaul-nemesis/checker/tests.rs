@@ -62,7 +62,7 @@ fn next(before: &Change, second: u32, status: Status) -> Change {
     let mut after = before.clone();
     (after.what, after.at, after.status, after.rev) = (What::Update, at(second), status, before.rev + 1);
     after.old_lease_until = before.lease_until;
-    if status != Status::Running {
+    if !matches!(status, Status::Running | Status::Expired) {
         after.lease_until = None;
     }
     if status.is_terminal() && after.finished_at.is_none() {
@@ -446,6 +446,22 @@ fn two_with_one_key_are_found() {
         both(30, prepare)(&mut history);
         assert_eq!(check(&history), [], "one after the other is no harm");
     }
+    // The lease of second 11 is over in second 28, whenever the time of its operation was.
+    let after_expiry = |second: u32| {
+        move |history: &mut History| {
+            let (made, next_made) = (queued(2, 10), queued(3, second - 1));
+            let runs = claimed(&made, 11);
+            let (expired, next_runs) = (next(&runs, 12, Status::Expired), claimed(&next_made, second));
+            let ends = succeeded(&next_runs, second + 10);
+            let mut changes = vec![made, runs, expired, next_made, next_runs, ends];
+            changes.iter_mut().for_each(exclusive);
+            *history = with(std::mem::take(history), changes);
+        }
+    };
+    spoiled_alone(Rule::ExclusiveKey, after_expiry(27));
+    let mut history = good();
+    after_expiry(28)(&mut history);
+    assert_eq!(check(&history), []);
 }
 
 #[test]
