@@ -95,7 +95,9 @@ pub struct BackupReceipt {
     pub vanished: CountedPaths,
     /// Files of a live tree that changed while they were read.
     pub changed: CountedPaths,
-    /// Whether an earlier attempt had already made this snapshot.
+    /// When what was read was fixed, or when the reading of a live tree began: Unix time in seconds, with fraction.
+    pub taken_at: f64,
+    /// Whether an earlier attempt had already made this snapshot. What it has is of that time, not of this attempt's.
     pub found: bool,
     /// Requests to the object store.
     pub requests: RequestCounts,
@@ -117,7 +119,7 @@ impl Repository {
     /// Errors: `NotFound` if one of the paths that it is to be limited to is not there, `SourceUnreadable` if anything could not be read (on a live tree: for another reason than
     /// that it is gone), `Canceled` if the progress said so. In neither case is there a snapshot.
     pub fn back_up(self, request: &BackupRequest, progress: &Arc<dyn Progress>) -> Result<BackupReceipt> {
-        let started = Instant::now();
+        let (started, began) = (Instant::now(), jiff::Timestamp::now());
         validate_tags(&request.tags)?;
         if request.attempt > 1
             && let Some(receipt) = self.find_backup_of(request.op_id)?
@@ -136,7 +138,7 @@ impl Repository {
             tree: None,
             user: request.tags.clone(),
         };
-        let job = BackupJob { backend: &backend, relay: &relay, request, progress, started };
+        let job = BackupJob { backend: &backend, relay: &relay, request, progress, started, began };
         let parent_id =
             parent.as_ref().map(|parent| SnapshotId::from_rustic(parent.id.into_inner())).transpose()?;
 
@@ -170,6 +172,7 @@ impl Repository {
             duration_s: started.elapsed().as_secs_f64(),
             vanished: archived.findings.vanished,
             changed: archived.findings.changed,
+            taken_at: taken_at(&archived.snapshot),
             found: false,
             requests: backend.requests(),
         })
@@ -212,6 +215,7 @@ impl Repository {
                 self.forget(&[id])?;
                 continue;
             }
+            let taken_at = taken_at(&snapshot);
             let summary = snapshot.summary.unwrap_or_default();
             let parent = snapshot.parent.map(|id| SnapshotId::from_rustic(id.into_inner())).transpose()?;
             return Ok(Some(BackupReceipt {
@@ -226,6 +230,7 @@ impl Repository {
                 duration_s: summary.total_duration,
                 vanished: CountedPaths::default(),
                 changed: CountedPaths::default(),
+                taken_at,
                 found: true,
                 requests: self.requests(),
             }));
@@ -240,6 +245,13 @@ struct BackupJob<'a> {
     request: &'a BackupRequest,
     progress: &'a Arc<dyn Progress>,
     started: Instant,
+    /// Before anything was read.
+    began: jiff::Timestamp,
+}
+
+/// When what a snapshot has was fixed, see [`BackupReceipt::taken_at`].
+fn taken_at(snapshot: &SnapshotFile) -> f64 {
+    snapshot.time.timestamp().as_duration().as_secs_f64()
 }
 
 impl BackupJob<'_> {
@@ -399,16 +411,17 @@ impl BackupJob<'_> {
         let mut options = SnapshotOptions::default();
         options.host = Some("longhaul".to_owned());
         options.command = Some("longhaul".to_owned());
-        if let SourceState::ReadOnly { taken_at } = self.request.source {
-            let taken_at = jiff::SignedDuration::try_from_secs_f64(taken_at)
+        let taken_at = match self.request.source {
+            SourceState::ReadOnly { taken_at } => jiff::SignedDuration::try_from_secs_f64(taken_at)
                 .and_then(jiff::Timestamp::from_duration)
                 .map_err(|error| {
                     let message = "the time of the snapshot is no time";
                     BackupRepositoryError::new(Kind::InvalidArgument, "back up", self.backend.root(), message)
                         .with_source(error)
-                })?;
-            options.time = Some(taken_at.to_zoned(jiff::tz::TimeZone::UTC));
-        }
+                })?,
+            SourceState::Live => self.began,
+        };
+        options.time = Some(taken_at.to_zoned(jiff::tz::TimeZone::UTC));
         options.to_snapshot().map_err(|error| self.backend.error("back up", self.backend.root(), &error))
     }
 

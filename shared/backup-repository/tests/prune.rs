@@ -271,6 +271,7 @@ async fn a_backup_that_ends_after_its_packs_were_marked_is_made_anew() {
     // Whoever repeats it once more finds the one that restores.
     let repeated = test.back_up(BackupRequest { attempt: 3, ..again }).await.unwrap();
     assert_eq!((repeated.found, repeated.snapshot), (true, fourth.snapshot));
+    assert_eq!(repeated.taken_at, fourth.taken_at, "it has what was there then");
     prune(test.location(), request(&[third, fourth.snapshot], &[])).await.unwrap();
     assert_eq!(test.snapshots().await.len(), 2);
     assert_whole(&test, fourth.snapshot, "in the end").await;

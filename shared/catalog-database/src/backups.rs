@@ -137,9 +137,9 @@ pub(crate) async fn record(connection: &mut PgConnection, backup: &NewBackup) ->
             backup_scheduled_at = NULL,
             -- Of one filesystem they only grow: the host may have told already of what changed since the files were frozen.
             last_changed_generation = greatest(last_changed_generation, $4),
-            -- What has changed before they were frozen is saved.
+            -- What has changed before they were frozen is saved; where nobody can tell, something has changed since.
             unsaved_since = CASE WHEN greatest(touched_at, damaged_at) > $2 THEN greatest(touched_at, damaged_at)
-                WHEN last_changed_generation > $4 THEN greatest(unsaved_since, $2) END,
+                WHEN $4::bigint IS NULL OR last_changed_generation > $4 THEN greatest(unsaved_since, $2) END,
             updated_at = now()
          WHERE id = $1 AND (last_backup_at IS NULL OR last_backup_at <= $2)",
         backup.project_id.as_uuid(),

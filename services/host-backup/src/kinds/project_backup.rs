@@ -2,11 +2,12 @@
 //!
 //! What a crash leaves, and who ends it: a snapshot on the host (deleted at the next start, or by the next
 //! attempt), packs in the bucket that no snapshot names (reused by the next backup), or a whole snapshot in
-//! the repository that the hub does not know (found by its operation's id in the next attempt). Nothing is a
-//! backup before the hub has recorded the success.
+//! the repository that the hub does not know (found by its operation's id in the next attempt, and told to be of the moment in
+//! which the files were frozen for it: what has changed since is in no backup). Nothing is a backup before the hub has
+//! recorded the success.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use backup_repository::{BackupRequest, Purpose};
@@ -68,8 +69,7 @@ impl ProjectBackup {
             operation.event(EventLevel::Warn, "snapshot", message, None);
         }
         let outcome = self.upload(operation, &grant, input, &source).await;
-        let frozen = timestamp(source.taken_at);
-        let (kind, generation) = (source_kind(source.kind), source.generation);
+        let (frozen, kind, generation) = (source.taken_at, source_kind(source.kind), source.generation);
         operation.progress("clean-up", "dropping the snapshot", None);
         drop(source);
         let dropped = self.host.volumes(move |root| root.drop_snapshot(op_uuid)).await;
@@ -86,6 +86,11 @@ impl ProjectBackup {
             );
             operation.event(EventLevel::Warn, "upload", message, None);
         }
+        let (snapshot_at, generation) = match receipt.found {
+            // Nobody has kept of which generation that was: the project counts as changed.
+            true => (UNIX_EPOCH + Duration::try_from_secs_f64(receipt.taken_at).unwrap_or_default(), None),
+            false => (frozen, generation),
+        };
         let id = |id: &backup_repository::SnapshotId| {
             id.to_string().parse().map_err(|error| {
                 OperationFailure::permanent("job", format!("the job named a strange snapshot: {error}"))
@@ -99,7 +104,7 @@ impl ProjectBackup {
             parent: receipt.parent.as_ref().map(id).transpose()?,
             source: kind,
             tree: receipt.tree,
-            snapshot_at: frozen,
+            snapshot_at: timestamp(snapshot_at),
             generation,
             vanished: receipt.vanished.count,
             duration_s: began.elapsed().as_secs_f64(),

@@ -134,8 +134,12 @@ impl Interposed {
         self.shared.watched.lock().await
     }
 
-    /// Waits until `ended`, and starts the service again where it is killed.
-    pub(super) async fn while_it_is_killed<T>(&self, ended: impl Future<Output = T>) -> (T, Seen) {
+    /// Waits until `ended`, and starts the service again where it is killed, after something was done `meanwhile`.
+    pub(super) async fn while_it_is_killed<T>(
+        &self,
+        ended: impl Future<Output = T>,
+        meanwhile: impl FnOnce(),
+    ) -> (T, Seen) {
         let process = self.shared.process().unwrap();
         let mut ended = pin!(ended);
         let early = tokio::select! {
@@ -149,6 +153,7 @@ impl Interposed {
         assert!(hit || process.is_running(), "it has ended by itself: {}", process.log_tail());
         if hit {
             process.wait().await;
+            meanwhile();
             self.launch().await.unwrap();
         }
         let ended = match early {

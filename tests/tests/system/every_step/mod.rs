@@ -35,6 +35,7 @@ const SHORT_LEASE_S: &str = "8";
 const PATIENCE: Duration = Duration::from_secs(90);
 /// More messages than any operation here has.
 const MOST_MOMENTS: usize = 60;
+const WRITTEN_MEANWHILE: &str = "written-meanwhile";
 /// Messages that come when it is time for them, and why that is not at the same point of each run: where one of them was to
 /// be the last, it may not come.
 const BY_THE_CLOCK: [(&str, &str); 2] = [
@@ -74,11 +75,14 @@ struct Case {
     request: Value,
     /// The scope and the kind of the part of it that the service does, where that is not the whole.
     part: Option<(String, &'static str)>,
+    /// A file that is written while the service is dead.
+    written_meanwhile: Option<PathBuf>,
 }
 
 impl Case {
     fn create(project: String, kind: &str, input: Value) -> Self {
-        Self { project, endpoint: "lro.create", request: json!({ "kind": kind, "input": input }), part: None }
+        let request = json!({ "kind": kind, "input": input });
+        Self { project, endpoint: "lro.create", request, part: None, written_meanwhile: None }
     }
 
     /// Asks for it, and says which operation it is and which one the service has.
@@ -115,7 +119,12 @@ async fn killed_at_every_message(
         *watched = Some(Watched::new(&part, moment.clone()));
         drop(watched);
         let ended = client.ended(scope(&case.project), &op_id);
-        let (mut op, seen) = service.while_it_is_killed(ended).await;
+        let write = || {
+            if let Some(file) = &case.written_meanwhile {
+                fs::write(file, "by somebody who does not know of any of this").unwrap();
+            }
+        };
+        let (mut op, seen) = service.while_it_is_killed(ended, write).await;
         assert_eq!(op["status"], "succeeded", "killed at {moment:?}: {seen:?}: {op:#}");
         check(&case, op["result"].take()).await;
         let moments = seen
@@ -198,6 +207,23 @@ async fn backups(client: &Client, project: &str) -> Vec<Value> {
     serde_json::from_value(listed["backups"].take()).unwrap()
 }
 
+/// What was written while nobody worked is in the backup, or in none as far as anybody says.
+async fn assert_saved_or_known_not_to_be(client: &Client, case: &Case, backup: &Value) {
+    if !case.written_meanwhile.as_ref().unwrap().exists() {
+        return;
+    }
+    let place = json!({ "backup_id": backup["backup_id"], "path": "project" });
+    let listed = client.call(scope(&case.project), "backup.ls", place).await;
+    if listed["entries"].as_array().unwrap().iter().any(|entry| entry["name"] == WRITTEN_MEANWHILE) {
+        return;
+    }
+    wait_for("what is in no backup to be known", PATIENCE, || async {
+        let status = client.call(scope(&case.project), "project.status", json!({})).await;
+        if status["changed_since_backup"] == true { Ok(()) } else { Err(format!("{status:#}")) }
+    })
+    .await;
+}
+
 async fn assert_newest_restores(client: &Client, project: &str) {
     let drilled = client.done(project, "restore-drill", json!({})).await;
     assert_eq!(drilled["proof"], "match", "{drilled:#}");
@@ -209,11 +235,13 @@ async fn a_backup_and_its_proofs() {
     let host = interpose(&system, Server::HostBackup(0), "host-backup-0").await;
     let prepare = async |seed| {
         let project = client.create_project_with_files(&system, seed).await;
-        Case::create(project, "project-backup", json!({}))
+        let written_meanwhile = Some(system.project_files(0, &project).join(WRITTEN_MEANWHILE));
+        Case { written_meanwhile, ..Case::create(project, "project-backup", json!({})) }
     };
     killed_at_every_message(&client, &host, "project-backup", prepare, async |case, result| {
         assert!(result["files"].as_u64() > Some(300), "{result:#}");
         assert_eq!(backups(&client, &case.project).await.len(), 1);
+        assert_saved_or_known_not_to_be(&client, case, &result).await;
         assert_newest_restores(&client, &case.project).await;
         nothing_is_left(&system, 0).await;
     })
@@ -241,7 +269,7 @@ async fn a_prune() {
         change_a_little(&system.project_files(0, &project), seed);
         client.done(&project, "project-backup", json!({})).await;
         let request = json!({ "backup_id": older["backup_id"] });
-        Case { project, endpoint: "backup.delete", request, part: None }
+        Case { project, endpoint: "backup.delete", request, part: None, written_meanwhile: None }
     };
     killed_at_every_message(&client, &host, "repo-prune", prepare, async |case, _| {
         let left = backups(&client, &case.project).await;
