@@ -198,27 +198,30 @@ async fn lease(
         OperationRow,
         "WITH RECURSIVE
          -- The accounts that have something ready, hopping from one to the next in the index: from a random place
-         -- and round to it again, since no more than a hundred are looked at.
+         -- and round to it again, since no more than a hundred are looked at. OFFSET 0 has each place looked for once, and
+         -- not once for each that names it: what was claimed before lies in the index until it is vacuumed, and to find the
+         -- first that is ready is to walk over all of it.
          hop AS (
-            SELECT queue.routing, here.account_id, here.account_id AS began, 1 AS hops
+            SELECT queue.routing, here.account_id, here.account_id AS began, here.account_id <= $7 AS round, 1 AS hops
             FROM unnest($2::text[]) AS queue (routing) CROSS JOIN LATERAL (SELECT coalesce(
                 (SELECT account_id FROM long_running_operations
                     WHERE ready AND routing = queue.routing AND kind = $1 AND account_id > $7
                     ORDER BY account_id LIMIT 1),
                 (SELECT account_id FROM long_running_operations
                     WHERE ready AND routing = queue.routing AND kind = $1
-                    ORDER BY account_id LIMIT 1)) AS account_id) AS here
+                    ORDER BY account_id LIMIT 1)) AS account_id OFFSET 0) AS here
             WHERE here.account_id IS NOT NULL
             UNION ALL
-            SELECT hop.routing, next.account_id, hop.began, hop.hops + 1
+            SELECT hop.routing, next.account_id, hop.began, hop.round OR next.account_id < hop.account_id, hop.hops + 1
             FROM hop CROSS JOIN LATERAL (SELECT coalesce(
                 (SELECT account_id FROM long_running_operations
                     WHERE ready AND routing = hop.routing AND kind = $1 AND account_id > hop.account_id
                     ORDER BY account_id LIMIT 1),
-                (SELECT account_id FROM long_running_operations
+                CASE WHEN NOT hop.round THEN (
+                    SELECT account_id FROM long_running_operations
                     WHERE ready AND routing = hop.routing AND kind = $1
-                    ORDER BY account_id LIMIT 1)) AS account_id) AS next
-            WHERE next.account_id IS DISTINCT FROM hop.began AND hop.hops < 100),
+                    ORDER BY account_id LIMIT 1) END) AS account_id OFFSET 0) AS next
+            WHERE next.account_id IS NOT NULL AND next.account_id <> hop.began AND hop.hops < 100),
          account AS MATERIALIZED (
             SELECT hop.routing, hop.account_id, (
                 SELECT count(*) FROM long_running_operations
@@ -234,15 +237,16 @@ async fn lease(
                 WHERE ready AND routing = account.routing AND kind = $1 AND account_id = account.account_id
                     AND expires_at > now()
                     AND (exclusive_key IS NULL OR (
-                        NOT EXISTS (
-                            SELECT 1 FROM long_running_operations AS other
-                            WHERE other.exclusive_key = operation.exclusive_key AND other.status = 'running')
+                        -- Not with EXISTS, for which a planner that expects many candidates reads all that run.
+                        (SELECT other.id FROM long_running_operations AS other
+                            WHERE other.exclusive_key = operation.exclusive_key AND other.status = 'running'
+                            LIMIT 1) IS NULL
                         -- Its worker goes on until it hears that the time was over. What ends later than a lease given now is
                         -- of a clock that was ahead.
-                        AND NOT EXISTS (
-                            SELECT 1 FROM long_running_operations AS other
+                        AND (SELECT other.id FROM long_running_operations AS other
                             WHERE other.exclusive_key = operation.exclusive_key AND other.status = 'expired'
-                                AND other.lease_until BETWEEN now() AND now() + make_interval(secs => $5))
+                                AND other.lease_until BETWEEN now() AND now() + make_interval(secs => $5)
+                            LIMIT 1) IS NULL
                         -- Of several in one queue the first: so no claim takes two, nor two claims one each.
                         AND NOT EXISTS (
                             SELECT 1 FROM long_running_operations AS first
