@@ -140,7 +140,19 @@ pub(crate) async fn measure(options: Options) -> anyhow::Result<Figures> {
         if wanted(Part::Throughput) {
             system.start_afresh().await?;
             throughput::empty_operations(&system, &mut figures, options.operations).await?;
-            figures.add_ratio("lro.throughput.ratio_to_floor", "lro.throughput", "lro.floor.claim_complete");
+            for throughput in ["lro.throughput", "lro.throughput.at_once"] {
+                figures.add_ratio(
+                    format!("{throughput}.ratio_to_floor"),
+                    throughput,
+                    "lro.floor.claim_complete",
+                );
+                // The floor that also inserts what it claims, as operations are created.
+                figures.add_ratio(
+                    format!("{throughput}.ratio_to_floor_with_insert"),
+                    throughput,
+                    "lro.floor.insert_claim_complete",
+                );
+            }
         }
         if wanted(Part::Events) {
             events::rate(&system, &mut figures, options.events_s).await?;

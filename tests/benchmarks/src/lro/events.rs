@@ -13,7 +13,7 @@ use futures::StreamExt as _;
 
 use super::bench_system::{BenchSystem, Who, typed};
 use super::empty_worker::{EmptyWorker, Work};
-use super::floors::{publish, publish_many, subject_of_nobody};
+use super::floors::{publish_many, publish_with_headers, subject_of_nobody};
 use super::latency::{add, milliseconds};
 use crate::figures::{Figures, percentile};
 
@@ -114,7 +114,9 @@ pub(super) async fn fan_out(system: &BenchSystem, figures: &mut Figures, events:
     system.start_afresh().await?;
     let (nobodys, _) = OperationSubject::parse(&subject_of_nobody(u32::MAX))?;
     let writer = system.connect(Who::Writer).await?.operation_stream();
-    let raw = deliveries(system, nobodys, events, async || publish(&writer, nobodys.events()).await).await?;
+    let raw =
+        deliveries(system, nobodys, events, async || publish_with_headers(&writer, nobodys.events()).await)
+            .await?;
     add(figures, "lro.floor.message_to_200_subscribers", &raw);
     let mut held = Held::claim(system).await?;
     let told = deliveries(system, held.subject(), events, async || held.report().await).await?;

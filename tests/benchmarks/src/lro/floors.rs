@@ -155,10 +155,25 @@ pub(super) fn subject_of_nobody(number: u32) -> String {
 }
 
 /// Has a message stored, whatever was before.
-pub(super) async fn publish(writer: &OperationStream, subject: String) -> anyhow::Result<()> {
+async fn publish(writer: &OperationStream, subject: String) -> anyhow::Result<()> {
+    publish_with(writer, subject, Vec::new()).await
+}
+
+/// The same with as many headers as an event has, which whoever receives it has to read.
+pub(super) async fn publish_with_headers(writer: &OperationStream, subject: String) -> anyhow::Result<()> {
+    let headers = ["Content-Type", "Lro-Kind", "Lro-Status", "Lro-Phase", "Lro-Attempt", "Lro-N", "Lro-Rev"];
+    let headers = headers.map(|name| (name, "test-empty".to_owned())).to_vec();
+    publish_with(writer, subject, headers).await
+}
+
+async fn publish_with(
+    writer: &OperationStream,
+    subject: String,
+    headers: Vec<(&'static str, String)>,
+) -> anyhow::Result<()> {
     let message = FencedPublish {
         subject,
-        headers: Vec::new(),
+        headers,
         payload: Bytes::from_static(PAYLOAD),
         expected_last_subject_sequence: None,
         rollup: false,
