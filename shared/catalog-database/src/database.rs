@@ -8,12 +8,14 @@ use sqlx::{Connection, PgPool};
 use crate::DatabaseError;
 use crate::error::During;
 
-/// What holds for every connection. Every statement here is short: compiling one costs more than running it. A registry that is
-/// paused, or whose machine is gone, in the middle of a transaction keeps its locks from others for no longer than half a
-/// lease: the transaction is rolled back, and the registry learns of it.
-const SETTINGS: [(&str, &str); 6] = [
+/// What holds for every connection. Every statement here is short: compiling one costs more than running it. Its plan is made
+/// once, perhaps while a table has a page or two, and kept while that grows to a million rows: so never with a scan of the
+/// whole table where an index will do. A registry that is paused, or whose machine is gone, in the middle of a transaction
+/// keeps its locks from others for no longer than half a lease: the transaction is rolled back, and the registry learns of it.
+const SETTINGS: [(&str, &str); 7] = [
     ("jit", "off"),
     ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
     ("idle_in_transaction_session_timeout", "15s"),
     ("tcp_keepalives_idle", "5"),
     ("tcp_keepalives_interval", "5"),

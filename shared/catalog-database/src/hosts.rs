@@ -86,8 +86,9 @@ impl Database {
                 (SELECT count(*) FROM projects AS project WHERE project.host_id = host.id) AS "projects!",
                 (SELECT count(*) FROM projects AS project WHERE project.host_id = host.id AND is_unsaved(project))
                     AS "unsaved!",
-                (SELECT count(*) FROM long_running_operations WHERE routing = $2 AND status = 'queued'
-                    AND NOT waiting_for_children) AS "queued!"
+                (SELECT count(*) FROM long_running_operations WHERE routing = $2 AND ready)
+                    + (SELECT count(*) FROM long_running_operations WHERE routing = $2 AND status = 'queued'
+                        AND NOT ready AND NOT waiting_for_children) AS "queued!"
              FROM hosts AS host WHERE id = $1"#,
             id.as_uuid(),
             routing,

@@ -4,6 +4,7 @@
 
 mod backup_schedule;
 mod operations;
+mod plans;
 mod retention;
 mod support;
 mod upkeep;

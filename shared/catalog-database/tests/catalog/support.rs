@@ -45,8 +45,12 @@ pub(crate) async fn catalog() -> Option<Catalog> {
 impl Catalog {
     /// Carries out a statement that no part of Longhaul would: it puts moments into the past.
     pub(crate) async fn turn_back(&self, statement: &'static str) {
-        let mut connection = PgConnection::connect(self.url.expose_secret()).await.unwrap();
-        sqlx::query(statement).execute(&mut connection).await.unwrap();
+        sqlx::query(statement).execute(&mut self.connection().await).await.unwrap();
+    }
+
+    /// A connection past what Longhaul has.
+    pub(crate) async fn connection(&self) -> PgConnection {
+        PgConnection::connect(self.url.expose_secret()).await.unwrap()
     }
 }
 
