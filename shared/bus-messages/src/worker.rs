@@ -25,9 +25,8 @@ pub struct ClaimRequest {
     pub kinds: BTreeMap<OperationKind, u32>,
     /// How many it could start in all.
     pub max: u32,
-    /// Attempts of the worker that have ended: one message for the ends of some operations and the beginnings of the next.
-    /// They are recorded before it is given others where they may make place for those, by a cap or an exclusive key; else
-    /// at the same time.
+    /// Attempts of the worker that have ended, many in one message. They are recorded before it is given others, for which
+    /// they may make place, by a cap or an exclusive key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub finished: Vec<FinishRequest>,
 }

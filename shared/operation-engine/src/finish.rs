@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::OperationFailure;
-use crate::turns;
+use crate::ends;
 use crate::worker::{Shared, Slot};
 
 const BACK_OFF: BackOff = BackOff { base: Duration::from_millis(100), cap: Duration::from_secs(2) };
@@ -55,8 +55,8 @@ pub(crate) fn finish_request(
     Some(request)
 }
 
-/// Tells the registry until it has recorded it, the operation is lost, or the lease is over: first with what else the
-/// worker has to tell, then by itself. The same request again does no harm. A result that the registry refuses becomes a
+/// Tells the registry until it has recorded it, the operation is lost, or the lease is over: first with what else has
+/// ended, then by itself. The same request again does no harm. A result that the registry refuses becomes a
 /// failure that says so. Returns what it has recorded.
 pub(crate) async fn finish(
     shared: &Shared,
@@ -65,11 +65,11 @@ pub(crate) async fn finish(
     deadline: Instant,
 ) -> Option<Outcome> {
     let subject = WorkSubject::new(shared.caller, "finish").to_string();
-    let mut together = (json_length(&request) <= turns::MOST_BYTES).then_some(slot);
+    let mut together = (json_length(&request) <= ends::MOST_BYTES).then_some(slot);
     let mut failures = 0;
     loop {
         let reply: Result<FinishReply, RequestError> = match together.take() {
-            Some(slot) => match turns::tell(&shared.ends, request.clone(), slot).await {
+            Some(slot) => match ends::tell(&shared.ends, request.clone(), slot).await {
                 Some(FinishReply { error: Some(error), .. }) => Err(RequestError::Api(error)),
                 Some(reply) => Ok(reply),
                 None => continue,

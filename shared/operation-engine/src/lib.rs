@@ -10,13 +10,14 @@
 //! the moment it asked.
 
 mod attempt;
+mod claims;
 mod context;
 mod declare;
+mod ends;
 mod event_log;
 mod finish;
 mod handler;
 mod reporter;
-mod turns;
 mod worker;
 
 pub use context::OperationContext;

@@ -10,15 +10,15 @@ use domain_model::{OperationKind, Routing};
 use futures::StreamExt;
 use futures::stream::SelectAll;
 use serde_json::Value;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::attempt::Attempt;
+use crate::ends::Ends;
 use crate::finish::{finish, finish_request};
 use crate::reporter::Reporter;
-use crate::turns::Ends;
 use crate::{OperationContext, OperationFailure, OperationHandler};
 
 /// How long the last events of an operation may hold up its end.
@@ -79,6 +79,8 @@ pub(crate) struct Shared {
     stopping: CancellationToken,
     /// Told when there may be something to claim.
     pub(crate) look: Notify,
+    /// Held from when a claim is asked until what it brought is begun.
+    pub(crate) claiming: Arc<Mutex<()>>,
 }
 
 impl Shared {
@@ -131,6 +133,7 @@ impl Worker {
             draining,
             stopping,
             look: Notify::new(),
+            claiming: Arc::default(),
         });
         // Before the first claim: what is created from then on is either in it or nudged.
         let mut wake_ups = subscribe(&self.bus, self.caller).await;
@@ -157,7 +160,8 @@ impl Worker {
         tokio::select! {
             () = working => {}
             () = listening => {}
-            () = self.take_turns(&shared, &running, ended) => {}
+            () = self.claim_what_there_is(&shared, &running) => {}
+            () = self.tell_ends(&shared, &running, ended) => {}
             () = shared.reporter.run() => {}
         }
     }
@@ -203,8 +207,8 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// Free again, for a look at work that is about to be taken anyway.
-    pub(crate) fn free_for_this_turn(mut self) {
+    /// Free again, without a look for work: who frees many looks once.
+    pub(crate) fn free_silently(mut self) {
         self.shared = None;
     }
 }

@@ -1,14 +1,12 @@
 //! Leases: what a worker may work on next, with what it has finished.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bus_client::{IncomingRequest, Reply};
 use bus_messages::kinds;
-use bus_messages::{ApiError, ClaimReply, ClaimRequest, FinishReply, FinishRequest, Lease, Outcome};
-use catalog_database::{
-    Caps, ClaimWanted, DatabaseError, FinishOutcome, Finished, KindWanted, LeaseFence, LeasedOperation,
-};
+use bus_messages::{ApiError, ClaimReply, ClaimRequest, FinishReply, Lease, Outcome};
+use catalog_database::{ClaimWanted, FinishOutcome, Finished, KindWanted, LeaseFence, LeasedOperation};
 use domain_model::Routing;
 use futures::future::{join_all, try_join_all};
 
@@ -53,11 +51,12 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
         max: claim.max.min(MOST_OPERATIONS as u32),
         lease_s: registry.settings.lease_s,
     };
-    let (finished, leased, leasing) = finish_and_claim(&registry, claim.finished, &wanted).await;
+    // First, because what ends makes place for what waits for a cap or an exclusive key. Where the claim then fails, the
+    // worker brings its ends once more: to repeat them does no harm.
+    let finished = finish_all(&registry, caller, claim.finished).await;
     let finished = finished.into_iter().map(|reply| reply.unwrap_or_else(FinishReply::refused)).collect();
-    // Where this failed, the worker brings its ends once more: to repeat them does no harm.
-    let leased = leased.map_err(from_database)?;
     let began = Instant::now();
+    let leased = registry.database.claim_operations(&wanted).await.map_err(from_database)?;
     let leased = without_those_that_wait(&registry, leased).await?;
     let leased = as_much_as_fits(&registry, leased).await?;
     let leases = leased.into_iter().map(|leased| {
@@ -88,37 +87,9 @@ pub(crate) async fn claim(registry: Arc<Registry>, request: IncomingRequest) -> 
     });
     let leases = join_all(leases).await;
     if !leases.is_empty() {
-        registry.metrics.claim_seconds.observe((leasing + began.elapsed()).as_secs_f64());
+        registry.metrics.claim_seconds.observe(began.elapsed().as_secs_f64());
     }
     Ok(request.reply(&ClaimReply { leases, finished }))
-}
-
-/// Records what has ended and leases what is wanted; how long the leasing took. What ends makes place for what waits for a cap
-/// or an exclusive key, so it goes first where that may be. Elsewhere both go to the database at the same time.
-async fn finish_and_claim(
-    registry: &Registry,
-    finished: Vec<FinishRequest>,
-    wanted: &ClaimWanted,
-) -> (Vec<Result<FinishReply, ApiError>>, Result<Vec<LeasedOperation>, DatabaseError>, Duration) {
-    let finishing = finish_all(registry, wanted.caller, finished);
-    let leasing = async {
-        let began = Instant::now();
-        let leased = registry.database.claim_operations(wanted).await;
-        (leased, began.elapsed())
-    };
-    let (finished, (leased, took)) = match may_wait_for_an_end(&wanted.kinds) {
-        true => (finishing.await, leasing.await),
-        false => tokio::join!(finishing, leasing),
-    };
-    (finished, leased, took)
-}
-
-/// Whether operations of these kinds may be waiting for others to end.
-fn may_wait_for_an_end(wanted: &[KindWanted]) -> bool {
-    wanted.iter().filter(|wanted| wanted.slots > 0).any(|wanted| {
-        let exclusive = kinds::find(&wanted.kind).is_none_or(|kind| kind.exclusive);
-        exclusive || wanted.caps != Caps::default()
-    })
 }
 
 /// Hands back what one answer cannot carry; the worker is nudged, and claims again.

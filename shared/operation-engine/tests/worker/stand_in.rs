@@ -47,10 +47,12 @@ pub(crate) struct Registry {
     known: Mutex<HashMap<OperationId, Known>>,
     pub(crate) silent: AtomicBool,
     pub(crate) replies_to_lose: AtomicU32,
-    /// Claims that bring ends and get no answer.
-    pub(crate) turns_to_lose: AtomicU32,
-    /// How many ends each claim has brought.
-    pub(crate) ends_of_claims: Mutex<Vec<usize>>,
+    /// How often it was asked for work.
+    pub(crate) claims: AtomicU32,
+    /// Messages of ends that get no answer.
+    pub(crate) ends_to_lose: AtomicU32,
+    /// How many ends each message brought that had some.
+    pub(crate) messages_of_ends: Mutex<Vec<usize>>,
     /// How many ends came by themselves.
     pub(crate) ends_alone: AtomicU32,
     pub(crate) refuse_checkpoints: AtomicBool,
@@ -76,7 +78,7 @@ impl Registry {
                     let lose = |left: u32| left.checked_sub(1);
                     if brings_ends(&request)
                         && registry
-                            .turns_to_lose
+                            .ends_to_lose
                             .try_update(Ordering::Relaxed, Ordering::Relaxed, lose)
                             .is_ok()
                     {
@@ -144,7 +146,10 @@ impl Registry {
     fn claim(&self, request: &IncomingRequest) -> Result<Reply, ApiError> {
         let claim: ClaimRequest = request.decode()?;
         assert_eq!(claim.kinds.values().sum::<u32>(), claim.max);
-        self.ends_of_claims.lock().unwrap().push(claim.finished.len());
+        match claim.finished.len() {
+            0 => drop(self.claims.fetch_add(1, Ordering::Relaxed)),
+            ends => self.messages_of_ends.lock().unwrap().push(ends),
+        }
         let ends = claim.finished.into_iter().map(|finish| self.record(finish));
         let finished = ends.map(|reply| reply.unwrap_or_else(FinishReply::refused)).collect();
         let mut queue = self.queue.lock().unwrap();

@@ -1,7 +1,7 @@
 //! What the worker tells: events and ends come to the registry once, in order and soon.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bus_messages::{EventLevel, Outcome};
@@ -9,9 +9,10 @@ use operation_engine::{OperationContext, WorkerTiming};
 use serde_json::{Value, json};
 
 use crate::setting::{Setting, fast, steps};
+use crate::support::wait_for;
 
 #[tokio::test]
-async fn ends_go_with_the_next_claim_and_what_was_not_told_yet_goes_with_them() {
+async fn ends_are_told_together_and_what_was_not_told_yet_goes_with_them() {
     let work = |context: OperationContext| async move {
         context.event(EventLevel::Info, "sleep", "the only one", None);
         Ok(json!({ "done": true }))
@@ -30,14 +31,46 @@ async fn ends_go_with_the_next_claim_and_what_was_not_told_yet_goes_with_them() 
     // A nudge has the worker ask about all that runs, and tell what there is by then.
     assert!(told_with_the_end > 10, "{told_with_the_end} of 20");
     assert_eq!(setting.registry.ends_alone.load(Ordering::Relaxed), 0);
-    let claims = setting.registry.ends_of_claims.lock().unwrap().clone();
-    assert_eq!(claims.iter().sum::<usize>(), 20, "{claims:?}");
+    let messages = setting.registry.messages_of_ends.lock().unwrap().clone();
+    assert_eq!(messages.iter().sum::<usize>(), 20, "{messages:?}");
+    assert!(messages.iter().any(|ends| *ends > 1), "{messages:?}");
     setting.draining.cancel();
     setting.ended().await;
 }
 
 #[tokio::test]
-async fn an_end_that_is_not_heard_with_a_claim_or_too_large_for_one_is_told_by_itself() {
+async fn the_next_are_begun_while_ends_are_recorded_but_not_without_limit() {
+    let started = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&started);
+    let work = move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        async { Ok(json!(null)) }
+    };
+    // Long enough for many more to be begun than may be.
+    let timing = WorkerTiming { request_timeout: Duration::from_secs(4), ..WorkerTiming::default() };
+    let Some(setting) = Setting::start(timing, work).await else { return };
+    setting.registry.ends_to_lose.store(u32::MAX, Ordering::Relaxed);
+    let operations: Vec<_> = (0..500).map(|_| setting.registry.add(30.0, None)).collect();
+    setting.wake().await;
+    wait_for("ends are given up with others, and told alone", async || {
+        let alone = setting.registry.ends_alone.load(Ordering::Relaxed);
+        if alone > 0 { Ok(()) } else { Err(format!("{started:?} started")) }
+    })
+    .await;
+    // Two slots: four messages of two ends each, then two operations whose slots stay taken; and some, since places
+    // and slots are free again just before the first end comes alone.
+    let begun = started.load(Ordering::Relaxed);
+    assert!((6..60).contains(&begun), "{begun}");
+    setting.registry.ends_to_lose.store(0, Ordering::Relaxed);
+    for op_id in operations {
+        setting.registry.finished(op_id).await;
+    }
+    setting.draining.cancel();
+    setting.ended().await;
+}
+
+#[tokio::test]
+async fn an_end_that_is_not_heard_with_others_or_too_large_for_that_is_told_by_itself() {
     let large = "x".repeat(20_000);
     let text = large.clone();
     let work = move |context: OperationContext| {
@@ -45,7 +78,7 @@ async fn an_end_that_is_not_heard_with_a_claim_or_too_large_for_one_is_told_by_i
         async move { Ok(result) }
     };
     let Some(setting) = Setting::start(fast(), work).await else { return };
-    setting.registry.turns_to_lose.store(1, Ordering::Relaxed);
+    setting.registry.ends_to_lose.store(1, Ordering::Relaxed);
     let small = setting.add().await;
     assert_eq!(setting.registry.finished(small).await.result, Some(json!("small")));
     assert_eq!(setting.registry.ends_alone.load(Ordering::Relaxed), 1);
@@ -124,8 +157,8 @@ async fn a_nudge_has_a_worker_look_unless_it_names_only_kinds_that_it_could_not_
     };
     let timing = WorkerTiming { poll: Duration::from_secs(3600), ..WorkerTiming::default() };
     let Some(setting) = Setting::start(timing, work).await else { return };
-    let claims = || setting.registry.ends_of_claims.lock().unwrap().len();
-    let more_claims = async |before: usize, patience: Duration| {
+    let claims = || setting.registry.claims.load(Ordering::Relaxed);
+    let more_claims = async |before: u32, patience: Duration| {
         let looking = async {
             while claims() == before {
                 tokio::time::sleep(Duration::from_millis(5)).await;
